@@ -1,0 +1,100 @@
+# Penstock: build with `make`, see `make help`. Everything is built under $(BUILD).
+BUILD ?= build
+WERROR ?= 0
+CUDA ?= auto
+PREFIX ?= /usr/local
+CFLAGS ?= -O2 -g
+AR ?= ar
+CLANG ?= clang-14
+
+WARN := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wc++-compat
+ifeq ($(WERROR),1)
+WARN += -Werror
+endif
+CPPFLAGS += -I. -I$(BUILD) -D_GNU_SOURCE
+ALL_CFLAGS = -std=c17 -fPIC -pthread -fno-fast-math $(WARN) $(CFLAGS)
+LIBS = -ljansson -lyaml -lpcre2-8 -lutf8proc -lxxhash -lm -pthread
+Q := $(if $(V),,@)
+
+DIRS := runtime/base runtime/device runtime/kernels runtime/model runtime/data runtime/train offload optim peft session
+LIB_SRC := $(sort $(foreach d,$(DIRS),$(wildcard $(d)/*.c)))
+LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
+TOOL_SRC := $(sort $(wildcard tools/*.c))
+TOOL_OBJ := $(TOOL_SRC:%.c=$(BUILD)/%.o)
+BENCH_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tools/bench/*.c)))
+EXAMPLE_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard examples/*.c)))
+TEST_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/*/test_*.c)))
+TEST_SH := $(sort $(wildcard tests/*/test_*.sh))
+FUZZ_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
+HELPER_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/helpers/*.c)))
+
+all: $(BUILD)/penstock $(BUILD)/libpenstock.so $(EXAMPLE_BIN)
+
+help:
+	@echo "targets: all test demo bench bench-full asan tsan fuzz format tidy install clean (check is test)"
+	@echo "variables: BUILD=$(BUILD) CFLAGS='$(CFLAGS)' WERROR=0|1 V=1 PREFIX=$(PREFIX)"
+
+$(BUILD)/%_avx2.o: ISA_FLAGS = -mavx2 -mfma -mf16c
+$(BUILD)/%_avx512.o: ISA_FLAGS = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
+$(BUILD)/%_avx512_bf16.o: ISA_FLAGS = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mavx2 -mfma -mf16c
+# One IEEE operation sequence for updates, whatever the compiler would like to contract.
+$(BUILD)/optim/%.o: ISA_FLAGS += -ffp-contract=off
+# Kernels vectorise only at -O3.
+$(BUILD)/runtime/kernels/%.o: ISA_FLAGS += -O3 -ffp-contract=off -fno-trapping-math
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "CC $<")
+	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(ISA_FLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/libpenstock.a: $(LIB_OBJ)
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+$(BUILD)/libpenstock.so: $(LIB_OBJ)
+	$(Q)$(CC) -shared $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(LIBS)
+$(BUILD)/penstock: $(TOOL_OBJ) $(BUILD)/libpenstock.a
+	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(LIBS)
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libpenstock.a
+	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
+$(BUILD)/tools/bench/%: $(BUILD)/tools/bench/%.o $(BUILD)/libpenstock.a
+	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(LIBS)
+$(BUILD)/examples/%: $(BUILD)/examples/%.o $(BUILD)/libpenstock.a
+	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(LIBS)
+
+setup:
+	@tools/setup.sh
+tests: $(TEST_BIN) $(HELPER_BIN)
+test check: setup
+	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)BUILD=$(BUILD) tests/run.sh $(TEST_BIN) $(TEST_SH)
+demo: setup
+	$(Q)$(MAKE) --no-print-directory $(BUILD)/penstock
+	$(Q)BUILD=$(BUILD) examples/demo/run.sh
+bench: $(BUILD)/penstock $(BENCH_BIN)
+	$(Q)BUILD=$(BUILD) tools/bench/run.sh
+bench-full: $(BUILD)/penstock $(BENCH_BIN)
+	$(Q)BUILD=$(BUILD) tools/bench/full.sh
+asan:
+	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/asan CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" all tests
+	$(Q)BUILD=$(BUILD)/asan tests/run.sh $(patsubst $(BUILD)/%,$(BUILD)/asan/%,$(TEST_BIN))
+tsan:
+	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/tsan CFLAGS="-O1 -g -fsanitize=thread" all tests
+	$(Q)BUILD=$(BUILD)/tsan tests/run.sh $(patsubst $(BUILD)/%,$(BUILD)/tsan/%,$(TEST_BIN))
+fuzz:
+	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz CC=$(CLANG) CFLAGS="-O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined" LDFLAGS="-fsanitize=fuzzer,address,undefined" fuzz-bins
+	$(Q)BUILD=$(BUILD)/fuzz tests/fuzz/run.sh
+fuzz-bins: $(FUZZ_BIN)
+format:
+	$(Q)git ls-files '*.c' '*.h' | xargs clang-format -i
+tidy:
+	$(Q)tools/tidy
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include/penstock
+	install $(BUILD)/penstock $(DESTDIR)$(PREFIX)/bin/
+	install -m644 $(BUILD)/libpenstock.a $(BUILD)/libpenstock.so $(DESTDIR)$(PREFIX)/lib/
+	install -m644 session/*.h $(DESTDIR)$(PREFIX)/include/penstock/
+clean:
+	rm -rf $(BUILD)
+
+.PHONY: all help setup tests test check demo bench bench-full asan tsan fuzz fuzz-bins format tidy install clean
+.SECONDARY:
+-include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(patsubst %,%.d,$(TEST_BIN) $(EXAMPLE_BIN) $(BENCH_BIN))

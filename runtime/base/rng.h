@@ -1,0 +1,50 @@
+/* Counter-based random numbers: a value depends on its key and index only, never on history.
+ *
+ * Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11). The key of a
+ * stream is (seed, step, micro-batch, layer, site); `index` is the element. */
+#ifndef PS_BASE_RNG_H
+#define PS_BASE_RNG_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Sites: one constant a use, so that no two uses share a stream. Values never change. */
+enum ps_rng_site {
+    PS_RNG_INIT_WEIGHT = 1,  /* `init`: layer = parameter index */
+    PS_RNG_INIT_ADAPTER = 2, /* adapter A: layer = parameter index */
+    PS_RNG_SHUFFLE = 3,      /* data order: step = epoch */
+    PS_RNG_DROPOUT = 4,      /* adapter dropout: layer = layer * 16 + linear role */
+    PS_RNG_SAMPLE = 5,       /* generation: step = position, micro = prompt */
+    PS_RNG_SPLIT = 6,        /* --val-split */
+};
+
+struct ps_rng_key {
+    uint64_t seed;
+    uint64_t step;
+    uint32_t micro_batch;
+    uint32_t layer;
+    uint32_t site;
+};
+
+/* Four 32-bit words for block `block` of the stream. */
+void ps_rng_block(const struct ps_rng_key *key, uint64_t block, uint32_t out[4]);
+
+/* Word `index` of the stream (word index%4 of block index/4). */
+uint32_t ps_rng_u32(const struct ps_rng_key *key, uint64_t index);
+
+/* 64 bits made of words 2*index and 2*index+1. */
+uint64_t ps_rng_u64(const struct ps_rng_key *key, uint64_t index);
+
+/* Uniform in [0, 1): the top 24 bits of word `index`, times 2^-24. */
+float ps_rng_uniform(const struct ps_rng_key *key, uint64_t index);
+
+/* Standard normal by Box-Muller from words 2*index and 2*index+1, in double. */
+double ps_rng_normal(const struct ps_rng_key *key, uint64_t index);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
