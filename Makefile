@@ -7,7 +7,7 @@ CFLAGS ?= -O2 -g
 AR ?= ar
 CLANG ?= clang-14
 
-WARN := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wc++-compat
+WARN := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla
 ifeq ($(WERROR),1)
 WARN += -Werror
 endif
