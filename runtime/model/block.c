@@ -1,0 +1,369 @@
+/* One decoder block: see block.h. */
+#include "runtime/model/block.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "runtime/kernels/attention.h"
+#include "runtime/kernels/rmsnorm.h"
+#include "runtime/kernels/rope.h"
+#include "runtime/kernels/swiglu.h"
+
+#define ALIGN ((size_t)64)
+
+static void *take(unsigned char *base, size_t *used, size_t bytes)
+{
+    size_t at = *used;
+    *used += (bytes + ALIGN - 1) & ~(ALIGN - 1);
+    return base ? base + at : NULL;
+}
+
+struct widths {
+    size_t h, f, a, kv;
+};
+
+static struct widths widths_of(const struct ps_model_config *cfg)
+{
+    size_t d = (size_t)cfg->head_dim;
+    return (struct widths){.h = (size_t)cfg->hidden_size,
+                           .f = (size_t)cfg->intermediate_size,
+                           .a = (size_t)cfg->n_head * d,
+                           .kv = (size_t)cfg->n_kv_head * d};
+}
+
+size_t ps_block_saved_carve(struct ps_block_saved *out, void *base, const struct ps_block *block,
+                            enum ps_dtype dtype, size_t n_tok)
+{
+    const struct ps_model_config *cfg = block->cfg;
+    struct widths w = widths_of(cfg);
+    size_t e = ps_dtype_size(dtype);
+    size_t used = 0;
+    memset(out, 0, sizeof *out);
+    out->rstd1 = take(base, &used, n_tok * sizeof(float));
+    out->rstd2 = take(base, &used, n_tok * sizeof(float));
+    out->lse = take(base, &used, n_tok * (size_t)cfg->n_head * sizeof(float));
+    if (cfg->qk_norm) {
+        out->rstd_q = take(base, &used, n_tok * (size_t)cfg->n_head * sizeof(float));
+        out->rstd_k = take(base, &used, n_tok * (size_t)cfg->n_kv_head * sizeof(float));
+        out->q_pre = take(base, &used, n_tok * w.a * e);
+        out->k_pre = take(base, &used, n_tok * w.kv * e);
+    }
+    out->q = take(base, &used, n_tok * w.a * e);
+    out->k = take(base, &used, n_tok * w.kv * e);
+    out->v = take(base, &used, n_tok * w.kv * e);
+    out->o = take(base, &used, n_tok * w.a * e);
+    out->x1 = take(base, &used, n_tok * w.h * e);
+    out->gate = take(base, &used, n_tok * w.f * e);
+    out->up = take(base, &used, n_tok * w.f * e);
+    for (int i = 0; i < PS_LINEAR_COUNT; i++) {
+        const struct ps_adapter_site *s = block->site[i];
+        if (s)
+            out->adapter[i] = take(base, &used, s->ops->saved_bytes(s->config, s->out, s->in, n_tok,
+                                                                    dtype));
+    }
+    return used;
+}
+
+size_t ps_block_adapter_scratch(const struct ps_block *block, enum ps_dtype dtype, size_t n_tok)
+{
+    size_t most = 0;
+    for (int i = 0; i < PS_LINEAR_COUNT; i++) {
+        const struct ps_adapter_site *s = block->site[i];
+        size_t n = s ? s->ops->scratch_bytes(s->config, s->out, s->in, n_tok, dtype) : 0;
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+size_t ps_block_scratch_carve(struct ps_block_scratch *out, void *base,
+                              const struct ps_model_config *cfg, enum ps_dtype dtype, size_t n_tok,
+                              size_t adapter_bytes, bool backward, int thread_count)
+{
+    struct widths w = widths_of(cfg);
+    size_t e = ps_dtype_size(dtype);
+    size_t used = 0;
+    memset(out, 0, sizeof *out);
+    out->norm = take(base, &used, n_tok * w.h * e);
+    out->act = take(base, &used, n_tok * w.f * e);
+    out->attention =
+        take(base, &used, ps_attention_workspace_bytes((int32_t)n_tok, cfg->n_head, cfg->n_kv_head,
+                                                       cfg->head_dim, thread_count));
+    out->adapter = take(base, &used, adapter_bytes);
+    if (backward) {
+        size_t rows = n_tok * (size_t)(cfg->qk_norm ? cfg->n_head : 1);
+        size_t norm = ps_rmsnorm_workspace_bytes(n_tok, w.h);
+        size_t head_norm = ps_rmsnorm_workspace_bytes(rows, (size_t)cfg->head_dim);
+        out->dact = take(base, &used, n_tok * w.f * e);
+        out->dnorm = take(base, &used, n_tok * w.h * e);
+        out->dout = take(base, &used, n_tok * w.a * e);
+        out->dq = take(base, &used, n_tok * w.a * e);
+        out->dk = take(base, &used, n_tok * w.kv * e);
+        out->dv = take(base, &used, n_tok * w.kv * e);
+        out->rmsnorm = take(base, &used, norm > head_norm ? norm : head_norm);
+    }
+    return used;
+}
+
+double ps_block_linear_flops(const struct ps_model_config *cfg)
+{
+    double sum = 0;
+    for (int i = 0; i < PS_LINEAR_COUNT; i++) {
+        int64_t out;
+        int64_t in;
+        ps_linear_shape(cfg, (enum ps_role)i, &out, &in);
+        sum += 2.0 * (double)out * (double)in;
+    }
+    return sum;
+}
+
+/* Common part of a call to linear `role`. */
+static struct ps_linear_call linear_call(const struct ps_block *b, const struct ps_block_run *run,
+                                         struct ps_block_saved *saved, enum ps_role role,
+                                         const void *x)
+{
+    struct ps_linear_call c = {
+        .cx = run->cx,
+        .n_tok = run->n_tok,
+        .weight = &b->weight[role],
+        .bias = &b->weight[PS_ROLE_Q_BIAS + (int)role],
+        .site = b->site[role],
+        .saved = saved->adapter[role],
+        .scratch = run->scratch->adapter,
+        .training = run->training,
+        .key = run->key,
+        .x = x,
+        .accumulate = run->accumulate,
+        .dweight = b->grad[role],
+        .dbias = b->grad[PS_ROLE_Q_BIAS + (int)role],
+    };
+    ps_linear_shape(b->cfg, role, &c.out, &c.in);
+    return c;
+}
+
+static void forward_linear(const struct ps_block *b, const struct ps_block_run *run,
+                           struct ps_block_saved *saved, enum ps_role role, const void *x, void *y,
+                           const void *residual)
+{
+    struct ps_linear_call c = linear_call(b, run, saved, role, x);
+    c.y = y;
+    c.residual = residual;
+    ps_linear_forward(&c);
+}
+
+static void backward_linear(const struct ps_block *b, const struct ps_block_run *run,
+                            struct ps_block_saved *saved, enum ps_role role, const void *x,
+                            const void *dy, void *dx, const void *dx_add)
+{
+    struct ps_linear_call c = linear_call(b, run, saved, role, x);
+    c.dy = dy;
+    c.dx = dx;
+    c.dx_add = dx_add;
+    ps_linear_backward(&c);
+}
+
+/* A norm over tokens (heads == 1) or over heads of tokens. */
+static struct ps_rmsnorm_args norm_args(const struct ps_block *b, const struct ps_block_run *run,
+                                        enum ps_role role, size_t heads, size_t n, const void *x,
+                                        void *y, float *rstd)
+{
+    return (struct ps_rmsnorm_args){
+        .n_tok = run->n_tok,
+        .rows_per_tok = heads,
+        .n = n,
+        .eps = b->cfg->rms_norm_eps,
+        .dtype = run->cx->dtype,
+        .x = x,
+        .x_ld = heads * n,
+        .weight = b->weight[role].data,
+        .weight_dtype = b->weight[role].dtype,
+        .y = y,
+        .y_ld = heads * n,
+        .rstd = rstd,
+        .dweight = b->grad[role],
+        .accumulate = run->accumulate,
+    };
+}
+
+static void norm_forward(const struct ps_block *b, const struct ps_block_run *run, enum ps_role role,
+                         size_t heads, size_t n, const void *x, void *y, float *rstd)
+{
+    struct ps_rmsnorm_args a = norm_args(b, run, role, heads, n, x, y, rstd);
+    ps_rmsnorm_forward(run->cx->pool, run->cx->isa, &a);
+}
+
+static void norm_backward(const struct ps_block *b, const struct ps_block_run *run,
+                          enum ps_role role, size_t heads, size_t n, const void *x, float *rstd,
+                          const void *dy, void *dx, const void *dx_add)
+{
+    struct ps_rmsnorm_args a = norm_args(b, run, role, heads, n, x, NULL, rstd);
+    a.dy = dy;
+    a.dy_ld = heads * n;
+    a.dx = dx;
+    a.dx_ld = heads * n;
+    a.dx_add = dx_add;
+    a.dx_add_ld = heads * n;
+    ps_rmsnorm_backward(run->cx->pool, run->cx->isa, &a, run->scratch->rmsnorm);
+}
+
+static void rope(const struct ps_block *b, const struct ps_block_run *run, void *x, int32_t heads,
+                 int inverse)
+{
+    size_t d = (size_t)b->cfg->head_dim;
+    ps_rope_apply(run->cx->pool, run->cx->isa, x, (size_t)heads * d, run->cx->dtype, run->n_tok,
+                  (size_t)heads, d, run->position, run->cos_sin, inverse);
+}
+
+static struct ps_attention_args attention_args(const struct ps_block *b,
+                                               const struct ps_block_run *run,
+                                               const struct ps_block_saved *s)
+{
+    struct widths w = widths_of(b->cfg);
+    return (struct ps_attention_args){
+        .doc_start = run->doc_start,
+        .doc_count = run->doc_count,
+        .n_head = b->cfg->n_head,
+        .n_kv_head = b->cfg->n_kv_head,
+        .head_dim = b->cfg->head_dim,
+        .sliding_window = b->cfg->sliding_window,
+        .scale = 1.0f / sqrtf((float)b->cfg->head_dim),
+        .dtype = run->cx->dtype,
+        .q = s->q,
+        .k = s->k,
+        .v = s->v,
+        .q_ld = w.a,
+        .k_ld = w.kv,
+        .v_ld = w.kv,
+        .out = s->o,
+        .out_ld = w.a,
+        .lse = s->lse,
+    };
+}
+
+/* x0 -> saved q, k, v, o, lse */
+static void attention_half(const struct ps_block *b, const struct ps_block_run *run, const void *x0,
+                           struct ps_block_saved *s)
+{
+    const struct ps_model_config *cfg = b->cfg;
+    struct widths w = widths_of(cfg);
+    size_t d = (size_t)cfg->head_dim;
+    void *n1 = run->scratch->norm;
+    struct ps_block_saved at = *s;
+    if (run->k_cache) {
+        size_t skip = (size_t)run->n_past * w.kv * ps_dtype_size(run->cx->dtype);
+        at.k = (unsigned char *)run->k_cache + skip;
+        at.v = (unsigned char *)run->v_cache + skip;
+    }
+    norm_forward(b, run, PS_ROLE_ATTN_NORM, 1, w.h, x0, n1, s->rstd1);
+    forward_linear(b, run, s, PS_ROLE_Q, n1, cfg->qk_norm ? s->q_pre : s->q, NULL);
+    forward_linear(b, run, s, PS_ROLE_K, n1, cfg->qk_norm ? s->k_pre : at.k, NULL);
+    forward_linear(b, run, s, PS_ROLE_V, n1, at.v, NULL);
+    if (cfg->qk_norm) {
+        norm_forward(b, run, PS_ROLE_Q_NORM, (size_t)cfg->n_head, d, s->q_pre, s->q, s->rstd_q);
+        norm_forward(b, run, PS_ROLE_K_NORM, (size_t)cfg->n_kv_head, d, s->k_pre, at.k, s->rstd_k);
+    }
+    rope(b, run, s->q, cfg->n_head, 0);
+    rope(b, run, at.k, cfg->n_kv_head, 0);
+    struct ps_attention_args a = attention_args(b, run, &at);
+    if (run->n_past > 0) {
+        assert(run->n_tok == 1);
+        a.k = run->k_cache;
+        a.v = run->v_cache;
+        ps_attention_decode(run->cx->pool, run->cx->isa, &a, run->n_past, run->scratch->attention);
+        return;
+    }
+    ps_attention_forward(run->cx->pool, run->cx->isa, &a, run->scratch->attention);
+}
+
+static void mlp_activation(const struct ps_block *b, const struct ps_block_run *run,
+                           const struct ps_block_saved *s)
+{
+    size_t f = (size_t)b->cfg->intermediate_size;
+    ps_swiglu_forward(run->cx->pool, run->cx->isa, run->cx->dtype, run->n_tok, f, s->gate, f, s->up,
+                      f, run->scratch->act, f);
+}
+
+void ps_block_forward(const struct ps_block *b, const struct ps_block_run *run, const void *x0,
+                      void *x2, struct ps_block_saved *s)
+{
+    size_t h = (size_t)b->cfg->hidden_size;
+    void *n2 = run->scratch->norm;
+    attention_half(b, run, x0, s);
+    forward_linear(b, run, s, PS_ROLE_O, s->o, s->x1, x0);
+    norm_forward(b, run, PS_ROLE_MLP_NORM, 1, h, s->x1, n2, s->rstd2);
+    forward_linear(b, run, s, PS_ROLE_GATE, n2, s->gate, NULL);
+    forward_linear(b, run, s, PS_ROLE_UP, n2, s->up, NULL);
+    const struct ps_adapter_site *down = b->site[PS_ROLE_DOWN];
+    if (!x2 && !down)
+        return;
+    mlp_activation(b, run, s);
+    if (x2) {
+        forward_linear(b, run, s, PS_ROLE_DOWN, run->scratch->act, x2, s->x1);
+        return;
+    }
+    struct ps_linear_call c = linear_call(b, run, s, PS_ROLE_DOWN, run->scratch->act);
+    down->ops->save(&c);
+}
+
+/* dx (gradient of x2) -> dx (gradient of x1) */
+static void mlp_backward(const struct ps_block *b, const struct ps_block_run *run,
+                         struct ps_block_saved *s, void *dx)
+{
+    const struct ps_block_scratch *t = run->scratch;
+    size_t f = (size_t)b->cfg->intermediate_size;
+    size_t h = (size_t)b->cfg->hidden_size;
+    mlp_activation(b, run, s);
+    backward_linear(b, run, s, PS_ROLE_DOWN, t->act, dx, t->dact, NULL);
+    ps_swiglu_backward(run->cx->pool, run->cx->isa, run->cx->dtype, run->n_tok, f, s->gate, f, s->up,
+                       f, t->dact, f, s->gate, f, s->up, f);
+    norm_forward(b, run, PS_ROLE_MLP_NORM, 1, h, s->x1, t->norm, s->rstd2);
+    backward_linear(b, run, s, PS_ROLE_GATE, t->norm, s->gate, t->dnorm, NULL);
+    backward_linear(b, run, s, PS_ROLE_UP, t->norm, s->up, t->dnorm, t->dnorm);
+    norm_backward(b, run, PS_ROLE_MLP_NORM, 1, h, s->x1, s->rstd2, t->dnorm, dx, dx);
+}
+
+/* dx (gradient of x1) -> dq, dk, dv before RoPE and norms per head */
+static void core_backward(const struct ps_block *b, const struct ps_block_run *run,
+                          struct ps_block_saved *s, const void *dx)
+{
+    const struct ps_model_config *cfg = b->cfg;
+    const struct ps_block_scratch *t = run->scratch;
+    struct widths w = widths_of(cfg);
+    size_t d = (size_t)cfg->head_dim;
+    backward_linear(b, run, s, PS_ROLE_O, s->o, dx, t->dout, NULL);
+    struct ps_attention_args a = attention_args(b, run, s);
+    a.dout = t->dout;
+    a.dout_ld = w.a;
+    a.dq = t->dq;
+    a.dk = t->dk;
+    a.dv = t->dv;
+    a.dq_ld = w.a;
+    a.dk_ld = w.kv;
+    a.dv_ld = w.kv;
+    ps_attention_backward(run->cx->pool, run->cx->isa, &a, t->attention);
+    rope(b, run, t->dq, cfg->n_head, 1);
+    rope(b, run, t->dk, cfg->n_kv_head, 1);
+    if (cfg->qk_norm) {
+        norm_backward(b, run, PS_ROLE_Q_NORM, (size_t)cfg->n_head, d, s->q_pre, s->rstd_q, t->dq,
+                      t->dq, NULL);
+        norm_backward(b, run, PS_ROLE_K_NORM, (size_t)cfg->n_kv_head, d, s->k_pre, s->rstd_k, t->dk,
+                      t->dk, NULL);
+    }
+}
+
+void ps_block_backward(const struct ps_block *b, const struct ps_block_run *run, const void *x0,
+                       struct ps_block_saved *s, void *dx, bool need_dx)
+{
+    const struct ps_block_scratch *t = run->scratch;
+    size_t h = (size_t)b->cfg->hidden_size;
+    mlp_backward(b, run, s, dx);
+    core_backward(b, run, s, dx);
+    norm_forward(b, run, PS_ROLE_ATTN_NORM, 1, h, x0, t->norm, s->rstd1);
+    bool want = need_dx || b->grad[PS_ROLE_ATTN_NORM];
+    void *dn = want ? t->dnorm : NULL;
+    backward_linear(b, run, s, PS_ROLE_Q, t->norm, t->dq, dn, NULL);
+    backward_linear(b, run, s, PS_ROLE_K, t->norm, t->dk, dn, dn);
+    backward_linear(b, run, s, PS_ROLE_V, t->norm, t->dv, dn, dn);
+    if (want)
+        norm_backward(b, run, PS_ROLE_ATTN_NORM, 1, h, x0, s->rstd1, dn, dx, dx);
+}
