@@ -19,9 +19,9 @@ extern "C" {
 #define PS_ST_NAME_MAX 1024
 
 struct ps_st_tensor {
-    const char *name;      /* lives as long as the file object */
+    const char *name;       /* lives as long as the file object */
     const char *dtype_text; /* as spelled in the file: "BF16", "I64", "F8_E4M3", ... */
-    int dtype;             /* enum ps_dtype, or -1 for types that Penstock does not compute with */
+    int dtype;              /* enum ps_dtype, or -1 for types that Penstock does not compute with */
     int rank;
     int64_t shape[PS_ST_RANK_MAX];
     uint64_t offset; /* of the first byte, from the start of the file */
@@ -31,7 +31,8 @@ struct ps_st_tensor {
 
 struct ps_st_file; /* one open file */
 
-/* Open and check a file. Returns 0, -errno, or PS_EFORMAT with file and tensor name in err. */
+/* Open and check a file. Returns 0, -errno, PS_EFORMAT, or PS_EUNSUPPORTED for types smaller than a
+ * byte, with file and tensor name in err. */
 int ps_st_open(struct ps_st_file **out, const char *path, struct ps_error *err) PS_WARN_UNUSED;
 void ps_st_close(struct ps_st_file *f);
 
@@ -53,6 +54,10 @@ int ps_st_read(const struct ps_st_file *f, const struct ps_st_tensor *t, uint64_
 /* Read a whole F32, BF16 or F16 tensor converted to dst_type. `dst` holds t->elements elements. */
 int ps_st_read_as(const struct ps_st_file *f, const struct ps_st_tensor *t, enum ps_dtype dst_type,
                   void *dst, struct ps_error *err) PS_WARN_UNUSED;
+
+/* 0 while the file still has the size and modification time that it had when it was opened, else
+ * PS_EFORMAT: call it after the last read. */
+int ps_st_check_unchanged(const struct ps_st_file *f, struct ps_error *err) PS_WARN_UNUSED;
 
 /* The tensors of a model directory: `model.safetensors`, or the shards that
  * `model.safetensors.index.json` names (bare names only; each mapped tensor must be in its shard;
