@@ -1,8 +1,8 @@
 /* LoRA: see lora.h.
  *
- * Design: the rank-r product continues the accumulators of the base GEMM (second operand pair), so base and
- * adapter are added in fp32 and rounded once, and the output is written once. With dropout the input
- * of A is masked in scratch, and its gradient is masked before it joins dx. */
+ * Design: the rank-r product continues the accumulators of the base GEMM (second operand pair), so
+ * base and adapter are added in fp32 and rounded once, and the output is written once. With dropout
+ * the input of A is masked in scratch, and its gradient is masked before it joins dx. */
 #include "peft/lora.h"
 
 #include <assert.h>
@@ -27,12 +27,13 @@ static int lora_tensors(const struct ps_adapter_config *cfg, int64_t out, int64_
         return ps_error_full(err, PS_EUSAGE, NULL, "lora-r", "use a smaller --lora-r",
                              "rank %d does not fit a linear of %lld x %lld (1..%lld)", cfg->r,
                              (long long)out, (long long)in, (long long)least);
-    tensor[TENSOR_A] =
-        (struct ps_adapter_tensor){.suffix = "lora_A.weight", .rank = 2, .shape = {cfg->r, in},
-                                   .decay = true};
-    tensor[TENSOR_B] =
-        (struct ps_adapter_tensor){.suffix = "lora_B.weight", .rank = 2, .shape = {out, cfg->r},
-                                   .decay = true, .rate_group = 1};
+    tensor[TENSOR_A] = (struct ps_adapter_tensor){
+        .suffix = "lora_A.weight", .rank = 2, .shape = {cfg->r, in}, .decay = true};
+    tensor[TENSOR_B] = (struct ps_adapter_tensor){.suffix = "lora_B.weight",
+                                                  .rank = 2,
+                                                  .shape = {out, cfg->r},
+                                                  .decay = true,
+                                                  .rate_group = 1};
     return 2;
 }
 
@@ -212,7 +213,8 @@ static void lora_backward(const struct ps_linear_call *c)
         backward_dx(c, c->scratch);
 }
 
-static void lora_merge(const struct ps_adapter_site *s, int64_t row_begin, int64_t rows, float *delta)
+static void lora_merge(const struct ps_adapter_site *s, int64_t row_begin, int64_t rows,
+                       float *delta)
 {
     size_t r = (size_t)s->config->r;
     size_t in = (size_t)s->in;

@@ -59,8 +59,8 @@ size_t ps_block_saved_carve(struct ps_block_saved *out, void *base, const struct
     for (int i = 0; i < PS_LINEAR_COUNT; i++) {
         const struct ps_adapter_site *s = block->site[i];
         if (s)
-            out->adapter[i] = take(base, &used, s->ops->saved_bytes(s->config, s->out, s->in, n_tok,
-                                                                    dtype));
+            out->adapter[i] =
+                take(base, &used, s->ops->saved_bytes(s->config, s->out, s->in, n_tok, dtype));
     }
     return used;
 }
@@ -86,8 +86,8 @@ size_t ps_block_scratch_carve(struct ps_block_scratch *out, void *base,
     memset(out, 0, sizeof *out);
     out->norm = take(base, &used, n_tok * w.h * e);
     out->act = take(base, &used, n_tok * w.f * e);
-    out->attention =
-        take(base, &used, ps_attention_workspace_bytes((int32_t)n_tok, cfg->n_head, cfg->n_kv_head,
+    out->attention = take(base, &used,
+                          ps_attention_workspace_bytes((int32_t)n_tok, cfg->n_head, cfg->n_kv_head,
                                                        cfg->head_dim, thread_count));
     out->adapter = take(base, &used, adapter_bytes);
     if (backward) {
@@ -185,8 +185,9 @@ static struct ps_rmsnorm_args norm_args(const struct ps_block *b, const struct p
     };
 }
 
-static void norm_forward(const struct ps_block *b, const struct ps_block_run *run, enum ps_role role,
-                         size_t heads, size_t n, const void *x, void *y, float *rstd)
+static void norm_forward(const struct ps_block *b, const struct ps_block_run *run,
+                         enum ps_role role, size_t heads, size_t n, const void *x, void *y,
+                         float *rstd)
 {
     struct ps_rmsnorm_args a = norm_args(b, run, role, heads, n, x, y, rstd);
     ps_rmsnorm_forward(run->cx->pool, run->cx->isa, &a);
@@ -314,8 +315,8 @@ static void mlp_backward(const struct ps_block *b, const struct ps_block_run *ru
     size_t h = (size_t)b->cfg->hidden_size;
     mlp_activation(b, run, s);
     backward_linear(b, run, s, PS_ROLE_DOWN, t->act, dx, t->dact, NULL);
-    ps_swiglu_backward(run->cx->pool, run->cx->isa, run->cx->dtype, run->n_tok, f, s->gate, f, s->up,
-                       f, t->dact, f, s->gate, f, s->up, f);
+    ps_swiglu_backward(run->cx->pool, run->cx->isa, run->cx->dtype, run->n_tok, f, s->gate, f,
+                       s->up, f, t->dact, f, s->gate, f, s->up, f);
     norm_forward(b, run, PS_ROLE_MLP_NORM, 1, h, s->x1, t->norm, s->rstd2);
     backward_linear(b, run, s, PS_ROLE_GATE, t->norm, s->gate, t->dnorm, NULL);
     backward_linear(b, run, s, PS_ROLE_UP, t->norm, s->up, t->dnorm, t->dnorm);

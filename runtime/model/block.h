@@ -1,11 +1,12 @@
 /* One decoder block (Llama family), forward and backward on preallocated buffers.
  *
- *   n1 = norm(x0);  q, k, v = n1 Wq, n1 Wk, n1 Wv;  [q, k = norm per head];  q, k = rope(q), rope(k)
- *   o = attention(q, k, v);  x1 = x0 + o Wo;  n2 = norm(x1);  g, u = n2 Wg, n2 Wu
- *   m = silu(g) * u;  x2 = x1 + m Wd
+ *   n1 = norm(x0);  q, k, v = n1 Wq, n1 Wk, n1 Wv;  [q, k = norm per head];  q, k = rope(q),
+ * rope(k) o = attention(q, k, v);  x1 = x0 + o Wo;  n2 = norm(x1);  g, u = n2 Wg, n2 Wu m = silu(g)
+ * * u;  x2 = x1 + m Wd
  *
- * All tensors are dense, tokens first: (n_tok, width) of the compute dtype. Backward needs the minimal saved
- * set (x0, 1/rms, q, k, v, o, lse, x1, g, u and what adapters keep); n1, n2, m are recomputed. */
+ * All tensors are dense, tokens first: (n_tok, width) of the compute dtype. Backward needs the
+ * minimal saved set (x0, 1/rms, q, k, v, o, lse, x1, g, u and what adapters keep); n1, n2, m are
+ * recomputed. */
 #ifndef PS_MODEL_BLOCK_H
 #define PS_MODEL_BLOCK_H
 
@@ -33,13 +34,13 @@ struct ps_block {
 
 /* The saved set of one layer, carved out of one piece of memory. */
 struct ps_block_saved {
-    float *rstd1, *rstd2;    /* (n_tok,) */
-    float *rstd_q, *rstd_k;  /* (n_tok * heads,), only with norms per head */
-    float *lse;              /* (n_tok, n_head) */
-    void *q_pre, *k_pre;     /* before the norm per head, only with it */
-    void *q, *k, *v, *o;     /* after RoPE; (n_tok, heads * head_dim) */
-    void *x1;                /* (n_tok, hidden) */
-    void *gate, *up;         /* (n_tok, intermediate); backward overwrites them */
+    float *rstd1, *rstd2;   /* (n_tok,) */
+    float *rstd_q, *rstd_k; /* (n_tok * heads,), only with norms per head */
+    float *lse;             /* (n_tok, n_head) */
+    void *q_pre, *k_pre;    /* before the norm per head, only with it */
+    void *q, *k, *v, *o;    /* after RoPE; (n_tok, heads * head_dim) */
+    void *x1;               /* (n_tok, hidden) */
+    void *gate, *up;        /* (n_tok, intermediate); backward overwrites them */
     void *adapter[PS_LINEAR_COUNT];
 };
 
@@ -50,19 +51,20 @@ size_t ps_block_saved_carve(struct ps_block_saved *out, void *base, const struct
 
 /* Buffers that all layers share. */
 struct ps_block_scratch {
-    void *norm;     /* (n_tok, hidden) */
-    void *act;      /* (n_tok, intermediate): m */
+    void *norm;      /* (n_tok, hidden) */
+    void *act;       /* (n_tok, intermediate): m */
     void *attention; /* ps_attention_workspace_bytes */
-    void *adapter;  /* largest scratch of any adapter */
+    void *adapter;   /* largest scratch of any adapter */
     /* backward only */
-    void *dact;     /* (n_tok, intermediate) */
-    void *dnorm;    /* (n_tok, hidden) */
-    void *dout;     /* (n_tok, n_head * head_dim) */
+    void *dact;  /* (n_tok, intermediate) */
+    void *dnorm; /* (n_tok, hidden) */
+    void *dout;  /* (n_tok, n_head * head_dim) */
     void *dq, *dk, *dv;
-    void *rmsnorm;  /* ps_rmsnorm_workspace_bytes of the largest norm */
+    void *rmsnorm; /* ps_rmsnorm_workspace_bytes of the largest norm */
 };
 
-/* Carve as above. `backward` false leaves the backward buffers out. adapter_bytes: largest scratch. */
+/* Carve as above. `backward` false leaves the backward buffers out. adapter_bytes: largest scratch.
+ */
 size_t ps_block_scratch_carve(struct ps_block_scratch *out, void *base,
                               const struct ps_model_config *cfg, enum ps_dtype dtype, size_t n_tok,
                               size_t adapter_bytes, bool backward, int thread_count);
@@ -77,10 +79,10 @@ struct ps_block_run {
     const int32_t *doc_start;
     int32_t doc_count;
     const int32_t *position;
-    const float *cos_sin;      /* ps_rope_table */
-    bool training;             /* dropout is active */
-    struct ps_rng_key key;     /* seed, step, micro-batch */
-    bool accumulate;           /* gradients += */
+    const float *cos_sin;  /* ps_rope_table */
+    bool training;         /* dropout is active */
+    struct ps_rng_key key; /* seed, step, micro-batch */
+    bool accumulate;       /* gradients += */
     const struct ps_block_scratch *scratch;
     /* generation: keys and values go to rows [n_past, n_past + n_tok) of a cache (rows, n_kv_head *
      * head_dim); NULL otherwise. With n_past > 0, n_tok is 1. */

@@ -3,7 +3,8 @@
  *   y = x W^T + b [+ adapter(x)] [+ residual]        W (out, in) as in Hugging Face checkpoints
  *   dx = dy W [+ adapter] [+ dx_add];  dW (+)= dy^T x;  db (+)= column sums of dy
  *
- * The adapter is a table of functions that a wing fills (peft/): the ground floor knows only the table. */
+ * The adapter is a table of functions that a wing fills (peft/): the ground floor knows only the
+ * table. */
 #ifndef PS_MODEL_LINEAR_H
 #define PS_MODEL_LINEAR_H
 
@@ -26,9 +27,9 @@ extern "C" {
 struct ps_compute {
     struct ps_pool *pool;
     enum ps_isa isa;
-    enum ps_dtype dtype;   /* of activations: F32 or BF16 */
+    enum ps_dtype dtype;    /* of activations: F32 or BF16 */
     enum ps_gemm_math math; /* F32 or BF16, goes with dtype */
-    void *gemm_workspace;  /* ps_gemm_workspace_bytes */
+    void *gemm_workspace;   /* ps_gemm_workspace_bytes */
 };
 
 /* A weight where it lies. */
@@ -45,20 +46,21 @@ struct ps_adapter_tensor {
     const char *suffix; /* of the PEFT name, e.g. "lora_A.weight"; static storage */
     int32_t rank;
     int64_t shape[2];
-    bool decay;          /* weight decay applies */
-    int32_t rate_group;  /* learning-rate group (LoRA+ separates A and B) */
+    bool decay;         /* weight decay applies */
+    int32_t rate_group; /* learning-rate group (LoRA+ separates A and B) */
 };
 
 struct ps_adapter_config {
-    const char *method;   /* "lora" */
+    const char *method; /* "lora" */
     int32_t r;
     double alpha;
-    double dropout;       /* probability, 0 <= p < 1 */
+    double dropout; /* probability, 0 <= p < 1 */
     bool use_rslora;
     uint64_t seed;
 };
 
-/* One adapted linear. `tensor`, `grad`: fp32, in the order of ops->tensors; addresses in the arena. */
+/* One adapted linear. `tensor`, `grad`: fp32, in the order of ops->tensors; addresses in the arena.
+ */
 struct ps_adapter_site {
     const struct ps_adapter_ops *ops;
     const struct ps_adapter_config *config;
@@ -79,19 +81,22 @@ struct ps_adapter_ops {
                    struct ps_adapter_tensor tensor[PS_ADAPTER_TENSOR_MAX], struct ps_error *err);
     /* Initial values (the adapted function equals the base function). */
     void (*init)(const struct ps_adapter_site *site);
-    /* Bytes kept from forward to backward for n_tok tokens, and bytes of scratch for either pass. */
-    size_t (*saved_bytes)(const struct ps_adapter_config *cfg, int64_t out, int64_t in, size_t n_tok,
-                          enum ps_dtype dtype);
-    size_t (*scratch_bytes)(const struct ps_adapter_config *cfg, int64_t out, int64_t in, size_t n_tok,
-                            enum ps_dtype dtype);
+    /* Bytes kept from forward to backward for n_tok tokens, and bytes of scratch for either pass.
+     */
+    size_t (*saved_bytes)(const struct ps_adapter_config *cfg, int64_t out, int64_t in,
+                          size_t n_tok, enum ps_dtype dtype);
+    size_t (*scratch_bytes)(const struct ps_adapter_config *cfg, int64_t out, int64_t in,
+                            size_t n_tok, enum ps_dtype dtype);
     /* The whole linear with the adapter: fills call->y, keeps what it needs in call->saved. */
     void (*forward)(const struct ps_linear_call *call);
     /* Only what forward keeps in call->saved (recomputation; call->y is not touched). */
     void (*save)(const struct ps_linear_call *call);
     /* dx (when call->dx) and the gradients of the adapter's tensors (=, or += when accumulate). */
     void (*backward)(const struct ps_linear_call *call);
-    /* delta (rows, in) fp32: rows [row_begin, row_begin + rows) of the update that merging adds to W. */
-    void (*merge)(const struct ps_adapter_site *site, int64_t row_begin, int64_t rows, float *delta);
+    /* delta (rows, in) fp32: rows [row_begin, row_begin + rows) of the update that merging adds to
+     * W. */
+    void (*merge)(const struct ps_adapter_site *site, int64_t row_begin, int64_t rows,
+                  float *delta);
 };
 
 /* One application. Tensors of activations are dense (n_tok, out or in) of cx->dtype. */
@@ -100,11 +105,11 @@ struct ps_linear_call {
     size_t n_tok;
     int64_t out, in;
     const struct ps_weight *weight;
-    const struct ps_weight *bias;      /* NULL or data NULL: none */
+    const struct ps_weight *bias;       /* NULL or data NULL: none */
     const struct ps_adapter_site *site; /* NULL: no adapter */
-    void *saved;   /* adapter's saved bytes of this layer and linear */
-    void *scratch; /* adapter's scratch, shared */
-    bool training; /* dropout is active */
+    void *saved;                        /* adapter's saved bytes of this layer and linear */
+    void *scratch;                      /* adapter's scratch, shared */
+    bool training;                      /* dropout is active */
     struct ps_rng_key key; /* seed, step, micro-batch; layer and site are the adapter's to set */
     /* forward */
     const void *x;
@@ -116,14 +121,14 @@ struct ps_linear_call {
     const void *dx_add; /* or NULL; may be dx */
     float *dweight;     /* NULL: frozen */
     float *dbias;
-    bool accumulate;    /* gradients += instead of = */
+    bool accumulate; /* gradients += instead of = */
 };
 
 void ps_linear_forward(const struct ps_linear_call *call);
 void ps_linear_backward(const struct ps_linear_call *call);
 
-/* The GEMMs of the base weight, for adapters to extend with a second operand pair: fills every field of
- * *g but a2, b2, k2. */
+/* The GEMMs of the base weight, for adapters to extend with a second operand pair: fills every
+ * field of *g but a2, b2, k2. */
 void ps_linear_gemm_forward(const struct ps_linear_call *call, struct ps_gemm_args *g);
 void ps_linear_gemm_backward(const struct ps_linear_call *call, struct ps_gemm_args *g);
 

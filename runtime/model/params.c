@@ -41,7 +41,8 @@ const char *ps_linear_parent(enum ps_role role)
     return role <= PS_ROLE_O ? "self_attn" : "mlp";
 }
 
-void ps_linear_shape(const struct ps_model_config *cfg, enum ps_role role, int64_t *out, int64_t *in)
+void ps_linear_shape(const struct ps_model_config *cfg, enum ps_role role, int64_t *out,
+                     int64_t *in)
 {
     int64_t h = cfg->hidden_size;
     int64_t f = cfg->intermediate_size;
@@ -89,7 +90,8 @@ static bool layer_has(const struct ps_model_config *cfg, enum ps_role role)
     }
 }
 
-static void add(struct ps_param_table *t, enum ps_role role, int32_t layer, int64_t rows, int64_t cols)
+static void add(struct ps_param_table *t, enum ps_role role, int32_t layer, int64_t rows,
+                int64_t cols)
 {
     struct ps_param_info *p = &t->param[t->count];
     memset(p, 0, sizeof *p);
@@ -120,10 +122,10 @@ static void add(struct ps_param_table *t, enum ps_role role, int32_t layer, int6
 static void add_layer(struct ps_param_table *t, const struct ps_model_config *cfg, int32_t layer)
 {
     static const enum ps_role order[] = {
-        PS_ROLE_ATTN_NORM, PS_ROLE_Q,        PS_ROLE_Q_BIAS,    PS_ROLE_K,      PS_ROLE_K_BIAS,
-        PS_ROLE_V,         PS_ROLE_V_BIAS,   PS_ROLE_O,         PS_ROLE_O_BIAS, PS_ROLE_Q_NORM,
-        PS_ROLE_K_NORM,    PS_ROLE_MLP_NORM, PS_ROLE_GATE,      PS_ROLE_GATE_BIAS,
-        PS_ROLE_UP,        PS_ROLE_UP_BIAS,  PS_ROLE_DOWN,      PS_ROLE_DOWN_BIAS};
+        PS_ROLE_ATTN_NORM, PS_ROLE_Q,        PS_ROLE_Q_BIAS,   PS_ROLE_K,         PS_ROLE_K_BIAS,
+        PS_ROLE_V,         PS_ROLE_V_BIAS,   PS_ROLE_O,        PS_ROLE_O_BIAS,    PS_ROLE_Q_NORM,
+        PS_ROLE_K_NORM,    PS_ROLE_MLP_NORM, PS_ROLE_GATE,     PS_ROLE_GATE_BIAS, PS_ROLE_UP,
+        PS_ROLE_UP_BIAS,   PS_ROLE_DOWN,     PS_ROLE_DOWN_BIAS};
     for (size_t i = 0; i < sizeof order / sizeof order[0]; i++) {
         enum ps_role role = order[i];
         if (!layer_has(cfg, role))

@@ -1,5 +1,5 @@
-/* The parameter table: every weight tensor of a decoder, in a fixed order, with what the planner, the
- * optimizers and the file writers need to know about it. */
+/* The parameter table: every weight tensor of a decoder, in a fixed order, with what the planner,
+ * the optimizers and the file writers need to know about it. */
 #ifndef PS_MODEL_PARAMS_H
 #define PS_MODEL_PARAMS_H
 
@@ -43,13 +43,14 @@ enum ps_role {
 #define PS_LINEAR_COUNT 7
 
 struct ps_param_info {
-    char name[96];     /* Hugging Face tensor name */
+    char name[96]; /* Hugging Face tensor name */
     enum ps_role role;
-    int32_t layer;     /* -1 outside the layers */
-    int32_t rank;      /* 1 or 2 */
-    int64_t shape[2];  /* (out, in), (vocab, hidden) or (n,) */
+    int32_t layer;    /* -1 outside the layers */
+    int32_t rank;     /* 1 or 2 */
+    int64_t shape[2]; /* (out, in), (vocab, hidden) or (n,) */
     size_t elements;
-    int32_t head_count; /* rows fall into this many heads (q, k, v; columns for o); 0: no partition */
+    int32_t
+        head_count; /* rows fall into this many heads (q, k, v; columns for o); 0: no partition */
     int32_t tied_group; /* parameters of one group > 0 share storage; 0: none */
     int32_t rate_group; /* learning-rate group: 0 for all base parameters */
     bool decay;         /* weight decay applies: 2-D tensors */
@@ -63,13 +64,15 @@ struct ps_param_table {
     int32_t n_layer;
 };
 
-/* Build the table of a model: embedding, layers in ascending order (norm, q, k, v, o and their biases,
- * norms per head, norm, gate, up, down), final norm, head (absent when tied). 0 or -ENOMEM. */
-int ps_param_table_create(struct ps_param_table *out, const struct ps_model_config *cfg) PS_WARN_UNUSED;
+/* Build the table of a model: embedding, layers in ascending order (norm, q, k, v, o and their
+ * biases, norms per head, norm, gate, up, down), final norm, head (absent when tied). 0 or -ENOMEM.
+ */
+int ps_param_table_create(struct ps_param_table *out,
+                          const struct ps_model_config *cfg) PS_WARN_UNUSED;
 void ps_param_table_fini(struct ps_param_table *t);
 
-/* Index of the parameter of a role, or -1. layer is ignored for the roles outside layers. For a tied
- * model PS_ROLE_HEAD gives the embedding. */
+/* Index of the parameter of a role, or -1. layer is ignored for the roles outside layers. For a
+ * tied model PS_ROLE_HEAD gives the embedding. */
 int32_t ps_param_find(const struct ps_param_table *t, int32_t layer, enum ps_role role);
 
 /* Module name of a linear: "q_proj", ..., "down_proj"; and its parent: "self_attn" or "mlp". */
@@ -77,7 +80,8 @@ const char *ps_linear_name(enum ps_role role);
 const char *ps_linear_parent(enum ps_role role);
 
 /* Output and input sizes of a linear. */
-void ps_linear_shape(const struct ps_model_config *cfg, enum ps_role role, int64_t *out, int64_t *in);
+void ps_linear_shape(const struct ps_model_config *cfg, enum ps_role role, int64_t *out,
+                     int64_t *in);
 
 #ifdef __cplusplus
 }

@@ -35,9 +35,9 @@ struct ps_arena;
 int ps_arena_create(struct ps_arena **out) PS_WARN_UNUSED;
 void ps_arena_destroy(struct ps_arena *a);
 
-/* Add an entry of `bytes` (0 is legal). *slot, which must stay where it is until commit, then receives the
- * 64-byte aligned address (NULL for 0 bytes). An overflow or an out-of-memory is remembered and
- * reported by commit. Never after commit. */
+/* Add an entry of `bytes` (0 is legal). *slot, which must stay where it is until commit, then
+ * receives the 64-byte aligned address (NULL for 0 bytes). An overflow or an out-of-memory is
+ * remembered and reported by commit. Never after commit. */
 void ps_arena_add(struct ps_arena *a, enum ps_arena_class c, void **slot, size_t bytes);
 
 /* Bytes planned so far, in all and by class. */

@@ -1,0 +1,200 @@
+/* Final norm, output head and cross-entropy: see head.h. */
+#include "runtime/model/head.h"
+
+#include <string.h>
+
+#include "runtime/kernels/cross_entropy.h"
+#include "runtime/kernels/elementwise.h"
+#include "runtime/kernels/rmsnorm.h"
+
+/* 64 MiB of logits at most; at least 64 rows, so that the head's weights are not read too often. */
+#define CHUNK_ELEMENTS ((size_t)16 << 20)
+
+size_t ps_head_chunk_rows(const struct ps_model_config *cfg)
+{
+    size_t rows = CHUNK_ELEMENTS / (size_t)cfg->vocab_size;
+    size_t chunk = 64;
+    while (chunk * 2 <= rows && chunk < 1024)
+        chunk *= 2;
+    return chunk;
+}
+
+size_t ps_head_scratch_carve(struct ps_head_scratch *out, void *base,
+                             const struct ps_model_config *cfg, enum ps_dtype dtype, size_t n_tok,
+                             bool backward)
+{
+    size_t hidden = n_tok * (size_t)cfg->hidden_size * ps_dtype_size(dtype);
+    size_t rows = ps_head_chunk_rows(cfg);
+    rows = rows < n_tok ? rows : n_tok;
+    struct {
+        void **slot;
+        size_t bytes;
+    } part[] = {
+        {(void **)&out->row, n_tok * sizeof(int32_t)},
+        {(void **)&out->target, n_tok * sizeof(int32_t)},
+        {(void **)&out->loss, n_tok * sizeof(double)},
+        {(void **)&out->rstd, n_tok * sizeof(float)},
+        {&out->x, hidden},
+        {&out->normed, hidden},
+        {(void **)&out->logits, rows * (size_t)cfg->vocab_size * sizeof(float)},
+        {&out->dnormed, backward ? hidden : 0},
+        {&out->rmsnorm, backward ? ps_rmsnorm_workspace_bytes(n_tok, (size_t)cfg->hidden_size) : 0},
+    };
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof part / sizeof part[0]; i++) {
+        *part[i].slot = base && part[i].bytes ? (unsigned char *)base + used : NULL;
+        used += (part[i].bytes + 63) & ~(size_t)63;
+    }
+    return used;
+}
+
+static struct ps_gemm_args logits_gemm(const struct ps_head *h, const struct ps_compute *cx,
+                                       const void *normed, size_t rows, float *logits)
+{
+    size_t n = (size_t)h->cfg->hidden_size;
+    size_t vocab = (size_t)h->cfg->vocab_size;
+    return (struct ps_gemm_args){
+        .m = rows,
+        .n = vocab,
+        .k = n,
+        .a = {.data = normed, .ld = n, .dtype = cx->dtype},
+        .b = {.data = h->head.data, .ld = n, .dtype = h->head.dtype, .trans = 1},
+        .c = logits,
+        .c_ld = vocab,
+        .c_dtype = PS_DTYPE_F32,
+        .math = cx->math,
+    };
+}
+
+static struct ps_rmsnorm_args final_norm(const struct ps_head *h, const struct ps_compute *cx,
+                                         size_t rows, const void *x, void *y, float *rstd)
+{
+    size_t n = (size_t)h->cfg->hidden_size;
+    return (struct ps_rmsnorm_args){
+        .n_tok = rows,
+        .rows_per_tok = 1,
+        .n = n,
+        .eps = h->cfg->rms_norm_eps,
+        .dtype = cx->dtype,
+        .x = x,
+        .x_ld = n,
+        .weight = h->norm.data,
+        .weight_dtype = h->norm.dtype,
+        .y = y,
+        .y_ld = n,
+        .rstd = rstd,
+    };
+}
+
+/* Gradients of one chunk: logits now hold dlogits. */
+static void chunk_backward(const struct ps_head *h, const struct ps_head_call *c, size_t first,
+                           size_t rows)
+{
+    const struct ps_compute *cx = c->cx;
+    const struct ps_head_scratch *s = c->scratch;
+    size_t n = (size_t)h->cfg->hidden_size;
+    size_t vocab = (size_t)h->cfg->vocab_size;
+    size_t skip = first * n * ps_dtype_size(cx->dtype);
+    struct ps_gemm_args dx = {
+        .m = rows,
+        .n = n,
+        .k = vocab,
+        .a = {.data = s->logits, .ld = vocab, .dtype = PS_DTYPE_F32},
+        .b = {.data = h->head.data, .ld = n, .dtype = h->head.dtype},
+        .c = (unsigned char *)s->dnormed + skip,
+        .c_ld = n,
+        .c_dtype = cx->dtype,
+        .math = cx->math,
+    };
+    ps_compute_gemm(cx, &dx);
+    if (!h->dhead)
+        return;
+    struct ps_gemm_args dw = {
+        .m = vocab,
+        .n = n,
+        .k = rows,
+        .a = {.data = s->logits, .ld = vocab, .dtype = PS_DTYPE_F32, .trans = 1},
+        .b = {.data = (unsigned char *)s->normed + skip, .ld = n, .dtype = cx->dtype},
+        .c = h->dhead,
+        .c_ld = n,
+        .c_dtype = PS_DTYPE_F32,
+        .accumulate = c->accumulate || first > 0,
+        .math = cx->math,
+    };
+    ps_compute_gemm(cx, &dw);
+}
+
+/* Gradient of the norm, spread over all tokens. */
+static void spread_gradient(const struct ps_head *h, const struct ps_head_call *c, size_t rows)
+{
+    const struct ps_compute *cx = c->cx;
+    const struct ps_head_scratch *s = c->scratch;
+    size_t n = (size_t)h->cfg->hidden_size;
+    memset(c->dx, 0, c->n_tok * n * ps_dtype_size(cx->dtype));
+    if (rows == 0) {
+        if (h->dnorm && !c->accumulate)
+            memset(h->dnorm, 0, n * sizeof(float));
+        if (h->dhead && !c->accumulate)
+            memset(h->dhead, 0, (size_t)h->cfg->vocab_size * n * sizeof(float));
+        return;
+    }
+    struct ps_rmsnorm_args a = final_norm(h, cx, rows, s->x, NULL, s->rstd);
+    a.dy = s->dnormed;
+    a.dy_ld = n;
+    a.dx = s->dnormed;
+    a.dx_ld = n;
+    a.dweight = h->dnorm;
+    a.accumulate = c->accumulate;
+    ps_rmsnorm_backward(cx->pool, cx->isa, &a, s->rmsnorm);
+    ps_scatter_rows(cx->pool, c->dx, s->dnormed, s->row, rows, n, cx->dtype);
+}
+
+double ps_head_loss(const struct ps_head *h, const struct ps_head_call *c, int64_t *label_count)
+{
+    const struct ps_compute *cx = c->cx;
+    const struct ps_head_scratch *s = c->scratch;
+    size_t n = (size_t)h->cfg->hidden_size;
+    size_t vocab = (size_t)h->cfg->vocab_size;
+    size_t rows = 0;
+    for (size_t i = 0; i < c->n_tok; i++)
+        if (c->target[i] >= 0) {
+            s->row[rows] = (int32_t)i;
+            s->target[rows++] = c->target[i];
+        }
+    *label_count = (int64_t)rows;
+    double sum = 0;
+    if (rows > 0) {
+        ps_gather_rows(cx->pool, s->x, c->x, s->row, rows, n, cx->dtype);
+        struct ps_rmsnorm_args a = final_norm(h, cx, rows, s->x, s->normed, s->rstd);
+        ps_rmsnorm_forward(cx->pool, cx->isa, &a);
+    }
+    size_t chunk = ps_head_chunk_rows(h->cfg);
+    for (size_t first = 0; first < rows; first += chunk) {
+        size_t count = rows - first < chunk ? rows - first : chunk;
+        const unsigned char *x =
+            (const unsigned char *)s->normed + first * n * ps_dtype_size(cx->dtype);
+        struct ps_gemm_args g = logits_gemm(h, cx, x, count, s->logits);
+        ps_compute_gemm(cx, &g);
+        ps_cross_entropy(cx->pool, cx->isa, s->logits, vocab, count, vocab, s->target + first,
+                         s->loss + first, c->dscale, c->dx != NULL);
+        if (c->dx)
+            chunk_backward(h, c, first, count);
+    }
+    for (size_t i = 0; i < rows; i++)
+        sum += s->loss[i];
+    if (c->dx)
+        spread_gradient(h, c, rows);
+    return sum;
+}
+
+void ps_head_logits(const struct ps_head *h, const struct ps_compute *cx,
+                    const struct ps_head_scratch *s, const void *x, size_t row_begin, size_t rows,
+                    float *out)
+{
+    size_t n = (size_t)h->cfg->hidden_size;
+    const unsigned char *from = (const unsigned char *)x + row_begin * n * ps_dtype_size(cx->dtype);
+    struct ps_rmsnorm_args a = final_norm(h, cx, rows, from, s->normed, s->rstd);
+    ps_rmsnorm_forward(cx->pool, cx->isa, &a);
+    struct ps_gemm_args g = logits_gemm(h, cx, s->normed, rows, out);
+    ps_compute_gemm(cx, &g);
+}
