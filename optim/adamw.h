@@ -4,6 +4,14 @@
  *   m <- beta1 m + (1 - beta1) g;   v <- beta2 v + (1 - beta2) g^2        (g = grad * grad_scale)
  *   p <- p - lr * (m / c1) / (sqrt(v / c2) + eps)       c1 = 1 - beta1^t, c2 = 1 - beta2^t
  *
+ * The operation sequence, each line one rounding an operator, fma(a, b, c) = a b + c rounded once:
+ *
+ *   g = grad * grad_scale
+ *   p = fma(-decay, p, p)
+ *   m = fma(beta1, m, one_minus_beta1 * g)
+ *   v = fma(beta2, v, (one_minus_beta2 * g) * g)
+ *   p = fma(-step_size, m / fma(sqrt(v), rsqrt_c2, eps), p)
+ *
  * One IEEE operation sequence for every instruction set and device (explicit fma, correctly rounded
  * division and square root; c1, c2 computed in double on the host by the caller through
  * ps_adamw_prepare), so that the result does not depend on where or in what pieces a tensor is

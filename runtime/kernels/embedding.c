@@ -1,0 +1,82 @@
+/* Token embedding: see embedding.h. */
+#include "runtime/kernels/embedding.h"
+
+#include <string.h>
+
+#include "runtime/kernels/elementwise_internal.h"
+#include "runtime/kernels/embedding_internal.h"
+#include "runtime/kernels/fp32_block_internal.h"
+
+/* Columns of one task of the backward pass: eight cache lines of fp32. */
+#define COLUMNS 128
+
+struct job {
+    enum ps_isa isa;
+    const void *table;
+    enum ps_dtype table_dtype, dtype;
+    size_t n, n_tok;
+    const int32_t *ids;
+    void *y;
+    float *dtable;
+    const void *dy;
+    void (*add)(float *, const void *, enum ps_dtype, size_t, size_t);
+};
+
+static void run_forward(void *arg, size_t task, int thread)
+{
+    (void)thread;
+    const struct job *job = arg;
+    size_t rows = ps__task_rows(job->n);
+    size_t end = ps__min_size((task + 1) * rows, job->n_tok);
+    for (size_t t = task * rows; t < end; t++)
+        ps__convert(job->isa, ps__at(job->y, job->dtype, t * job->n), job->dtype,
+                    ps__const_at(job->table, job->table_dtype, (size_t)job->ids[t] * job->n),
+                    job->table_dtype, job->n);
+}
+
+void ps_embedding_forward(struct ps_pool *pool, enum ps_isa isa, const void *table,
+                          enum ps_dtype table_dtype, size_t n, const int32_t *ids, size_t n_tok,
+                          void *y, enum ps_dtype dtype)
+{
+    struct job job = {.isa = isa,
+                      .table = table,
+                      .table_dtype = table_dtype,
+                      .dtype = dtype,
+                      .n = n,
+                      .n_tok = n_tok,
+                      .ids = ids,
+                      .y = y};
+    size_t rows = ps__task_rows(n);
+    ps_pool_run(pool, run_forward, &job, (n_tok + rows - 1) / rows);
+}
+
+static void add_row(float *dst, const void *dy, enum ps_dtype dtype, size_t at, size_t n)
+{
+    float v[PS__BLOCK];
+    for (size_t j = 0; j < n; j += PS__BLOCK) {
+        size_t m = ps__min_size(PS__BLOCK, n - j);
+        ps__block_load(v, dy, dtype, at + j, m);
+        for (size_t i = 0; i < m; i++)
+            dst[j + i] += v[i];
+    }
+}
+
+static void run_backward(void *arg, size_t task, int thread)
+{
+    (void)thread;
+    const struct job *job = arg;
+    size_t j = task * COLUMNS, n = ps__min_size(COLUMNS, job->n - j);
+    for (size_t t = 0; t < job->n_tok; t++)
+        job->add(job->dtable + (size_t)job->ids[t] * job->n + j, job->dy, job->dtype,
+                 t * job->n + j, n);
+}
+
+void ps_embedding_backward(struct ps_pool *pool, enum ps_isa isa, float *dtable, size_t n,
+                           const int32_t *ids, size_t n_tok, const void *dy, enum ps_dtype dtype)
+{
+    struct job job = {.dtype = dtype, .n = n, .n_tok = n_tok, .ids = ids};
+    job.dtable = dtable;
+    job.dy = dy;
+    job.add = isa >= PS_ISA_AVX512 ? ps__embedding_add_avx512 : add_row;
+    ps_pool_run(pool, run_backward, &job, (n + COLUMNS - 1) / COLUMNS);
+}
