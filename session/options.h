@@ -122,9 +122,22 @@ int ps_options_resolve(struct ps_options *opt, struct ps_error *err) PS_WARN_UNU
  * configuration file. Returns a new string (free()), or NULL when out of memory. */
 char *ps_options_to_yaml(const struct ps_options *opt);
 
-/* XXH3-64 over the options that are numerical (change the bits of the result), for the resume check; and the
- * name of the first numerical option in which two YAML texts of that form differ (static storage), or NULL. */
+/* XXH3-64 over the options that are numerical (change the bits of the result), for the resume check. */
 uint64_t ps_options_numerical_hash(const struct ps_options *opt);
+
+/* Compare the numerical options of two texts of ps_options_to_yaml (command train). Returns how many differ, and
+ * in text[0, size) "lora-r (8 then, 16 now), ..." (truncated if need be), or a negative code when a text cannot be
+ * read. */
+int ps_options_numerical_diff(const char *then, const char *now, char *text, size_t size,
+                              struct ps_error *err) PS_WARN_UNUSED;
+
+/* Read the arguments of a command (without program and command names): `[CONFIG.yaml] [--flag value ...]`, flags as
+ * `--name value`, `--name=value`, and for bool ones also `--name` alone. For inspect and list the argument without
+ * a flag is the target instead of a configuration file. The file is read last, so a flag beats it wherever it
+ * stands; of two equal flags the last counts. `--help` or `-h` sets *help and stops. Nothing is resolved yet.
+ * Returns 0 or PS_EUSAGE. */
+int ps_options_parse_args(struct ps_options *opt, int argc, char **argv, bool *help,
+                          struct ps_error *err) PS_WARN_UNUSED;
 
 /* Help text of a command, one line an option with default, as printed by --help. */
 void ps_options_print_help(FILE *to, enum ps_command command);

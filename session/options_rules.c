@@ -1,0 +1,282 @@
+/* Combinations of options: what is required, what has no effect, defaults that depend on the mode.
+ */
+#include "session/options_internal.h"
+
+#include <string.h>
+
+#include "runtime/base/dtype.h"
+#include "runtime/data/chat_template.h"
+
+static bool is(const char *value, const char *choice)
+{
+    return value && !strcmp(value, choice);
+}
+
+static bool trains_full(const struct ps_options *o)
+{
+    return o->command == PS_CMD_TRAIN && is(o->method, "full");
+}
+
+static bool trains_lora(const struct ps_options *o)
+{
+    return o->command == PS_CMD_TRAIN && !is(o->method, "full");
+}
+
+static bool continues_adapter(const struct ps_options *o)
+{
+    return o->command == PS_CMD_TRAIN && o->adapter;
+}
+
+static bool base_only(const struct ps_options *o)
+{
+    return o->command != PS_CMD_TRAIN && !o->adapter;
+}
+
+static bool is_constant(const struct ps_options *o)
+{
+    return is(o->lr_scheduler, "constant");
+}
+
+static bool is_not_wsd(const struct ps_options *o)
+{
+    return !is(o->lr_scheduler, "wsd");
+}
+
+static bool counts_steps(const struct ps_options *o)
+{
+    return o->max_steps > 0;
+}
+
+static bool counts_epochs(const struct ps_options *o)
+{
+    return o->max_steps <= 0;
+}
+
+static bool has_warmup_steps(const struct ps_options *o)
+{
+    return o->warmup_steps >= 0;
+}
+
+static bool has_no_warmup_steps(const struct ps_options *o)
+{
+    return o->warmup_steps < 0;
+}
+
+static bool does_not_clip(const struct ps_options *o)
+{
+    return is(o->clip, "none");
+}
+
+static bool has_eval_file(const struct ps_options *o)
+{
+    return o->eval_data != NULL;
+}
+
+static bool has_no_eval_rows(const struct ps_options *o)
+{
+    return !o->eval_data && o->val_split <= 0;
+}
+
+static bool does_not_evaluate(const struct ps_options *o)
+{
+    return has_no_eval_rows(o) || o->eval_steps == 0;
+}
+
+static bool is_greedy(const struct ps_options *o)
+{
+    return o->command == PS_CMD_GENERATE && o->temperature == 0.0;
+}
+
+static bool has_no_messages(const struct ps_options *o)
+{
+    const char *f = o->command == PS_CMD_DATA_RENDER ? NULL : o->format;
+    return is(f, "text") || is(f, "completion") || is(f, "alpaca") || is(f, "tokens");
+}
+
+/* `names` (comma-separated) have no effect while `off` holds. The text follows "option `x` ". */
+static const struct {
+    const char *names;
+    bool (*off)(const struct ps_options *o);
+    const char *reason;
+} rules[] = {
+    {"lora-r,lora-alpha,lora-dropout,lora-target,lora-layers,adapter-dtype,adapter", trains_full,
+     "has no effect with `--method full`"},
+    {"peft-exact", trains_full, "has no effect with `--method full`"},
+    {"peft-exact", base_only, "has no effect without `--adapter`"},
+    {"train-layers", trains_lora,
+     "has no effect with `--method lora` (there it is `--lora-layers`)"},
+    {"lora-r,lora-alpha,lora-target,lora-layers", continues_adapter,
+     "has no effect with `--adapter`: the adapter's own configuration counts"},
+    {"min-lr-ratio", is_constant, "has no effect with `--lr-scheduler constant`"},
+    {"wsd-decay-ratio", is_not_wsd, "has no effect without `--lr-scheduler wsd`"},
+    {"epochs", counts_steps, "has no effect with `--max-steps`"},
+    {"max-steps", counts_epochs, "is 0: `--epochs` counts"},
+    {"warmup-ratio", has_warmup_steps, "has no effect with `--warmup-steps`"},
+    {"warmup-steps", has_no_warmup_steps, "is not set: `--warmup-ratio` counts"},
+    {"max-grad-norm", does_not_clip, "has no effect with `--clip none`"},
+    {"val-split", has_eval_file, "has no effect with `--eval-data`"},
+    {"eval-steps", has_no_eval_rows, "has no effect without `--eval-data` or `--val-split`"},
+    {"early-stopping-patience,save-best", does_not_evaluate,
+     "has no effect without `--eval-steps`"},
+    {"chat-template", has_no_messages,
+     "has no effect with this `--format` (only messages and sharegpt are rendered)"},
+    {"top-k,top-p,seed", is_greedy, "has no effect with `--temperature 0`"},
+};
+
+static bool listed(const char *names, const char *name)
+{
+    size_t n = strlen(name);
+    for (const char *p = names; *p;) {
+        size_t len = strcspn(p, ",");
+        if (len == n && !memcmp(p, name, n))
+            return true;
+        p += len + (p[len] == ',');
+    }
+    return false;
+}
+
+const char *ps__option_without_effect(const struct ps_options *opt, const struct ps__option *o)
+{
+    for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++)
+        if (listed(rules[i].names, o->name) && rules[i].off(opt))
+            return rules[i].reason;
+    return NULL;
+}
+
+static int check_effects(const struct ps_options *opt, struct ps_error *err)
+{
+    size_t count;
+    const struct ps__option *t = ps__options_table(&count);
+    for (size_t i = 0; i < count; i++) {
+        if (!ps__option_given(opt, &t[i]))
+            continue;
+        const char *reason = ps__option_without_effect(opt, &t[i]);
+        if (reason)
+            return ps_error_full(err, PS_EUSAGE, NULL, t[i].name, "remove one of the two",
+                                 "option `%s` %s", t[i].name, reason);
+    }
+    return 0;
+}
+
+static int need(const char *value, const struct ps_options *opt, const char *name, const char *what,
+                struct ps_error *err)
+{
+    if (value)
+        return 0;
+    return ps_error_full(err, PS_EUSAGE, NULL, name, NULL, "`%s` needs `--%s %s`",
+                         ps__command_name(opt->command), name, what);
+}
+
+/* Exactly one of two. */
+static int need_one(const char *a, const char *a_name, const char *b, const char *b_name,
+                    const struct ps_options *opt, struct ps_error *err)
+{
+    if (!a == !b)
+        return ps_error_full(err, PS_EUSAGE, NULL, a_name, NULL,
+                             a ? "`%s` takes only one of `--%s` and `--%s`"
+                               : "`%s` needs one of `--%s` and `--%s`",
+                             ps__command_name(opt->command), a_name, b_name);
+    return 0;
+}
+
+static int check_export(const struct ps_options *o, struct ps_error *err)
+{
+    int ret = need(o->model, o, "model", "DIR", err);
+    if (ret == 0)
+        ret = need_one(o->adapter, "adapter", o->checkpoint, "checkpoint", o, err);
+    if (ret == 0)
+        ret = need(o->format, o, "format", "peft|hf", err);
+    return ret ? ret : need(o->output, o, "output", "DIR", err);
+}
+
+static int check_required(const struct ps_options *o, struct ps_error *err)
+{
+    int ret = 0;
+    switch (o->command) {
+    case PS_CMD_TRAIN:
+        ret = need(o->model, o, "model", "DIR", err);
+        if (ret == 0)
+            ret = need(o->data, o, "data", "FILE", err);
+        return ret || o->dry_run ? ret : need(o->output, o, "output", "DIR", err);
+    case PS_CMD_EVAL:
+        ret = need(o->model, o, "model", "DIR", err);
+        return ret ? ret : need(o->data, o, "data", "FILE", err);
+    case PS_CMD_GENERATE:
+        ret = need(o->model, o, "model", "DIR", err);
+        return ret ? ret : need_one(o->prompt, "prompt", o->prompts, "prompts", o, err);
+    case PS_CMD_EXPORT:
+        return check_export(o, err);
+    case PS_CMD_INIT:
+        ret = need(o->config, o, "config", "FILE", err);
+        return ret ? ret : need(o->output, o, "output", "DIR", err);
+    case PS_CMD_DATA_INSPECT:
+        return need(o->data, o, "data", "FILE", err);
+    case PS_CMD_DATA_TOKENIZE:
+        ret = need(o->model, o, "model", "DIR", err);
+        return ret ? ret : need_one(o->text, "text", o->data, "data", o, err);
+    case PS_CMD_DATA_RENDER:
+        return need(o->data, o, "data", "FILE", err);
+    default:
+        return 0; /* inspect and list check their argument themselves */
+    }
+}
+
+/* A loss that the rows of a named format cannot give. */
+static int check_loss(const struct ps_options *o, struct ps_error *err)
+{
+    bool pairs = is(o->format, "completion") || is(o->format, "alpaca");
+    bool chat = is(o->format, "messages") || is(o->format, "sharegpt");
+    bool plain = is(o->format, "text") || is(o->format, "tokens");
+    bool bad = (is(o->loss_on, "assistant") && (pairs || plain)) ||
+               (is(o->loss_on, "completion") && (chat || plain));
+    if (!bad)
+        return 0;
+    return ps_error_full(
+        err, PS_EUSAGE, NULL, "loss-on", "leave --loss-on at auto, or use --loss-on all",
+        "rows of `--format %s` have no part for `--loss-on %s`", o->format, o->loss_on);
+}
+
+static int check_template(const struct ps_options *o, struct ps_error *err)
+{
+    if (!o->chat_template || is(o->chat_template, "auto"))
+        return 0;
+    const char *const *names = ps_chat_template_names();
+    char list[160] = "";
+    size_t len = 0;
+    for (; *names; names++) {
+        if (is(o->chat_template, *names))
+            return 0;
+        int n = snprintf(list + len, sizeof list - len, "%s%s", len ? ", " : "", *names);
+        len += n > 0 && (size_t)n < sizeof list - len ? (size_t)n : 0;
+    }
+    return ps_error_full(err, PS_EUSAGE, NULL, "chat-template", "use one of the built-in templates",
+                         "no chat template `%s` in this version, which has: %s", o->chat_template,
+                         list);
+}
+
+static void fill_defaults(struct ps_options *o)
+{
+    bool full = is(o->method, "full");
+    if (o->command != PS_CMD_INIT && o->dtype < 0)
+        o->dtype = PS_DTYPE_BF16;
+    if (o->learning_rate < 0)
+        o->learning_rate = full ? 1e-5 : 2e-4;
+    if (o->weight_decay < 0)
+        o->weight_decay = full ? 0.01 : 0;
+    if (o->warmup_steps < 0 && o->warmup_ratio < 0)
+        o->warmup_ratio = 0.03;
+}
+
+int ps_options_resolve(struct ps_options *opt, struct ps_error *err)
+{
+    int ret = check_required(opt, err);
+    if (ret == 0)
+        ret = check_effects(opt, err);
+    if (ret == 0)
+        ret = check_loss(opt, err);
+    if (ret == 0)
+        ret = check_template(opt, err);
+    if (ret == 0)
+        fill_defaults(opt);
+    return ret;
+}
