@@ -39,8 +39,9 @@ static struct ids add_buffers(struct ps_schedule *s, const struct ps_resident_sh
 {
     struct ids b;
     uint64_t saved_count = p->recompute ? 1 : (uint64_t)p->n_layer;
+    uint64_t x_count = p->eval_only ? 1 : (uint64_t)p->n_layer + 1;
     b.batch = ps_schedule_buffer(s, p->batch_bytes, "batch");
-    b.x = ps_schedule_buffer(s, p->x_bytes * ((uint64_t)p->n_layer + 1), "x");
+    b.x = ps_schedule_buffer(s, p->x_bytes * x_count, "x");
     b.saved = ps_schedule_buffer(s, p->saved_bytes * saved_count, "saved");
     b.scratch = ps_schedule_buffer(s, p->scratch_bytes, "scratch");
     b.head = ps_schedule_buffer(s, p->head_bytes, "head");
@@ -87,8 +88,9 @@ static void after_last(struct ps_schedule *s, uint32_t task)
         ps_schedule_dep(s, task - 1);
 }
 
+/* in_place: evaluation, where one x buffer passes through all layers. */
 static void forward_part(struct ps_schedule *s, const struct ps_resident_shape *p, struct ids b,
-                         bool keep)
+                         bool keep, bool in_place)
 {
     uint32_t t = ps_schedule_task(s, PS_TASK_EMBED, PS_LANE_COMPUTE, PS_UNIT_EMBED, 0);
     ps_schedule_access(s, b.batch, false, 0, p->batch_bytes);
@@ -100,8 +102,10 @@ static void forward_part(struct ps_schedule *s, const struct ps_resident_shape *
         after_last(s, t);
         touch_weight(s, p, b, l, false);
         ps_schedule_access(s, b.batch, false, 0, p->batch_bytes);
-        ps_schedule_access(s, b.x, false, (uint64_t)l * p->x_bytes, p->x_bytes);
-        ps_schedule_access(s, b.x, true, (uint64_t)(l + 1) * p->x_bytes, p->x_bytes);
+        uint64_t from = in_place ? 0 : (uint64_t)l;
+        uint64_t to = in_place ? 0 : (uint64_t)l + 1;
+        ps_schedule_access(s, b.x, false, from * p->x_bytes, p->x_bytes);
+        ps_schedule_access(s, b.x, true, to * p->x_bytes, p->x_bytes);
         ps_schedule_access(s, b.saved, true, slot * p->saved_bytes, p->saved_bytes);
         ps_schedule_access(s, b.scratch, true, 0, p->scratch_bytes);
     }
@@ -110,13 +114,14 @@ static void forward_part(struct ps_schedule *s, const struct ps_resident_shape *
 static void head_task(struct ps_schedule *s, const struct ps_resident_shape *p, struct ids b,
                       bool backward)
 {
+    uint64_t from = backward ? (uint64_t)p->n_layer * p->x_bytes : 0;
     uint32_t t = ps_schedule_task(s, PS_TASK_HEAD, PS_LANE_COMPUTE, PS_UNIT_HEAD, 0);
     after_last(s, t);
     touch_weight(s, p, b, PS_UNIT_HEAD, false);
     if (p->tied)
         touch_weight(s, p, b, PS_UNIT_EMBED, false);
     ps_schedule_access(s, b.batch, false, 0, p->batch_bytes);
-    ps_schedule_access(s, b.x, false, (uint64_t)p->n_layer * p->x_bytes, p->x_bytes);
+    ps_schedule_access(s, b.x, false, from, p->x_bytes);
     ps_schedule_access(s, b.head, true, 0, p->head_bytes);
     if (!backward)
         return;
@@ -152,7 +157,7 @@ int ps_resident_build_micro(struct ps_schedule *s, const struct ps_resident_shap
 {
     ps_schedule_init(s, "resident.micro");
     struct ids b = add_buffers(s, p);
-    forward_part(s, p, b, !p->recompute);
+    forward_part(s, p, b, !p->recompute, false);
     head_task(s, p, b, true);
     int32_t lowest = p->embed_trained ? 0 : p->first_trained;
     for (int32_t l = p->n_layer - 1; l >= lowest; l--)
@@ -205,7 +210,7 @@ int ps_resident_build_eval(struct ps_schedule *s, const struct ps_resident_shape
 {
     ps_schedule_init(s, "resident.eval");
     struct ids b = add_buffers(s, p);
-    forward_part(s, p, b, false);
+    forward_part(s, p, b, false, true);
     head_task(s, p, b, false);
     return ps_schedule_validate(s, err);
 }

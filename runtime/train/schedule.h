@@ -108,6 +108,7 @@ struct ps_resident_shape {
     int32_t first_trained; /* lowest layer with something to train; n_layer: none */
     bool embed_trained, head_trained;
     bool recompute;
+    bool eval_only;       /* one x buffer, one saved set (recompute must be set), no dx */
     uint64_t x_bytes;     /* one layer boundary */
     uint64_t saved_bytes; /* one layer's saved set */
     uint64_t scratch_bytes, head_bytes, batch_bytes;
