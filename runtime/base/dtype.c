@@ -60,17 +60,44 @@ uint16_t ps_f32_to_f16(float f)
     return (uint16_t)(sign | half);
 }
 
-static float load(const void *src, enum ps_dtype t, size_t i)
+static uint16_t load_u16(const unsigned char *p)
 {
-    const unsigned char *p = src;
     uint16_t h;
-    float f;
-    if (t == PS_DTYPE_F32) {
-        memcpy(&f, p + 4 * i, sizeof f);
-        return f;
+    memcpy(&h, p, sizeof h);
+    return h;
+}
+
+/* Widen (n,) BF16 or F16 to F32. */
+static void widen(unsigned char *dst, const unsigned char *src, enum ps_dtype src_type, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = load_u16(src + 2 * i);
+        float f = src_type == PS_DTYPE_BF16 ? ps_bf16_to_f32(h) : ps_f16_to_f32(h);
+        memcpy(dst + 4 * i, &f, sizeof f);
     }
-    memcpy(&h, p + 2 * i, sizeof h);
-    return t == PS_DTYPE_BF16 ? ps_bf16_to_f32(h) : ps_f16_to_f32(h);
+}
+
+/* Narrow (n,) F32 to BF16 or F16. */
+static void narrow(unsigned char *dst, enum ps_dtype dst_type, const unsigned char *src, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float f;
+        memcpy(&f, src + 4 * i, sizeof f);
+        uint16_t h = dst_type == PS_DTYPE_BF16 ? ps_f32_to_bf16(f) : ps_f32_to_f16(f);
+        memcpy(dst + 2 * i, &h, sizeof h);
+    }
+}
+
+/* Between BF16 and F16, through F32: one rounding, as widening is exact. */
+static void swap_halves(unsigned char *dst, enum ps_dtype dst_type, const unsigned char *src,
+                        size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = load_u16(src + 2 * i);
+        h = dst_type == PS_DTYPE_BF16 ? ps_f32_to_bf16(ps_f16_to_f32(h))
+                                      : ps_f32_to_f16(ps_bf16_to_f32(h));
+        memcpy(dst + 2 * i, &h, sizeof h);
+    }
 }
 
 void ps_dtype_convert(void *dst, enum ps_dtype dst_type, const void *src, enum ps_dtype src_type,
@@ -79,17 +106,14 @@ void ps_dtype_convert(void *dst, enum ps_dtype dst_type, const void *src, enum p
     assert(dst_type <= PS_DTYPE_F16);
     assert(src_type <= PS_DTYPE_F16);
     if (dst_type == src_type) {
-        if (dst != src)
+        if (dst != src && n)
             memcpy(dst, src, n * ps_dtype_size(dst_type));
         return;
     }
-    unsigned char *d = dst;
-    for (size_t i = 0; i < n; i++) {
-        float f = load(src, src_type, i);
-        uint16_t h = dst_type == PS_DTYPE_BF16 ? ps_f32_to_bf16(f) : ps_f32_to_f16(f);
-        if (dst_type == PS_DTYPE_F32)
-            memcpy(d + 4 * i, &f, sizeof f);
-        else
-            memcpy(d + 2 * i, &h, sizeof h);
-    }
+    if (dst_type == PS_DTYPE_F32)
+        widen(dst, src, src_type, n);
+    else if (src_type == PS_DTYPE_F32)
+        narrow(dst, dst_type, src, n);
+    else
+        swap_halves(dst, dst_type, src, n);
 }

@@ -7,7 +7,7 @@
 
 #include <math.h>
 
-static void philox(uint32_t c[4], uint32_t k0, uint32_t k1)
+void ps_rng_philox(uint32_t c[4], uint32_t k0, uint32_t k1)
 {
     for (int round = 0; round < 10; round++) {
         uint64_t p0 = (uint64_t)0xD2511F53u * c[0];
@@ -29,12 +29,12 @@ void ps_rng_block(const struct ps_rng_key *key, uint64_t block, uint32_t out[4])
     uint32_t k1 = (uint32_t)(key->seed >> 32);
     uint32_t s[4] = {(uint32_t)key->step, (uint32_t)(key->step >> 32), key->micro_batch,
                      key->layer};
-    philox(s, k0 ^ (key->site * 0x85EBCA6Bu), k1 ^ key->site);
+    ps_rng_philox(s, k0 ^ (key->site * 0x85EBCA6Bu), k1 ^ key->site);
     out[0] = (uint32_t)block;
     out[1] = (uint32_t)(block >> 32);
     out[2] = s[0];
     out[3] = s[1];
-    philox(out, k0 ^ s[2], k1 ^ s[3]);
+    ps_rng_philox(out, k0 ^ s[2], k1 ^ s[3]);
 }
 
 uint32_t ps_rng_u32(const struct ps_rng_key *key, uint64_t index)

@@ -1,7 +1,7 @@
 /* Counter-based random numbers: a value depends on its key and index only, never on history.
  *
- * Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11). The key of a
- * stream is (seed, step, micro-batch, layer, site); `index` is the element. */
+ * Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11). The key of
+ * a stream is (seed, step, micro-batch, layer, site); `index` is the element. */
 #ifndef PS_BASE_RNG_H
 #define PS_BASE_RNG_H
 
@@ -28,6 +28,10 @@ struct ps_rng_key {
     uint32_t layer;
     uint32_t site;
 };
+
+/* Philox-4x32-10 itself: the counter c (4,) under the key k0, k1 is replaced by four random words.
+ */
+void ps_rng_philox(uint32_t c[4], uint32_t k0, uint32_t k1);
 
 /* Four 32-bit words for block `block` of the stream. */
 void ps_rng_block(const struct ps_rng_key *key, uint64_t block, uint32_t out[4]);

@@ -5,9 +5,29 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Names from files may hold anything: no control character reaches a terminal, and no character is
+ * cut in half where the text was truncated. */
+static void clean_text(char *text)
+{
+    size_t len = 0;
+    for (; text[len]; len++)
+        if ((unsigned char)text[len] < 0x20 || text[len] == 0x7f)
+            text[len] = ' ';
+    size_t lead = len;
+    while (lead > 0 && len - lead < 3 && ((unsigned char)text[lead - 1] & 0xc0) == 0x80)
+        lead--;
+    if (lead == 0 || (unsigned char)text[lead - 1] < 0xc0)
+        return;
+    unsigned char c = (unsigned char)text[lead - 1];
+    size_t need = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : 2;
+    if (len - lead + 1 < need)
+        text[lead - 1] = '\0';
+}
+
 static void copy_text(char *dst, size_t size, const char *src)
 {
     PS_IGNORE(snprintf(dst, size, "%s", src ? src : "") < 0, "truncation is acceptable here");
+    clean_text(dst);
 }
 
 int ps_error_set(struct ps_error *err, int code, const char *fmt, ...)
@@ -20,6 +40,7 @@ int ps_error_set(struct ps_error *err, int code, const char *fmt, ...)
     va_start(ap, fmt);
     PS_IGNORE(vsnprintf(err->message, sizeof err->message, fmt, ap) < 0, "truncation is fine");
     va_end(ap);
+    clean_text(err->message);
     return code;
 }
 
@@ -34,6 +55,7 @@ int ps_error_full(struct ps_error *err, int code, const char *file, const char *
     va_start(ap, fmt);
     PS_IGNORE(vsnprintf(next.message, sizeof next.message, fmt, ap) < 0, "truncation is fine");
     va_end(ap);
+    clean_text(next.message);
     copy_text(next.file, sizeof next.file, file);
     copy_text(next.field, sizeof next.field, field);
     copy_text(next.advice, sizeof next.advice, advice);

@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -25,16 +26,23 @@ struct ps_pool {
     int started;      /* constant after init */
     pthread_mutex_t m;
     pthread_cond_t wake;
-    int sleeping;                    /* guarded by m */
-    bool quit;                       /* guarded by m; read after a generation change */
+    int sleeping;                     /* guarded by m */
+    bool quit;                        /* guarded by m; read after a generation change */
     _Atomic unsigned long generation; /* atomic: bumped under m when a job is posted */
-    _Atomic size_t next_task;        /* atomic */
-    _Atomic int busy;                /* atomic: workers that have not finished this job */
-    ps_pool_fn fn;                   /* written before generation is bumped (release) */
-    void *arg;                       /* likewise */
-    size_t task_count;               /* likewise */
+    _Atomic size_t next_task;         /* atomic */
+    _Atomic int busy;                 /* atomic: workers that have not finished this job */
+    ps_pool_fn fn;                    /* written before generation is bumped (release) */
+    void *arg;                        /* likewise */
+    size_t task_count;                /* likewise */
     struct worker worker[];
 };
+
+static void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
 
 static void run_tasks(struct ps_pool *p, int thread_idx)
 {
@@ -56,7 +64,7 @@ static void *worker_main(void *arg)
         for (int s = 0; s < SPIN_COUNT && now == seen; s++) {
             /* acquire: orders the job's fields, written before the release in ps_pool_run */
             now = atomic_load_explicit(&p->generation, memory_order_acquire);
-            __builtin_ia32_pause();
+            relax();
         }
         if (now == seen) {
             pthread_mutex_lock(&p->m);
@@ -155,6 +163,11 @@ void ps_pool_run(struct ps_pool *p, ps_pool_fn fn, void *arg, size_t task_count)
     post(p);
     run_tasks(p, 0);
     /* acquire: pairs with the workers' release, so that their results are visible here */
-    while (atomic_load_explicit(&p->busy, memory_order_acquire) > 0)
-        __builtin_ia32_pause();
+    for (int s = 0; atomic_load_explicit(&p->busy, memory_order_acquire) > 0; s++) {
+        relax();
+        if (s >= SPIN_COUNT) { /* more threads than cores: let the worker have this one */
+            sched_yield();
+            s = 0;
+        }
+    }
 }

@@ -1,7 +1,7 @@
 /* Hugging Face config.json of the decoder families that Penstock trains.
  *
- * llama (2, 3.x, SmolLM, SmolLM2, TinyLlama, ...), mistral, qwen2 (2, 2.5), qwen3. Everything else is
- * refused by name with the reason (PS_EUNSUPPORTED). Every number is range-checked. */
+ * llama (2, 3.x, SmolLM, SmolLM2, TinyLlama, ...), mistral, qwen2 (2, 2.5), qwen3. Everything else
+ * is refused by name with the reason (PS_EUNSUPPORTED). Every number is range-checked. */
 #ifndef PS_MODEL_CONFIG_H
 #define PS_MODEL_CONFIG_H
 
@@ -33,10 +33,10 @@ struct ps_model_config {
     int32_t max_position_embeddings;
     float rms_norm_eps;
     bool tie_word_embeddings;
-    bool qkv_bias; /* bias on q, k, v */
-    bool o_bias;   /* bias on o */
-    bool mlp_bias; /* bias on gate, up, down */
-    bool qk_norm;  /* RMSNorm per head on q and k before RoPE (qwen3) */
+    bool qkv_bias;          /* bias on q, k, v */
+    bool o_bias;            /* bias on o */
+    bool mlp_bias;          /* bias on gate, up, down */
+    bool qk_norm;           /* RMSNorm per head on q and k before RoPE (qwen3) */
     int32_t sliding_window; /* 0: none */
     enum ps_rope_type rope_type;
     double rope_theta;
