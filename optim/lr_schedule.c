@@ -43,13 +43,12 @@ double ps_lr_at(const struct ps_lr_schedule *c, uint64_t s)
         return c->peak * (1 - (1 - r) * x);
     case PS_LR_COSINE:
         return c->peak * (r + (1 - r) * 0.5 * (1 + cos(PI * x)));
-    case PS_LR_WSD: {
-        uint64_t d = wsd_decay_steps(c, left);
-        return c->peak * (1 - (1 - r) * progress(s, w + left - d, d));
+    case PS_LR_WSD:
+        break;
     }
-    }
-    assert(!"unknown schedule");
-    return 0;
+    assert(c->kind == PS_LR_WSD);
+    uint64_t d = wsd_decay_steps(c, left);
+    return c->peak * (1 - (1 - r) * progress(s, w + left - d, d));
 }
 
 int ps_lr_schedule_from_name(const char *name, enum ps_lr_schedule_kind *kind, struct ps_error *err)

@@ -2,7 +2,7 @@
  * same bits on every machine (libm's expf picks a variant by processor).
  *
  * x = k ln 2 + r with |r| <= ln 2 / 2; exp(x) = 2^k P(r), P of degree 6. Error at most 1.5 ulp over
- * the normal range (test_swiglu measures it); overflow gives Inf, underflow rounds through the
+ * the normal range (test_cross_entropy measures it); overflow gives Inf, underflow rounds through the
  * subnormals to 0, NaN stays NaN. The AVX-512 twin is vexp_avx512.h. Private to runtime/kernels. */
 #ifndef PS_KERNELS_EXP_INTERNAL_H
 #define PS_KERNELS_EXP_INTERNAL_H

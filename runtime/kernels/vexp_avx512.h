@@ -1,7 +1,7 @@
 /* exp of sixteen fp32 lanes: the AVX-512 twin of exp_internal.h.
  *
  * x = k ln 2 + r with |r| <= ln 2 / 2 (two fused subtractions), exp(x) = 2^k P(r), P of degree 6.
- * Error at most 1.5 ulp (test_swiglu measures it on the function that uses it); Inf above 88.73, 0
+ * Error at most 1.5 ulp (test_cross_entropy measures it); Inf above 88.73, 0
  * below -103.98, results between are rounded through the subnormals; NaN stays NaN. Source of the
  * reduction: Cody & Waite 1980. Private to runtime/kernels. */
 #ifndef PS_KERNELS_VEXP_AVX512_H
