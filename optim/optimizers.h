@@ -1,0 +1,22 @@
+/* The registry of optimizers: one line each. */
+#ifndef PS_OPTIM_OPTIMIZERS_H
+#define PS_OPTIM_OPTIMIZERS_H
+
+#include "runtime/train/optimizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* By the name that --optimizer takes, or NULL. */
+const struct ps_optimizer_ops *ps_optimizer_find(const char *name);
+
+/* All of them, NULL-terminated. */
+const struct ps_optimizer_ops *const *ps_optimizers(void);
+
+extern const struct ps_optimizer_ops ps_adamw_ops;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
