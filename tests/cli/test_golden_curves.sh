@@ -37,7 +37,7 @@ done
 golden_rows=stories260k
 if [ -d "$shared/models/stories260K" ]; then
     curve stories260k full "$shared/models/stories260K" ""
-    curve stories260k lora "$shared/models/stories260K" "$curves/stories260k.adapter"
+    curve stories260k lora "$shared/models/stories260K" "$curves/stories260k/adapter"
 else
     echo "skip - stories260k curves: $shared/models/stories260K is missing"
 fi

@@ -107,7 +107,7 @@ def stories(model_dir, text_file):
         texts = [json.loads(line)["text"] for line in f]
     rows = [{"input_ids": tok.encode(t).ids[:24 + 5 * (i % 7)]} for i, t in enumerate(texts[:24])]
     write_rows("stories260k", rows)
-    adapter = os.path.join(OUT, "stories260k.adapter")
+    adapter = os.path.join(OUT, "stories260k", "adapter")
     full = lambda attn: load(model_dir, attn=attn)
     gen = torch.Generator().manual_seed(77)
     peft = get_peft_model(full("eager"), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8,
