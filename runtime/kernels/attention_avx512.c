@@ -195,10 +195,139 @@ static void scale_cols(float *x, size_t rows, size_t ld, const float *f)
     }
 }
 
+/* Rows and columns change places in a block of 16 x 16 words of 4 bytes. */
+void ps__attention_transpose_avx512(void *block)
+{
+    __m512i r[16], t[16];
+    for (int i = 0; i < 16; i++)
+        r[i] = _mm512_load_si512((const __m512i *)block + i);
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int c = 0; c < 4; c++) { /* r[4g + c]: columns c, c+4, c+8, c+12 of rows 4g .. 4g+3 */
+        __m512i even0 = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88);
+        __m512i even1 = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
+        __m512i odd0 = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
+        __m512i odd1 = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
+        __m512i *to = (__m512i *)block + c;
+        _mm512_store_si512(to, _mm512_shuffle_i32x4(even0, even1, 0x88));
+        _mm512_store_si512(to + 4, _mm512_shuffle_i32x4(odd0, odd1, 0x88));
+        _mm512_store_si512(to + 8, _mm512_shuffle_i32x4(even0, even1, 0xdd));
+        _mm512_store_si512(to + 12, _mm512_shuffle_i32x4(odd0, odd1, 0xdd));
+    }
+}
+
+/* Lanes of [begin, begin + 16) that lie before end. */
+INLINE __mmask16 lanes(size_t begin, size_t end)
+{
+    size_t n = end > begin ? end - begin : 0;
+    return (__mmask16)(n >= W ? 0xffff : (1u << n) - 1);
+}
+
+/* 16 columns from col of a row as fp32, 0 beyond the matrix. */
+INLINE __m512 load16(const struct ps__attention_src *src, size_t row, size_t col)
+{
+    __mmask16 on = row < src->rows ? lanes(col, src->cols) : 0;
+    size_t at = row * src->ld + col;
+    if (src->dtype == PS_DTYPE_F32)
+        return _mm512_maskz_loadu_ps(on, (const float *)src->data + at);
+    __m256i h = _mm256_maskz_loadu_epi16(on, (const uint16_t *)src->data + at);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+/* Round 16 columns from col of a row into the matrix. */
+INLINE void store16(const struct ps__attention_dst *dst, size_t row, size_t col, __m512 x)
+{
+    __mmask16 on = lanes(col, dst->cols);
+    size_t at = row * dst->ld + col;
+    if (dst->dtype == PS_DTYPE_F32) {
+        _mm512_mask_storeu_ps((float *)dst->data + at, on, x);
+    } else {
+        __m512i u = _mm512_srli_epi32(_mm512_castps_si512(round_bf16_ps(x)), 16);
+        _mm256_mask_storeu_epi16((uint16_t *)dst->data + at, on, _mm512_cvtepi32_epi16(u));
+    }
+}
+
+static void pack_rows(const struct ps__attention_src *src, void *dst, size_t ld)
+{
+    for (size_t i = 0; i < src->rows; i++) {
+        for (size_t j = 0; j < ld; j += W)
+            _mm512_mask_storeu_ps((float *)dst + i * ld + j, lanes(j, ld), load16(src, i, j));
+    }
+}
+
+static void pack_cols(const struct ps__attention_src *src, void *dst, size_t ld)
+{
+    __attribute__((aligned(64))) float block[16][W];
+    for (size_t j = 0; j < src->cols; j += W) {
+        size_t cols = src->cols - j < W ? src->cols - j : W;
+        for (size_t i = 0; i < ld; i += W) {
+            for (size_t r = 0; r < 16; r++)
+                _mm512_store_ps(block[r], load16(src, i + r, j));
+            ps__attention_transpose_avx512(block);
+            for (size_t c = 0; c < cols; c++)
+                _mm512_mask_storeu_ps((float *)dst + (j + c) * ld + i, lanes(i, ld),
+                                      _mm512_load_ps(block[c]));
+        }
+    }
+}
+
+static void store_t(const float *x, size_t ld, const float *f, const struct ps__attention_dst *dst)
+{
+    __attribute__((aligned(64))) float block[16][W];
+    memset(block, 0, sizeof block);
+    for (size_t i = 0; i < dst->rows; i += W) {
+        __m512 by = _mm512_loadu_ps(f + i);
+        size_t rows = dst->rows - i < W ? dst->rows - i : W;
+        for (size_t j = 0; j < dst->cols; j += W) {
+            size_t cols = dst->cols - j < W ? dst->cols - j : W;
+            for (size_t c = 0; c < cols; c++)
+                _mm512_store_ps(block[c], _mm512_mul_ps(_mm512_loadu_ps(x + (j + c) * ld + i), by));
+            ps__attention_transpose_avx512(block);
+            for (size_t r = 0; r < rows; r++)
+                store16(dst, i + r, j, _mm512_load_ps(block[r]));
+        }
+    }
+}
+
+static void store(const float *x, size_t ld, float f, const struct ps__attention_dst *dst)
+{
+    __m512 by = _mm512_set1_ps(f);
+    for (size_t i = 0; i < dst->rows; i++) {
+        for (size_t j = 0; j < dst->cols; j += W)
+            store16(dst, i, j, _mm512_mul_ps(_mm512_loadu_ps(x + i * ld + j), by));
+    }
+}
+
+static void row_dot(const struct ps__attention_src *a, const struct ps__attention_src *b,
+                    float *out)
+{
+    for (size_t i = 0; i < a->rows; i++) {
+        __m512 sum = _mm512_setzero_ps();
+        for (size_t j = 0; j < a->cols; j += W)
+            sum = _mm512_fmadd_ps(load16(a, i, j), load16(b, i, j), sum);
+        out[i] = _mm512_reduce_add_ps(sum);
+    }
+}
+
 void ps__attention_ops_avx512(struct ps__attention_ops *ops)
 {
     ops->gemm = gemm;
     ops->softmax = softmax;
     ops->grad = grad;
+    ops->pack_a = pack_rows;
+    ops->pack_at = pack_cols;
+    ops->pack_b = pack_rows;
+    ops->pack_bt = pack_cols;
     ops->scale_cols = scale_cols;
+    ops->store_t = store_t;
+    ops->store = store;
+    ops->row_dot = row_dot;
 }

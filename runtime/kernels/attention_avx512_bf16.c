@@ -257,49 +257,79 @@ static void grad(const struct ps__attention_scores *t, const float *dp, const fl
         grad_cols(t, dp, lse2, delta, p_a, ds_a, ds_b, 0);
 }
 
-static uint16_t at(const struct ps__attention_src *src, size_t row, size_t col)
+/* Lanes of [begin, begin + 32) that lie before end. */
+INLINE __mmask32 lanes32(size_t begin, size_t end)
 {
-    if (row >= src->rows || col >= src->cols)
-        return 0;
-    return ((const uint16_t *)src->data)[row * src->ld + col];
+    size_t n = end > begin ? end - begin : 0;
+    return n >= 32 ? 0xffffffffu : (1u << n) - 1;
+}
+
+/* 32 columns from col of a row, 0 beyond the matrix. */
+INLINE __m512i load32(const struct ps__attention_src *src, size_t row, size_t col)
+{
+    __mmask32 on = row < src->rows ? lanes32(col, src->cols) : 0;
+    return _mm512_maskz_loadu_epi16(on, (const uint16_t *)src->data + row * src->ld + col);
+}
+
+/* 16 columns from col of a row, each in a word of its own. */
+INLINE __m512i load16_wide(const struct ps__attention_src *src, size_t row, size_t col)
+{
+    __mmask16 on = row < src->rows ? (__mmask16)lanes32(col, src->cols) : 0;
+    const uint16_t *from = (const uint16_t *)src->data + row * src->ld + col;
+    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(on, from));
+}
+
+/* The words of 16 columns from col: row in the low half, row + 1 in the high one. */
+INLINE __m512i load_pair(const struct ps__attention_src *src, size_t row, size_t col)
+{
+    __m512i high = _mm512_slli_epi32(load16_wide(src, row + 1, col), 16);
+    return _mm512_or_si512(load16_wide(src, row, col), high);
 }
 
 static void pack_a(const struct ps__attention_src *src, void *dst, size_t ld)
 {
     for (size_t i = 0; i < src->rows; i++) {
-        uint16_t *to = (uint16_t *)dst + i * ld;
-        memcpy(to, (const uint16_t *)src->data + i * src->ld, src->cols * sizeof *to);
-        for (size_t j = src->cols; j < ld; j++)
-            to[j] = 0;
+        for (size_t j = 0; j < ld; j += 32)
+            _mm512_mask_storeu_epi16((uint16_t *)dst + i * ld + j, lanes32(j, ld),
+                                     load32(src, i, j));
     }
 }
 
 static void pack_at(const struct ps__attention_src *src, void *dst, size_t ld)
 {
-    for (size_t j = 0; j < src->cols; j++) {
-        for (size_t i = 0; i < ld; i++)
-            ((uint16_t *)dst)[j * ld + i] = at(src, i, j);
+    __m512i block[16];
+    for (size_t j = 0; j < src->cols; j += W) {
+        size_t cols = src->cols - j < W ? src->cols - j : W;
+        for (size_t i = 0; i < ld; i += 32) {
+            for (size_t r = 0; r < 16; r++)
+                block[r] = load_pair(src, i + 2 * r, j);
+            ps__attention_transpose_avx512(block);
+            for (size_t c = 0; c < cols; c++)
+                _mm512_mask_storeu_epi16((uint16_t *)dst + (j + c) * ld + i, lanes32(i, ld),
+                                         block[c]);
+        }
     }
 }
 
 static void pack_b(const struct ps__attention_src *src, void *dst, size_t ld)
 {
     for (size_t i = 0; i < src->rows; i += 2) {
-        for (size_t j = 0; j < ld; j++) {
-            uint16_t *to = (uint16_t *)dst + i * ld + 2 * j;
-            to[0] = at(src, i, j);
-            to[1] = at(src, i + 1, j);
-        }
+        for (size_t j = 0; j < ld; j += W)
+            _mm512_storeu_si512((uint16_t *)dst + i * ld + 2 * j, load_pair(src, i, j));
     }
 }
 
 static void pack_bt(const struct ps__attention_src *src, void *dst, size_t ld)
 {
-    for (size_t j = 0; j < src->cols; j += 2) {
-        for (size_t i = 0; i < ld; i++) {
-            uint16_t *to = (uint16_t *)dst + j * ld + 2 * i;
-            to[0] = at(src, i, j);
-            to[1] = at(src, i, j + 1);
+    __m512i block[16];
+    for (size_t j = 0; j < src->cols; j += 32) {
+        size_t pairs = src->cols - j < 32 ? (src->cols - j + 1) / 2 : W;
+        for (size_t i = 0; i < ld; i += W) {
+            for (size_t r = 0; r < 16; r++)
+                block[r] = load32(src, i + r, j);
+            ps__attention_transpose_avx512(block);
+            for (size_t c = 0; c < pairs; c++)
+                _mm512_storeu_si512((uint16_t *)dst + (j + 2 * c) * ld + 2 * i, block[c]);
         }
     }
 }

@@ -120,6 +120,9 @@ void ps__attention_ops_avx2(struct ps__attention_ops *ops);
 void ps__attention_ops_avx512(struct ps__attention_ops *ops);
 void ps__attention_ops_avx512_bf16(struct ps__attention_ops *ops);
 
+/* Rows and columns change places in 16 x 16 words of 4 bytes, 64-byte aligned. AVX-512. */
+void ps__attention_transpose_avx512(void *block);
+
 /* One tile of tokens of one document. */
 struct ps__attention_tile {
     int32_t begin, end; /* the document */
