@@ -174,10 +174,10 @@ static int check_heads(const struct reader *r)
     }
     if (c->head_dim % 2)
         return ps_error_full(r->err, PS_EFORMAT, r->file, "head_dim", NULL,
-                             "the head dimension is %d, but RoPE needs an even one", c->head_dim);
+                             "\"head_dim\" is %d, but RoPE needs an even one", c->head_dim);
     if (c->head_dim > 512)
         return ps_error_full(r->err, PS_EFORMAT, r->file, "head_dim", NULL,
-                             "the head dimension is %d, must be at most 512", c->head_dim);
+                             "\"head_dim\" is %d, must be at most 512", c->head_dim);
     return 0;
 }
 
