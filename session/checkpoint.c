@@ -1,0 +1,478 @@
+/* checkpoint-N directories: everything that resuming needs, whole or absent.
+ *
+ * Written under a temporary name, synced, then renamed; manifest.json with an XXH3 of each file is
+ * written last. Older checkpoints are deleted only after the new one stands. The state is a
+ * function of the number of consumed windows and completed updates (data order, schedule, random
+ * numbers are all keyed), so besides tensors only counters are stored. */
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "optim/optimizers.h"
+#include "peft/adapters.h"
+#include "runtime/base/file.h"
+#include "runtime/base/json.h"
+#include "runtime/model/safetensors.h"
+#include "session/session_internal.h"
+
+#define STATE_BYTES_MAX ((size_t)1 << 30)
+#define PATH_BYTES 4096
+
+static bool is_full(const struct ps_session *s)
+{
+    return strcmp(s->opt->method, "full") == 0;
+}
+
+static int path_in(char *buf, const char *dir, const char *name, struct ps_error *err)
+{
+    if (ps_path_join(buf, PATH_BYTES, dir, name))
+        return 0;
+    return ps_error_full(err, -ENAMETOOLONG, dir, NULL, NULL, "the path is too long");
+}
+
+/* One entry of optimizer.safetensors. */
+struct slot {
+    char name[256];
+    void *data;
+    enum ps_dtype dtype;
+    const struct ps_trainable *of;
+};
+
+static struct slot *list_slots(struct ps_session *s, size_t *count)
+{
+    const struct ps_optimizer_ops *ops = ps_optimizer_find(s->opt->optimizer);
+    size_t n = ps_trainer_trainable_count(s->trainer);
+    struct slot *list = calloc(n * (PS_OPTIMIZER_STATE_MAX + 1), sizeof *list);
+    *count = 0;
+    for (size_t i = 0; list && i < n; i++) {
+        const struct ps_trainable *x = ps_trainer_trainable(s->trainer, i);
+        for (int k = 0; k <= ops->state_count; k++) {
+            bool rest = k == ops->state_count;
+            if (rest && !x->remainder)
+                continue;
+            struct slot *e = &list[(*count)++];
+            e->data = rest ? (void *)x->remainder : x->state[k];
+            e->dtype = rest ? PS_DTYPE_U16 : PS_DTYPE_F32;
+            e->of = x;
+            PS_IGNORE(snprintf(e->name, sizeof e->name, "%s.%s", x->name,
+                               rest ? "remainder" : ops->state_name[k]) < 0,
+                      "names are short");
+        }
+    }
+    return list;
+}
+
+static int write_optimizer(struct ps_session *s, const char *dir, struct ps_error *err)
+{
+    char path[PATH_BYTES];
+    int ret = path_in(path, dir, "optimizer.safetensors", err);
+    if (ret < 0)
+        return ret;
+    size_t count;
+    struct slot *list = list_slots(s, &count);
+    struct ps_st_spec *spec = calloc(count + 1, sizeof *spec);
+    struct ps_st_writer *w = NULL;
+    ret = list && spec ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
+    for (size_t i = 0; ret == 0 && i < count; i++)
+        spec[i] = (struct ps_st_spec){.name = list[i].name,
+                                      .dtype = list[i].dtype,
+                                      .rank = list[i].of->rank,
+                                      .shape = {list[i].of->shape[0], list[i].of->shape[1]}};
+    if (ret == 0)
+        ret = ps_st_writer_create(&w, path, spec, count, err);
+    for (size_t i = 0; ret == 0 && i < count; i++)
+        ret =
+            ps_st_writer_append(w, list[i].data, list[i].of->n * ps_dtype_size(list[i].dtype), err);
+    if (ret == 0)
+        ret = ps_st_writer_close(w, err);
+    else
+        ps_st_writer_abort(w);
+    free(spec);
+    free(list);
+    return ret;
+}
+
+static int read_optimizer(struct ps_session *s, const char *dir, struct ps_error *err)
+{
+    char path[PATH_BYTES];
+    struct ps_st_file *f = NULL;
+    int ret = path_in(path, dir, "optimizer.safetensors", err);
+    if (ret == 0)
+        ret = ps_st_open(&f, path, err);
+    if (ret < 0)
+        return ret;
+    size_t count;
+    struct slot *list = list_slots(s, &count);
+    if (!list)
+        ret = ps_error_set(err, -ENOMEM, "out of memory");
+    for (size_t i = 0; ret == 0 && i < count; i++) {
+        const struct ps_st_tensor *t = ps_st_find(f, list[i].name);
+        if (!t || (size_t)t->elements != list[i].of->n || t->dtype != (int)list[i].dtype)
+            ret =
+                ps_error_full(err, PS_EFORMAT, path, list[i].name, "resume from another checkpoint",
+                              "the checkpoint has no state %s of the right size", list[i].name);
+        else
+            ret = ps_st_read(f, t, 0, t->bytes, list[i].data, err);
+    }
+    free(list);
+    ps_st_close(f);
+    return ret;
+}
+
+static json_t *history_json(const struct ps_session *s)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < s->history_count; i++) {
+        const struct ps_log_entry *h = &s->history[i];
+        bool finite = isfinite(h->loss) && isfinite(h->grad_norm);
+        json_array_append_new(
+            list, json_pack("{s:I, s:f, s:o, s:o, s:f}", "step", (json_int_t)h->step, "epoch",
+                            h->epoch, "loss", finite ? json_real(h->loss) : json_null(),
+                            "grad_norm", finite ? json_real(h->grad_norm) : json_null(),
+                            "learning_rate", h->learning_rate));
+    }
+    return list;
+}
+
+static int write_state(struct ps_session *s, const char *dir, struct ps_error *err)
+{
+    char path[PATH_BYTES];
+    char hash[24];
+    int ret = path_in(path, dir, "trainer_state.json", err);
+    if (ret < 0)
+        return ret;
+    PS_IGNORE(snprintf(hash, sizeof hash, "%016" PRIx64, s->data_hash) < 0, "cannot fail");
+    bool best = isfinite(s->best_eval);
+    json_t *root = json_pack(
+        "{s:i, s:I, s:I, s:f, s:I, s:o, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:o}", "version", 1,
+        "global_step", (json_int_t)s->step, "updates", (json_int_t)ps_trainer_updates(s->trainer),
+        "epoch", s->step > 0 ? ps_batcher_epoch_at(s->batcher, s->step - 1) : 0.0, "max_steps",
+        (json_int_t)ps_batcher_step_count(s->batcher), "best_metric",
+        best ? json_real(s->best_eval) : json_null(), "best_step", (json_int_t)s->best_step,
+        "evals_without_gain", (json_int_t)s->evals_without_gain, "nonfinite_run",
+        (json_int_t)s->nonfinite_run, "skipped", (json_int_t)s->skipped, "data_hash", hash,
+        "total_tokens", (json_int_t)s->total_tokens, "total_labels", (json_int_t)s->total_labels,
+        "log_history", history_json(s));
+    char *text = root ? json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) : NULL;
+    json_decref(root);
+    if (!text)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    ret = ps_file_write(path, text, strlen(text), err);
+    free(text);
+    return ret;
+}
+
+/* manifest.json: {"version":1,"files":{"NAME":"xxh3 in hex"}} over every file of the directory. */
+static int write_manifest(const char *dir, struct ps_error *err)
+{
+    DIR *d = opendir(dir);
+    if (!d)
+        return ps_error_full(err, -errno, dir, NULL, NULL, "cannot list the checkpoint");
+    json_t *files = json_object();
+    int ret = 0;
+    const struct dirent *e;
+    while (ret == 0 && (e = readdir(d))) {
+        char path[PATH_BYTES];
+        char hex[24];
+        uint64_t hash;
+        if (e->d_name[0] == '.')
+            continue;
+        ret = path_in(path, dir, e->d_name, err);
+        if (ret == 0)
+            ret = ps_file_hash(path, &hash, err);
+        if (ret < 0)
+            break;
+        PS_IGNORE(snprintf(hex, sizeof hex, "%016" PRIx64, hash) < 0, "cannot fail");
+        json_object_set_new(files, e->d_name, json_string(hex));
+    }
+    closedir(d);
+    json_t *root = json_pack("{s:i, s:o}", "version", 1, "files", files);
+    char *text = root ? json_dumps(root, JSON_INDENT(1) | JSON_SORT_KEYS) : NULL;
+    char path[PATH_BYTES];
+    if (ret == 0)
+        ret = text ? path_in(path, dir, "manifest.json", err)
+                   : ps_error_set(err, -ENOMEM, "out of memory");
+    if (ret == 0)
+        ret = ps_file_write(path, text, strlen(text), err);
+    free(text);
+    json_decref(root);
+    return ret;
+}
+
+static int check_manifest(const char *dir, struct ps_error *err)
+{
+    char path[PATH_BYTES];
+    json_t *root = NULL;
+    int ret = path_in(path, dir, "manifest.json", err);
+    if (ret == 0)
+        ret = ps_json_load(path, (size_t)1 << 20, &root, err);
+    if (ret < 0)
+        return ps_error_advice(err, ret, "a checkpoint without its manifest was never finished");
+    const char *name;
+    json_t *value;
+    json_object_foreach(json_object_get(root, "files"), name, value)
+    {
+        char file[PATH_BYTES];
+        char hex[24];
+        uint64_t hash = 0;
+        if (ret == 0 && (strchr(name, '/') || !json_is_string(value)))
+            ret = ps_error_full(err, PS_EFORMAT, path, name, NULL, "bad entry in the manifest");
+        if (ret == 0)
+            ret = path_in(file, dir, name, err);
+        if (ret == 0)
+            ret = ps_file_hash(file, &hash, err);
+        PS_IGNORE(snprintf(hex, sizeof hex, "%016" PRIx64, hash) < 0, "cannot fail");
+        if (ret == 0 && strcmp(hex, json_string_value(value)) != 0)
+            ret = ps_error_full(err, PS_ECHECKSUM, file, NULL, "resume from an older checkpoint",
+                                "the file does not match the checkpoint's manifest");
+    }
+    json_decref(root);
+    return ret;
+}
+
+/* Number N of "checkpoint-N", or -1. */
+static int64_t checkpoint_number(const char *name)
+{
+    static const char prefix[] = "checkpoint-";
+    if (strncmp(name, prefix, sizeof prefix - 1) != 0)
+        return -1;
+    const char *at = name + sizeof prefix - 1;
+    if (*at < '0' || *at > '9')
+        return -1;
+    char *end;
+    errno = 0;
+    long long n = strtoll(at, &end, 10);
+    return *end || errno ? -1 : (int64_t)n;
+}
+
+/* Newest checkpoint with number < below that has a manifest; -1: none. */
+static int64_t newest_below(const char *dir, int64_t below)
+{
+    DIR *d = opendir(dir);
+    int64_t best = -1;
+    const struct dirent *e;
+    while (d && (e = readdir(d))) {
+        char sub[PATH_BYTES];
+        char path[PATH_BYTES];
+        int64_t n = checkpoint_number(e->d_name);
+        if (n > best && n < below && ps_path_join(sub, sizeof sub, dir, e->d_name) &&
+            ps_path_join(path, sizeof path, sub, "manifest.json") && access(path, R_OK) == 0)
+            best = n;
+    }
+    if (d)
+        closedir(d);
+    return best;
+}
+
+/* Delete all but the newest save_total_limit and the best one. */
+static void prune(struct ps_session *s)
+{
+    int64_t at = INT64_MAX;
+    for (int kept = 0; (at = newest_below(s->opt->output, at)) >= 0; kept++) {
+        char name[64];
+        char path[PATH_BYTES];
+        struct ps_error ignored;
+        bool best = s->opt->save_best && (uint64_t)at == s->best_step && isfinite(s->best_eval);
+        if (kept < s->opt->save_total_limit || best)
+            continue;
+        PS_IGNORE(snprintf(name, sizeof name, "checkpoint-%" PRId64, at) < 0, "cannot fail");
+        if (ps_path_join(path, sizeof path, s->opt->output, name) &&
+            ps_file_remove_tree(path, &ignored) < 0)
+            ps_log(&s->log, PS_LOG_WARN, "cannot delete the old checkpoint %s: %s", path,
+                   ignored.message);
+    }
+}
+
+static int write_parts(struct ps_session *s, const char *dir, struct ps_error *err)
+{
+    char path[PATH_BYTES];
+    int ret =
+        is_full(s) ? ps__write_model(s, dir, err) : ps__write_adapter(s, dir, PS_DTYPE_F32, err);
+    if (ret == 0)
+        ret = write_optimizer(s, dir, err);
+    if (ret == 0)
+        ret = write_state(s, dir, err);
+    if (ret == 0)
+        ret = path_in(path, dir, "config.resolved.yaml", err);
+    if (ret == 0)
+        ret = ps_file_write(path, s->config_text, strlen(s->config_text), err);
+    if (ret == 0)
+        ret = write_manifest(dir, err);
+    return ret == 0 ? ps_file_sync_dir(dir, err) : ret;
+}
+
+int ps__checkpoint_save(struct ps_session *s, char *path, size_t size, struct ps_error *err)
+{
+    char name[64];
+    char tmp_name[80];
+    char tmp[PATH_BYTES];
+    PS_IGNORE(snprintf(name, sizeof name, "checkpoint-%" PRIu64, s->step) < 0, "cannot fail");
+    PS_IGNORE(snprintf(tmp_name, sizeof tmp_name, ".%s.tmp", name) < 0, "cannot fail");
+    int ret = path_in(tmp, s->opt->output, tmp_name, err);
+    if (ret == 0 && !ps_path_join(path, size, s->opt->output, name))
+        ret = ps_error_full(err, -ENAMETOOLONG, s->opt->output, NULL, NULL, "the path is too long");
+    if (ret == 0)
+        ret = ps_file_remove_tree(tmp, err);
+    if (ret == 0)
+        ret = ps_file_make_dirs(tmp, err);
+    if (ret < 0)
+        return ret;
+    ret = write_parts(s, tmp, err);
+    if (ret == 0 && access(path, F_OK) == 0) /* the same state, from a run that was resumed */
+        ret = ps_file_remove_tree(path, err);
+    if (ret == 0 && rename(tmp, path) < 0)
+        ret = ps_error_full(err, -errno, path, NULL, NULL, "cannot rename the checkpoint: %s",
+                            strerror(errno));
+    if (ret == 0)
+        ret = ps_file_sync_dir(s->opt->output, err);
+    if (ret < 0) {
+        PS_IGNORE(ps_file_remove_tree(tmp, NULL) < 0, "the first error is the one to report");
+        return ps_error_advice(err, ret, "older checkpoints are untouched; go on with --resume");
+    }
+    prune(s);
+    return 0;
+}
+
+static int read_full_weights(struct ps_session *s, const char *dir, struct ps_error *err)
+{
+    struct ps_st_set *set = NULL;
+    int ret = ps_st_set_open(&set, dir, err);
+    for (size_t i = 0; ret == 0 && i < ps_trainer_trainable_count(s->trainer); i++) {
+        const struct ps_trainable *x = ps_trainer_trainable(s->trainer, i);
+        const struct ps_st_file *f;
+        const struct ps_st_tensor *t = ps_st_set_find(set, x->name, &f);
+        if (!t || (size_t)t->elements != x->n || t->dtype != (int)x->dtype)
+            ret = ps_error_full(err, PS_EFORMAT, dir, x->name, "resume from another checkpoint",
+                                "the checkpoint has no tensor %s of the right size and type",
+                                x->name);
+        else
+            ret = ps_st_read(f, t, 0, t->bytes, x->weight, err);
+    }
+    ps_st_set_close(set);
+    return ret;
+}
+
+static int check_same_run(struct ps_session *s, const char *dir, struct ps_error *err)
+{
+    char path[PATH_BYTES];
+    char *text = NULL;
+    size_t len;
+    char diff[512];
+    int ret = path_in(path, dir, "config.resolved.yaml", err);
+    if (ret == 0)
+        ret = ps_file_read(path, (size_t)1 << 20, &text, &len, err);
+    if (ret < 0)
+        return ret;
+    ret = ps_options_numerical_diff(text, s->config_text, diff, sizeof diff, err);
+    free(text);
+    if (ret > 0)
+        return ps_error_full(
+            err, PS_EUSAGE, path, NULL,
+            "resume with the options of the checkpoint, or start a new run in another "
+            "--output",
+            "these options differ from those of the checkpoint: %s", diff);
+    return ret;
+}
+
+static int restore_history(struct ps_session *s, const json_t *root)
+{
+    const json_t *list = json_object_get(root, "log_history");
+    for (size_t i = 0; i < json_array_size(list) && s->history_count < s->history_capacity; i++) {
+        const json_t *e = json_array_get(list, i);
+        const json_t *loss = json_object_get(e, "loss");
+        const json_t *norm = json_object_get(e, "grad_norm");
+        s->history[s->history_count++] = (struct ps_log_entry){
+            .step = (uint64_t)json_integer_value(json_object_get(e, "step")),
+            .epoch = json_number_value(json_object_get(e, "epoch")),
+            .loss = json_is_number(loss) ? json_number_value(loss) : (double)NAN,
+            .grad_norm = json_is_number(norm) ? json_number_value(norm) : (double)NAN,
+            .learning_rate = json_number_value(json_object_get(e, "learning_rate"))};
+    }
+    return 0;
+}
+
+static int read_state(struct ps_session *s, const char *dir, struct ps_error *err)
+{
+    char path[PATH_BYTES];
+    json_t *root = NULL;
+    int ret = path_in(path, dir, "trainer_state.json", err);
+    if (ret == 0)
+        ret = ps_json_load(path, STATE_BYTES_MAX, &root, err);
+    if (ret < 0)
+        return ret;
+    const struct {
+        const char *key;
+        int64_t value;
+    } absent[] = {{"global_step", 0},        {"updates", 0},       {"best_step", 0},
+                  {"evals_without_gain", 0}, {"nonfinite_run", 0}, {"skipped", 0},
+                  {"total_tokens", 0},       {"total_labels", 0}};
+    int64_t v[sizeof absent / sizeof absent[0]];
+    for (size_t i = 0; ret == 0 && i < sizeof absent / sizeof absent[0]; i++)
+        ret = ps_json_get_int(root, absent[i].key, 0, INT64_MAX, 0, path, &v[i], err);
+    const char *hash;
+    if (ret == 0)
+        ret = ps_json_get_string(root, "data_hash", "", path, &hash, err);
+    char now[24];
+    PS_IGNORE(snprintf(now, sizeof now, "%016" PRIx64, s->data_hash) < 0, "cannot fail");
+    if (ret == 0 && strcmp(hash, now) != 0)
+        ret = ps_error_full(err, PS_EUSAGE, s->opt->data, "data",
+                            "resume with the data, tokenizer and template of the run",
+                            "the training rows are not those of the checkpoint %s", dir);
+    if (ret == 0) {
+        s->step = (uint64_t)v[0];
+        ps_trainer_set_updates(s->trainer, (uint64_t)v[1]);
+        for (size_t i = 0; i < ps_trainer_trainable_count(s->trainer); i++)
+            ps_trainer_trainable(s->trainer, i)->t = (uint64_t)v[1];
+        s->best_step = (uint64_t)v[2];
+        s->evals_without_gain = (uint32_t)v[3];
+        s->nonfinite_run = (uint32_t)v[4];
+        s->skipped = (uint64_t)v[5];
+        s->total_tokens = (uint64_t)v[6];
+        s->total_labels = (uint64_t)v[7];
+        const json_t *best = json_object_get(root, "best_metric");
+        s->best_eval = json_is_number(best) ? json_number_value(best) : (double)INFINITY;
+        ret = restore_history(s, root);
+    }
+    json_decref(root);
+    return ret;
+}
+
+int ps__checkpoint_load(struct ps_session *s, const char *which, struct ps_error *err)
+{
+    char name[64];
+    char dir[PATH_BYTES];
+    int ret = 0;
+    if (strcmp(which, "auto") == 0) {
+        int64_t n = newest_below(s->opt->output, INT64_MAX);
+        if (n < 0) {
+            ps_log(&s->log, PS_LOG_INFO, "no checkpoint in %s: starting from the beginning",
+                   s->opt->output);
+            return 0;
+        }
+        PS_IGNORE(snprintf(name, sizeof name, "checkpoint-%" PRId64, n) < 0, "cannot fail");
+        ret = path_in(dir, s->opt->output, name, err);
+    } else if (snprintf(dir, sizeof dir, "%s", which) >= (int)sizeof dir) {
+        ret = ps_error_full(err, -ENAMETOOLONG, which, "resume", NULL, "the path is too long");
+    }
+    if (ret == 0)
+        ret = check_manifest(dir, err);
+    if (ret == 0)
+        ret = check_same_run(s, dir, err);
+    if (ret == 0)
+        ret = read_state(s, dir, err);
+    if (ret == 0)
+        ret =
+            is_full(s) ? read_full_weights(s, dir, err) : ps_adapter_dir_load(dir, s->trainer, err);
+    if (ret == 0)
+        ret = read_optimizer(s, dir, err);
+    if (ret < 0)
+        return ret;
+    ps_log(&s->log, PS_LOG_INFO, "resuming from %s at step %llu", dir, (unsigned long long)s->step);
+    return 1;
+}

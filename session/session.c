@@ -1,0 +1,483 @@
+/* Opening and closing a session: see penstock.h.
+ *
+ * Order: model config, tokenizer, data, batches, then the plan against the budget, then memory and
+ * weights, then adapter or checkpoint. Everything that can be wrong with the user's input is found
+ * before memory is taken. */
+#include "session/penstock.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "optim/adamw.h"
+#include "optim/grad_clip.h"
+#include "optim/optimizers.h"
+#include "peft/adapters.h"
+#include "peft/targets.h"
+#include "runtime/base/file.h"
+#include "session/dataset_options.h"
+#include "session/host_memory.h"
+#include "session/session_internal.h"
+
+/* Heap, stacks and libraries beside the arena, not yet touched when the plan is made. */
+#define PROCESS_SLACK_BYTES ((uint64_t)24 << 20)
+
+static uint64_t status_kib(const char *key)
+{
+    FILE *f = fopen("/proc/self/status", "re");
+    if (!f)
+        return 0;
+    char line[160];
+    unsigned long long kib = 0;
+    size_t len = strlen(key);
+    while (fgets(line, sizeof line, f))
+        if (strncmp(line, key, len) == 0 && line[len] == ':') {
+            kib = strtoull(line + len + 1, NULL, 10);
+            break;
+        }
+    fclose(f);
+    return kib * 1024;
+}
+
+uint64_t ps__rss_bytes(void)
+{
+    return status_kib("VmRSS");
+}
+
+uint64_t ps__rss_peak_bytes(void)
+{
+    return status_kib("VmHWM");
+}
+
+static bool is_command(const struct ps_session *s, enum ps_command c)
+{
+    return s->opt->command == c;
+}
+
+static void add_eos(struct ps_session *s, int32_t id)
+{
+    for (int i = 0; i < s->eos_count; i++)
+        if (s->eos[i] == id)
+            return;
+    if (id >= 0 && s->eos_count < PS_EOS_MAX + 1)
+        s->eos[s->eos_count++] = id;
+}
+
+/* The tokenizer, unless the rows are token ids and the model has none. */
+static int open_tokenizer(struct ps_session *s, struct ps_error *err)
+{
+    const char *format = s->opt->format;
+    bool wanted = is_command(s, PS_CMD_GENERATE) || !format || strcmp(format, "tokens") != 0;
+    char path[4096];
+    if (!ps_path_join(path, sizeof path, s->opt->model, "tokenizer.json"))
+        return ps_error_full(err, -ENAMETOOLONG, s->opt->model, "model", NULL, "path too long");
+    if (is_command(s, PS_CMD_EXPORT) || (!wanted && access(path, R_OK) != 0))
+        return 0;
+    int ret = ps_tokenizer_open(&s->tok, s->opt->model, err);
+    if (ret < 0 && !wanted) {
+        memset(err, 0, err ? sizeof *err : 0);
+        return 0;
+    }
+    if (ret == -ENOENT)
+        return ps_error_full(err, PS_EFORMAT, path, "model",
+                             "copy the model's tokenizer.json there, or use --format tokens",
+                             "the model directory has no tokenizer.json");
+    return ret;
+}
+
+static int load_rows(struct ps_session *s, struct ps_dataset *ds, const char *path,
+                     const char *split, struct ps_error *err)
+{
+    struct ps_dataset_options o;
+    int ret = ps_dataset_options_from(&o, s->opt, path, split, err);
+    if (ret < 0)
+        return ret;
+    o.vocab_size = s->cfg.vocab_size;
+    o.eos_token_id = s->eos_count > 0 ? s->eos[0] : -1;
+    o.log = &s->log;
+    return ps_dataset_load(ds, &o, s->tok, err);
+}
+
+static int load_data(struct ps_session *s, struct ps_error *err)
+{
+    const struct ps_options *o = s->opt;
+    if (is_command(s, PS_CMD_EVAL))
+        return load_rows(s, &s->eval_data, o->data, "valid", err);
+    int ret = load_rows(s, &s->data, o->data, "train", err);
+    if (ret == 0 && o->eval_data)
+        ret = load_rows(s, &s->eval_data, o->eval_data, "valid", err);
+    else if (ret == 0 && o->val_split > 0)
+        ret = ps_dataset_split(&s->data, &s->eval_data, o->val_split, o->seed, err);
+    if (ret < 0)
+        return ret;
+    uint64_t tokens = s->data.row_begin[s->data.row_count];
+    s->data_hash = XXH3_64bits(s->data.ids, tokens * sizeof(int32_t));
+    s->data_hash = XXH3_64bits_withSeed(s->data.labels, tokens * sizeof(int32_t), s->data_hash);
+    return 0;
+}
+
+static int make_batchers(struct ps_session *s, struct ps_error *err)
+{
+    const struct ps_options *o = s->opt;
+    struct ps_batch_options b = {.batch_size = o->batch_size > 0 ? o->batch_size : 1,
+                                 .grad_accum = 1,
+                                 .max_seq_len = o->max_seq_len,
+                                 .packing = o->packing,
+                                 .seed = o->seed,
+                                 .epochs = 1};
+    if (s->eval_data.row_count > 0) {
+        int ret = ps_batcher_create(&s->eval_batcher, &s->eval_data, &b, err);
+        if (ret < 0)
+            return ret;
+    }
+    if (s->data.row_count == 0)
+        return 0;
+    b.grad_accum = o->grad_accum;
+    b.shuffle = o->shuffle;
+    b.epochs = o->epochs;
+    b.max_steps = (uint64_t)o->max_steps;
+    return ps_batcher_create(&s->batcher, &s->data, &b, err);
+}
+
+static void make_schedule(struct ps_session *s)
+{
+    const struct ps_options *o = s->opt;
+    uint64_t total = ps_batcher_step_count(s->batcher);
+    double ratio = o->warmup_ratio >= 0 ? o->warmup_ratio : 0.03;
+    uint64_t warmup =
+        o->warmup_steps >= 0 ? (uint64_t)o->warmup_steps : (uint64_t)(ratio * (double)total + 0.5);
+    s->schedule = (struct ps_lr_schedule){.peak = o->learning_rate,
+                                          .min_ratio = o->min_lr_ratio,
+                                          .warmup_steps = warmup,
+                                          .total_steps = total,
+                                          .wsd_decay_ratio = o->wsd_decay_ratio};
+}
+
+/* Which method, where: from --adapter when given, else from the options. */
+static int choose_method(struct ps_session *s, struct ps_trainer_options *t, struct ps_error *err)
+{
+    const struct ps_options *o = s->opt;
+    bool train = is_command(s, PS_CMD_TRAIN);
+    size_t layers = (size_t)s->cfg.n_layer;
+    if (train && strcmp(o->method, "full") == 0) {
+        t->mode = PS_MODE_FULL;
+        if (!o->train_layers || strcmp(o->train_layers, "all") == 0)
+            return 0;
+        s->layer_on = calloc(layers, sizeof *s->layer_on);
+        if (!s->layer_on)
+            return ps_error_set(err, -ENOMEM, "out of memory");
+        t->layer_on = s->layer_on;
+        return ps_layers_parse(s->layer_on, s->cfg.n_layer, o->train_layers, "train-layers", err);
+    }
+    t->mode = train ? PS_MODE_ADAPTER : PS_MODE_NONE;
+    if (!train && !o->adapter)
+        return 0;
+    s->site_on = calloc(layers * PS_LINEAR_COUNT, sizeof *s->site_on);
+    if (!s->site_on)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    t->site_on = s->site_on;
+    int ret;
+    if (o->adapter) {
+        ret = ps_adapter_dir_config(o->adapter, &s->cfg, &s->adapter_config, s->site_on, err);
+        if (train && ps_options_given(o, "lora-dropout"))
+            s->adapter_config.dropout = o->lora_dropout;
+    } else {
+        s->adapter_config = (struct ps_adapter_config){.method = o->method,
+                                                       .r = o->lora_r,
+                                                       .alpha = o->lora_alpha,
+                                                       .dropout = o->lora_dropout,
+                                                       .use_rslora = false};
+        ret = ps_targets_select(s->site_on, &s->cfg, o->lora_target, o->lora_layers, err);
+    }
+    s->adapter_config.seed = o->seed;
+    t->adapter = ret == 0 ? ps_adapter_find(s->adapter_config.method) : NULL;
+    t->adapter_config = s->adapter_config;
+    if (ret == 0 && !t->adapter)
+        ret = ps_error_full(err, PS_EUSAGE, NULL, "method", "see penstock list adapters",
+                            "unknown method '%s'", s->adapter_config.method);
+    return ret;
+}
+
+static bool clip(const double *partial, size_t count, double max_norm, double *norm, float *coef)
+{
+    struct ps_grad_clip c;
+    ps_grad_clip(&c, partial, count, max_norm);
+    *norm = c.norm;
+    *coef = c.coef;
+    return c.finite;
+}
+
+static double lr_at(const void *arg, uint64_t completed)
+{
+    return ps_lr_at((const struct ps_lr_schedule *)arg, completed);
+}
+
+static int32_t at_least(int32_t a, int32_t b)
+{
+    return a > b ? a : b;
+}
+
+static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, struct ps_error *err)
+{
+    const struct ps_options *o = s->opt;
+    memset(t, 0, sizeof *t);
+    t->model_dir = o->model;
+    t->dtype = (enum ps_dtype)o->dtype;
+    if (is_command(s, PS_CMD_EXPORT))
+        t->dtype = PS_DTYPE_F32; /* keeps the weights as they are in the files */
+    t->isa = s->isa;
+    t->thread_count = s->thread_count;
+    t->seed = o->seed;
+    t->hyper = (struct ps_optimizer_hyper){
+        .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps, .weight_decay = o->weight_decay};
+    t->max_grad_norm = o->clip && strcmp(o->clip, "none") == 0 ? 0 : o->max_grad_norm;
+    t->clip = clip;
+    t->lr_at = lr_at;
+    t->lr_arg = &s->schedule;
+    t->master_split = ps_master_split;
+    t->master_join = ps_master_join;
+    t->log = &s->log;
+    t->optimizer = o->optimizer ? ps_optimizer_find(o->optimizer) : NULL;
+    if (is_command(s, PS_CMD_TRAIN) && !t->optimizer)
+        return ps_error_full(err, PS_EUSAGE, NULL, "optimizer", "see penstock list optimizers",
+                             "unknown optimizer '%s'", o->optimizer ? o->optimizer : "");
+    t->n_tok_max = 1;
+    t->doc_max = 1;
+    t->position_max = 1;
+    const struct ps_batcher *b[] = {s->batcher, s->eval_batcher};
+    const struct ps_dataset *d[] = {&s->data, &s->eval_data};
+    for (int i = 0; i < 2; i++) {
+        if (!b[i])
+            continue;
+        t->n_tok_max = at_least(t->n_tok_max, ps_batcher_tok_max(b[i]));
+        t->doc_max = at_least(t->doc_max, ps_batcher_doc_max(b[i]));
+        for (uint64_t r = 0; r < d[i]->row_count; r++)
+            t->position_max =
+                at_least(t->position_max, (int32_t)(d[i]->row_begin[r + 1] - d[i]->row_begin[r]));
+    }
+    if (is_command(s, PS_CMD_GENERATE)) {
+        t->n_tok_max = o->max_seq_len;
+        t->position_max = o->max_seq_len;
+        t->cache_tok_max = o->max_seq_len;
+    }
+    return choose_method(s, t, err);
+}
+
+static void warn_long(const struct ps_session *s, int32_t position_max)
+{
+    if (s->cfg.max_position_embeddings > 0 && position_max > s->cfg.max_position_embeddings)
+        ps_log(&s->log, PS_LOG_WARN,
+               "sequences of %d tokens are longer than the %d that the model was made for "
+               "(max_position_embeddings)",
+               position_max, s->cfg.max_position_embeddings);
+}
+
+/* Plan, choose between keeping and recomputing activations, hold the plan against the budget. */
+static int plan(struct ps_session *s, struct ps_error *err)
+{
+    struct ps_trainer_options t;
+    int ret = trainer_options(s, &t, err);
+    if (ret < 0)
+        return ret;
+    warn_long(s, t.position_max);
+    const struct ps_options *o = s->opt;
+    uint64_t used = ps__rss_bytes() + PROCESS_SLACK_BYTES;
+    uint64_t budget = (uint64_t)o->host_mem;
+    if (o->host_mem < 0) {
+        int64_t left = ps_host_memory_free();
+        budget = left < 0 ? UINT64_MAX : (uint64_t)((double)left * 0.8) + ps__rss_bytes();
+    }
+    s->host_budget = budget;
+    bool train = is_command(s, PS_CMD_TRAIN);
+    for (int attempt = train && o->offload_activations != PS_ACT_RECOMPUTE ? 0 : 1; attempt < 2;
+         attempt++) {
+        t.recompute = attempt == 1;
+        ret = ps_trainer_create(&s->trainer, &t, err);
+        if (ret < 0)
+            return ret;
+        s->recompute = train && t.recompute;
+        s->host_need = used + ps_arena_bytes(ps_trainer_arena(s->trainer));
+        if (s->host_need <= budget)
+            return 0;
+        if (attempt == 1 || o->offload_activations == PS_ACT_KEEP)
+            break;
+        ps_trainer_destroy(s->trainer);
+        s->trainer = NULL;
+    }
+    return ps_error_full(
+        err, PS_ENOFIT, NULL, "host-mem",
+        train ? "lower --max-seq-len or --batch-size, or use --offload-activations "
+                "recompute"
+              : "lower --max-seq-len",
+        "this needs %.0f MiB of host memory and the budget is %.0f MiB; the smallest "
+        "sufficient budget is --host-mem %lluMiB",
+        (double)s->host_need / 1048576.0, (double)budget / 1048576.0,
+        (unsigned long long)((s->host_need + 1048575) >> 20));
+}
+
+static void describe_plan(struct ps_session *s)
+{
+    const struct ps_arena *a = ps_trainer_arena(s->trainer);
+    for (int c = 0; c < PS_ARENA_CLASS_COUNT; c++) {
+        size_t bytes = ps_arena_class_bytes(a, (enum ps_arena_class)c);
+        if (bytes > 0)
+            s->plan[s->plan_count++] = (struct ps_plan_item){
+                .name = ps_arena_class_name((enum ps_arena_class)c), .bytes = bytes};
+    }
+    s->plan[s->plan_count++] = (struct ps_plan_item){.name = "process and data",
+                                                     .bytes = s->host_need - ps_arena_bytes(a)};
+}
+
+static int allocate(struct ps_session *s, struct ps_error *err)
+{
+    describe_plan(s);
+    if (s->batcher) {
+        s->history_capacity =
+            (size_t)(ps_batcher_step_count(s->batcher) /
+                     (uint64_t)(s->opt->logging_steps > 0 ? s->opt->logging_steps : 1)) +
+            2;
+        s->history = calloc(s->history_capacity, sizeof *s->history);
+        if (!s->history)
+            return ps_error_set(err, -ENOMEM, "out of memory");
+    }
+    if (s->opt->command == PS_CMD_TRAIN && s->opt->dry_run)
+        return 0;
+    int ret = ps_trainer_commit(s->trainer, err);
+    if (ret == 0 && s->opt->adapter)
+        ret = ps_adapter_dir_load(s->opt->adapter, s->trainer, err);
+    return ret;
+}
+
+static int open_parts(struct ps_session *s, struct ps_error *err)
+{
+    const struct ps_options *o = s->opt;
+    int ret = ps_model_config_load(&s->cfg, o->model, err);
+    if (ret == 0)
+        ret = open_tokenizer(s, err);
+    if (ret < 0)
+        return ret;
+    if (s->tok)
+        add_eos(s, ps_tokenizer_special_id(s->tok, "eos_token"));
+    for (int i = 0; i < s->cfg.eos_count; i++)
+        add_eos(s, s->cfg.eos_token_id[i]);
+    if (is_command(s, PS_CMD_TRAIN) || is_command(s, PS_CMD_EVAL))
+        ret = load_data(s, err);
+    if (ret == 0)
+        ret = make_batchers(s, err);
+    if (ret == 0 && s->batcher) {
+        make_schedule(s);
+        ret = ps_lr_schedule_from_name(o->lr_scheduler, &s->schedule.kind, err);
+    }
+    if (ret == 0)
+        ret = plan(s, err);
+    if (ret == 0)
+        ret = allocate(s, err);
+    if (ret == 0 && o->command == PS_CMD_TRAIN) {
+        s->config_text = ps_options_to_yaml(o);
+        if (!s->config_text)
+            ret = ps_error_set(err, -ENOMEM, "out of memory");
+    }
+    if (ret == 0 && o->command == PS_CMD_TRAIN && o->resume && !o->dry_run)
+        ret = ps__checkpoint_load(s, o->resume, err);
+    return ret < 0 ? ret : 0;
+}
+
+static int cores(void)
+{
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > 256 ? 256 : (int)n;
+}
+
+int ps_session_open(struct ps_session **out, const struct ps_options *opt, const struct ps_log *log,
+                    struct ps_error *err)
+{
+    struct ps_error local;
+    if (!err)
+        err = &local;
+    memset(err, 0, sizeof *err);
+    struct ps_session *s = calloc(1, sizeof *s);
+    if (!s)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    s->opt = opt;
+    if (log)
+        s->log = *log;
+    s->isa = ps_isa_detect();
+    if (opt->isa >= 0 && opt->isa < (int)s->isa)
+        s->isa = (enum ps_isa)opt->isa;
+    s->thread_count = opt->threads > 0 ? opt->threads : cores();
+    s->best_eval = 1.0 / 0.0;
+    int ret = open_parts(s, err);
+    if (ret < 0) {
+        ps_session_close(s);
+        return ret;
+    }
+    *out = s;
+    return 0;
+}
+
+void ps_session_close(struct ps_session *s)
+{
+    if (!s)
+        return;
+    if (s->metrics)
+        fclose(s->metrics);
+    ps_trainer_destroy(s->trainer);
+    ps_batcher_destroy(s->batcher);
+    ps_batcher_destroy(s->eval_batcher);
+    ps_dataset_fini(&s->data);
+    ps_dataset_fini(&s->eval_data);
+    ps_encoding_fini(&s->enc);
+    ps_tokenizer_close(s->tok);
+    free(s->site_on);
+    free(s->layer_on);
+    free(s->history);
+    free(s->config_text);
+    free(s);
+}
+
+void ps_session_info(const struct ps_session *s, struct ps_session_info *out)
+{
+    static const char *const loss_name[] = {"auto", "assistant", "completion", "all"};
+    const struct ps_dataset *d = s->data.row_count ? &s->data : &s->eval_data;
+    bool rows = d->row_count > 0;
+    *out = (struct ps_session_info){
+        .model_type = s->cfg.model_type,
+        .method = s->opt->method ? s->opt->method : "none",
+        .optimizer = s->opt->optimizer ? s->opt->optimizer : "none",
+        .data_path = rows ? d->path : "",
+        .data_format = rows ? ps_data_format_name(d->format) : "",
+        .loss_on = rows ? loss_name[d->loss_on] : "",
+        .parameters = ps_trainer_params(s->trainer)->elements,
+        .trainable_parameters =
+            s->opt->command == PS_CMD_TRAIN ? ps_trainer_trainable_elements(s->trainer) : 0,
+        .step_count = s->batcher ? ps_batcher_step_count(s->batcher) : 0,
+        .step = s->step,
+        .rows = d->row_count,
+        .rows_dropped = d->rows_dropped + d->rows_unlabelled,
+        .rows_truncated = d->rows_truncated,
+        .eval_rows = s->eval_data.row_count,
+        .tokens_per_epoch = d->token_count,
+        .labels_per_epoch = d->label_count,
+        .packing_efficiency = s->batcher ? ps_batcher_packing_efficiency(s->batcher) : 0,
+        .threads = s->thread_count,
+        .isa = ps_isa_name(s->isa),
+        .recompute = s->recompute,
+        .host_bytes = s->host_need,
+        .host_budget = s->host_budget,
+        .plan = s->plan,
+        .plan_count = s->plan_count,
+    };
+}
+
+void ps_session_request_stop(struct ps_session *s, int signal_number)
+{
+    atomic_store_explicit(&s->stop_signal, signal_number, memory_order_relaxed);
+}
+
+void ps_session_request_save(struct ps_session *s)
+{
+    atomic_store_explicit(&s->save_wanted, 1, memory_order_relaxed);
+}

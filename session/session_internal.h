@@ -1,0 +1,92 @@
+/* What the files of the session share: see penstock.h. */
+#ifndef PS_SESSION_SESSION_INTERNAL_H
+#define PS_SESSION_SESSION_INTERNAL_H
+
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+
+#include "optim/lr_schedule.h"
+#include "runtime/data/batch.h"
+#include "runtime/data/dataset.h"
+#include "runtime/data/tokenizer.h"
+#include "runtime/train/trainer.h"
+#include "session/penstock.h"
+
+/* One logged step, kept for trainer_state.json. */
+struct ps_log_entry {
+    uint64_t step;
+    double epoch, loss, grad_norm, learning_rate;
+};
+
+struct ps_session {
+    const struct ps_options *opt; /* borrowed until close */
+    struct ps_log log;
+    struct ps_model_config cfg;
+    struct ps_tokenizer *tok; /* NULL when the data are token ids and the model has none */
+    struct ps_encoding enc;
+    int32_t eos[PS_EOS_MAX + 1]; /* ids that end a generation */
+    int eos_count;
+
+    struct ps_dataset data, eval_data; /* row_count 0: none */
+    struct ps_batcher *batcher, *eval_batcher;
+    uint64_t data_hash; /* XXH3 of the training rows' ids and labels */
+
+    bool *site_on, *layer_on;
+    struct ps_adapter_config adapter_config;
+    struct ps_lr_schedule schedule;
+    struct ps_trainer *trainer;
+    bool recompute;
+    uint64_t host_budget, host_need;
+    struct ps_plan_item plan[PS_ARENA_CLASS_COUNT + 2];
+    size_t plan_count;
+    int thread_count;
+    enum ps_isa isa;
+
+    /* training state */
+    uint64_t step; /* data cursor: windows consumed */
+    uint32_t nonfinite_run;
+    uint64_t skipped;
+    double best_eval;
+    uint64_t best_step;
+    uint32_t evals_without_gain;
+    struct ps_log_entry *history; /* (history_capacity,) allocated at open */
+    size_t history_count, history_capacity;
+    char *config_text; /* config.resolved.yaml */
+    FILE *metrics;
+    uint64_t total_tokens, total_labels;
+    double total_seconds, last_eval_loss;
+    uint64_t peak_rss;
+
+    _Atomic int stop_signal; /* atomic: set by a signal handler */
+    _Atomic int save_wanted; /* atomic: set by a signal handler */
+};
+
+/* RSS of this process in bytes, and its high-water mark (VmHWM). 0 when the system does not say. */
+uint64_t ps__rss_bytes(void);
+uint64_t ps__rss_peak_bytes(void);
+
+/* Write the trained thing into the existing directory `dir`: a PEFT adapter, or a Hugging Face
+ * model (base with adapter merged, or the trained weights). dtype of adapters F32 or BF16. */
+int ps__write_adapter(struct ps_session *s, const char *dir, enum ps_dtype dtype,
+                      struct ps_error *err) PS_WARN_UNUSED;
+int ps__write_model(struct ps_session *s, const char *dir, struct ps_error *err) PS_WARN_UNUSED;
+/* Re-open a model directory and compare it with what this session would write. */
+int ps__verify_model(struct ps_session *s, const char *dir, struct ps_error *err) PS_WARN_UNUSED;
+
+/* checkpoint-N of the current state under opt->output; prunes older ones. path (size) receives its
+ * name. */
+int ps__checkpoint_save(struct ps_session *s, char *path, size_t size,
+                        struct ps_error *err) PS_WARN_UNUSED;
+/* Load the state of a checkpoint directory ("auto": the newest whole one under opt->output; none
+ * there is no error and returns 0; otherwise 1 after loading). */
+int ps__checkpoint_load(struct ps_session *s, const char *which,
+                        struct ps_error *err) PS_WARN_UNUSED;
+
+/* Labelled mean of the evaluation rows. */
+int ps__eval(struct ps_session *s, struct ps_eval_stats *out, struct ps_error *err) PS_WARN_UNUSED;
+
+/* Dump the gradients of the last step (fp32, before clipping) as safetensors. */
+int ps__dump_grads(struct ps_session *s, const char *path, struct ps_error *err) PS_WARN_UNUSED;
+
+#endif

@@ -1,0 +1,357 @@
+/* The training run: steps, metrics, evaluation, checkpoints, signals, the result. See penstock.h.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "peft/adapters.h"
+#include "runtime/base/file.h"
+#include "runtime/base/json.h"
+#include "session/session_internal.h"
+
+#define NONFINITE_RUN_MAX 10
+#define PATH_BYTES 4096
+
+static bool is_full(const struct ps_session *s)
+{
+    return strcmp(s->opt->method, "full") == 0;
+}
+
+int ps_session_step(struct ps_session *s, struct ps_step_stats *out, struct ps_error *err)
+{
+    struct ps_trainer_stats st;
+    uint64_t count = ps_batcher_step_count(s->batcher);
+    if (s->step >= count)
+        return ps_error_set(err, -EINVAL, "the run is already complete");
+    int ret = ps_trainer_step(s->trainer, s->batcher, s->step, &st, err);
+    if (ret < 0)
+        return ret;
+    s->step++;
+    s->nonfinite_run = st.skipped ? s->nonfinite_run + 1 : 0;
+    s->skipped += st.skipped;
+    s->total_tokens += (uint64_t)st.tokens;
+    s->total_labels += (uint64_t)st.labels;
+    s->total_seconds += st.seconds;
+    *out = (struct ps_step_stats){
+        .step = s->step,
+        .step_count = count,
+        .epoch = ps_batcher_epoch_at(s->batcher, s->step - 1),
+        .loss = st.loss,
+        .grad_norm = st.grad_norm,
+        .learning_rate = st.learning_rate,
+        .clip_coef = (double)st.clip_coef,
+        .tokens = (uint64_t)st.tokens,
+        .label_tokens = (uint64_t)st.labels,
+        .step_s = st.seconds,
+        .tokens_per_s = st.seconds > 0 ? (double)st.tokens / st.seconds : 0,
+        .compute_s = st.compute_s,
+        .data_s = st.data_s,
+        .update_s = st.update_s,
+        .host_bytes = ps__rss_bytes(),
+        .skipped = st.skipped,
+    };
+    return s->step < count;
+}
+
+/* A number as JSON: null where it is not finite. */
+static const char *real(char *buf, size_t size, double x)
+{
+    if (!isfinite(x))
+        return "null";
+    PS_IGNORE(snprintf(buf, size, "%.9g", x) < 0, "cannot fail");
+    return buf;
+}
+
+static int flush_metrics(struct ps_session *s, struct ps_error *err)
+{
+    if (fflush(s->metrics) == 0 && !ferror(s->metrics))
+        return 0;
+    int ret = errno ? -errno : -EIO;
+    clearerr(s->metrics);
+    return ps_error_full(err, ret, s->opt->output, "metrics.jsonl", "free some disk space",
+                         "cannot write metrics.jsonl: %s", ps_status_text(ret));
+}
+
+static int log_step(struct ps_session *s, const struct ps_step_stats *st, struct ps_error *err)
+{
+    char loss[32];
+    char norm[32];
+    if (s->history_count < s->history_capacity)
+        s->history[s->history_count++] = (struct ps_log_entry){.step = st->step,
+                                                               .epoch = st->epoch,
+                                                               .loss = st->loss,
+                                                               .grad_norm = st->grad_norm,
+                                                               .learning_rate = st->learning_rate};
+    fprintf(s->metrics,
+            "{\"step\":%" PRIu64
+            ",\"epoch\":%.6g,\"loss\":%s,\"grad_norm\":%s,\"learning_rate\":%.9g,"
+            "\"tokens\":%" PRIu64 ",\"label_tokens\":%" PRIu64
+            ",\"tokens_per_s\":%.2f,\"step_s\":%.6f,\"compute_s\":%.6f,\"data_s\":%.6f,"
+            "\"update_s\":%.6f,\"stall_s\":0,\"device_bytes\":0,\"host_bytes\":%" PRIu64
+            ",\"disk_bytes\":0,\"disk_read_bytes\":0,\"disk_write_bytes\":0,\"clip_coef\":%.9g,"
+            "\"predicted_step_s\":null,\"skipped\":%s,\"lanes\":{\"compute\":{\"busy_s\":%.6f,"
+            "\"stall_on\":{}}}}\n",
+            st->step, st->epoch, real(loss, sizeof loss, st->loss),
+            real(norm, sizeof norm, st->grad_norm), st->learning_rate, st->tokens, st->label_tokens,
+            st->tokens_per_s, st->step_s, st->compute_s, st->data_s, st->update_s, st->host_bytes,
+            st->clip_coef, st->skipped ? "true" : "false", st->compute_s + st->update_s);
+    return flush_metrics(s, err);
+}
+
+/* Keep the lines of metrics.jsonl up to the step that the run goes on from. */
+static int trim_metrics(struct ps_session *s, const char *path, struct ps_error *err)
+{
+    if (s->step == 0 || access(path, F_OK) != 0)
+        return 0;
+    char *text;
+    size_t len;
+    int ret = ps_file_read(path, (size_t)1 << 31, &text, &len, err);
+    if (ret < 0)
+        return ret;
+    size_t kept = 0;
+    for (size_t at = 0; at < len;) {
+        const char *end = memchr(text + at, '\n', len - at);
+        size_t n = end ? (size_t)(end - (text + at)) + 1 : len - at;
+        unsigned long long step;
+        if (end && sscanf(text + at, "{\"step\":%llu,", &step) == 1 && step <= s->step) {
+            memmove(text + kept, text + at, n);
+            kept += n;
+        }
+        at += n;
+    }
+    ret = ps_file_write(path, text, kept, err);
+    free(text);
+    return ret;
+}
+
+static int write_text(const char *dir, const char *name, const char *text, struct ps_error *err)
+{
+    char path[PATH_BYTES];
+    if (!ps_path_join(path, sizeof path, dir, name))
+        return ps_error_full(err, -ENAMETOOLONG, dir, NULL, NULL, "the path is too long");
+    return ps_file_write(path, text, strlen(text), err);
+}
+
+static int write_plan(struct ps_session *s, struct ps_error *err)
+{
+    char text[4096];
+    size_t len = 0;
+    uint64_t arena = ps_arena_bytes(ps_trainer_arena(s->trainer));
+    len += (size_t)snprintf(
+        text, sizeof text,
+        "{\"version\":1,\"fits\":true,\"strategy\":\"resident\",\"recompute\":%s,"
+        "\"peak_bytes\":{\"device\":0,\"host\":%" PRIu64 ",\"disk\":0},\"arena_bytes\":%" PRIu64
+        ",\"host_budget\":%" PRIu64
+        ",\"traffic_bytes\":{\"disk_read\":0,\"disk_write\":0,\"h2d\":0,\"d2h\":0},"
+        "\"placement\":{",
+        s->recompute ? "true" : "false", s->host_need, arena, s->host_budget);
+    for (size_t i = 0; i < s->plan_count && len < sizeof text - 128; i++)
+        len += (size_t)snprintf(text + len, sizeof text - len,
+                                "%s\"%s\":{\"tier\":\"host\",\"bytes\":%" PRIu64 "}", i ? "," : "",
+                                s->plan[i].name, s->plan[i].bytes);
+    len += (size_t)snprintf(text + len, sizeof text - len, "}}\n");
+    return write_text(s->opt->output, "plan.json", text, err);
+}
+
+/* A new run must not write into the directory of another one. */
+static int check_output(struct ps_session *s, struct ps_error *err)
+{
+    if (s->opt->resume)
+        return 0;
+    DIR *d = opendir(s->opt->output);
+    const struct dirent *e;
+    bool taken = false;
+    while (d && (e = readdir(d)))
+        taken |= strncmp(e->d_name, "checkpoint-", 11) == 0;
+    if (d)
+        closedir(d);
+    if (!taken)
+        return 0;
+    return ps_error_full(err, PS_EUSAGE, s->opt->output, "output",
+                         "go on with --resume, or choose another --output",
+                         "the output directory already holds the checkpoints of a run");
+}
+
+static int prepare_output(struct ps_session *s, struct ps_error *err)
+{
+    char path[PATH_BYTES];
+    int ret = check_output(s, err);
+    if (ret == 0)
+        ret = ps_file_make_dirs(s->opt->output, err);
+    if (ret == 0)
+        ret = write_text(s->opt->output, "config.resolved.yaml", s->config_text, err);
+    if (ret == 0)
+        ret = write_plan(s, err);
+    if (ret == 0 && !ps_path_join(path, sizeof path, s->opt->output, "metrics.jsonl"))
+        ret = ps_error_full(err, -ENAMETOOLONG, s->opt->output, NULL, NULL, "the path is too long");
+    if (ret == 0)
+        ret = trim_metrics(s, path, err);
+    if (ret < 0)
+        return ret;
+    s->metrics = fopen(path, s->step > 0 ? "ae" : "we");
+    if (!s->metrics) {
+        ret = -errno;
+        return ps_error_full(err, ret, path, NULL, NULL, "cannot open: %s", ps_status_text(ret));
+    }
+    return 0;
+}
+
+static int save_checkpoint(struct ps_session *s, const struct ps_train_hooks *hooks,
+                           struct ps_error *err)
+{
+    char path[PATH_BYTES];
+    int ret = ps__checkpoint_save(s, path, sizeof path, err);
+    if (ret == 0 && hooks && hooks->on_checkpoint)
+        hooks->on_checkpoint(hooks->arg, path);
+    return ret;
+}
+
+/* Evaluate, log, and keep score for --save-best and --early-stopping-patience. *stop: patience is
+ * used up. */
+static int evaluate(struct ps_session *s, const struct ps_train_hooks *hooks, bool *stop,
+                    struct ps_error *err)
+{
+    struct ps_eval_stats e;
+    char loss[32];
+    int ret = ps__eval(s, &e, err);
+    if (ret < 0)
+        return ret;
+    s->last_eval_loss = e.loss;
+    fprintf(s->metrics,
+            "{\"step\":%" PRIu64 ",\"eval_loss\":%s,\"eval_rows\":%" PRIu64
+            ",\"eval_label_tokens\":%" PRIu64 ",\"eval_s\":%.6f}\n",
+            s->step, real(loss, sizeof loss, e.loss), e.rows, e.label_tokens, e.seconds);
+    if (e.loss < s->best_eval) {
+        s->best_eval = e.loss;
+        s->best_step = s->step;
+        s->evals_without_gain = 0;
+    } else {
+        s->evals_without_gain++;
+    }
+    int patience = s->opt->early_stopping_patience;
+    *stop = patience > 0 && s->evals_without_gain >= (uint32_t)patience;
+    if (hooks && hooks->on_eval)
+        hooks->on_eval(hooks->arg, s->step, &e);
+    ret = flush_metrics(s, err);
+    if (ret == 0 && s->opt->save_best && s->best_step == s->step)
+        ret = save_checkpoint(s, hooks, err);
+    return ret;
+}
+
+static int diverged(struct ps_session *s, const struct ps_train_hooks *hooks, struct ps_error *err)
+{
+    int ret = save_checkpoint(s, hooks, err);
+    if (ret < 0)
+        return ret;
+    return ps_error_full(
+        err, PS_EDIVERGED, s->opt->output, "learning-rate",
+        "lower --learning-rate, check the data, or go on from an older checkpoint",
+        "loss or gradient was not finite in %d steps in a row (up to step %llu); no weight "
+        "was changed by them",
+        NONFINITE_RUN_MAX, (unsigned long long)s->step);
+}
+
+/* After one step: logs, evaluation, checkpoint, requests. 1: stop early, 0: go on. */
+static int after_step(struct ps_session *s, const struct ps_step_stats *st,
+                      const struct ps_train_hooks *hooks, struct ps_error *err)
+{
+    const struct ps_options *o = s->opt;
+    bool last = s->step == st->step_count;
+    bool stop = false;
+    int ret = 0;
+    if (s->step % (uint64_t)o->logging_steps == 0 || last || st->skipped)
+        ret = log_step(s, st, err);
+    if (ret == 0 && hooks && hooks->on_step)
+        hooks->on_step(hooks->arg, st);
+    if (ret == 0 && s->nonfinite_run >= NONFINITE_RUN_MAX)
+        return diverged(s, hooks, err);
+    bool eval_now = o->eval_steps > 0 && s->step % (uint64_t)o->eval_steps == 0;
+    if (ret == 0 && s->eval_batcher && (eval_now || last))
+        ret = evaluate(s, hooks, &stop, err);
+    bool asked = atomic_exchange_explicit(&s->save_wanted, 0, memory_order_relaxed) != 0;
+    bool due = o->save_steps > 0 && s->step % (uint64_t)o->save_steps == 0;
+    int signal_number = atomic_load_explicit(&s->stop_signal, memory_order_relaxed);
+    if (ret == 0 && (asked || due || last || stop || signal_number))
+        ret = save_checkpoint(s, hooks, err);
+    if (ret < 0)
+        return ret;
+    if (signal_number && !last)
+        return ps_error_full(err, PS_ESTOPPED, o->output, NULL, "go on with --resume",
+                             "stopped by signal %d after step %llu; the checkpoint is saved",
+                             signal_number, (unsigned long long)s->step);
+    return stop ? 1 : 0;
+}
+
+/* With --save-best the result is that of the best evaluation. */
+static int load_best(struct ps_session *s, struct ps_error *err)
+{
+    if (!s->opt->save_best || !isfinite(s->best_eval) || s->best_step == s->step)
+        return 0;
+    char dir[PATH_BYTES];
+    if (snprintf(dir, sizeof dir, "%s/checkpoint-%" PRIu64, s->opt->output, s->best_step) >=
+        (int)sizeof dir)
+        return ps_error_full(err, -ENAMETOOLONG, s->opt->output, NULL, NULL,
+                             "the path is too long");
+    ps_log(&s->log, PS_LOG_INFO, "the result is that of step %llu, the best evaluation",
+           (unsigned long long)s->best_step);
+    uint64_t step = s->step;
+    double best = s->best_eval;
+    size_t history = s->history_count;
+    s->history_count = 0;
+    int ret = ps__checkpoint_load(s, dir, err);
+    s->step = step;
+    s->best_eval = best;
+    s->history_count = history;
+    return ret < 0 ? ret : 0;
+}
+
+static int write_end(struct ps_session *s, struct ps_error *err)
+{
+    char eval[32];
+    double rate = s->total_seconds > 0 ? (double)s->total_tokens / s->total_seconds : 0;
+    fprintf(s->metrics,
+            "{\"event\":\"end\",\"steps\":%" PRIu64 ",\"updates\":%" PRIu64 ",\"skipped\":%" PRIu64
+            ",\"tokens\":%" PRIu64 ",\"label_tokens\":%" PRIu64
+            ",\"train_s\":%.6f,\"tokens_per_s\":%.2f,\"eval_loss\":%s,\"peak_bytes\":{\"device\":0,"
+            "\"host\":%" PRIu64 ",\"disk\":0},\"predicted_peak_bytes\":{\"host\":%" PRIu64 "}}\n",
+            s->step, ps_trainer_updates(s->trainer), s->skipped, s->total_tokens, s->total_labels,
+            s->total_seconds, rate,
+            s->eval_batcher ? real(eval, sizeof eval, s->last_eval_loss) : "null",
+            ps__rss_peak_bytes(), s->host_need);
+    return flush_metrics(s, err);
+}
+
+static int write_result(struct ps_session *s, struct ps_error *err)
+{
+    int ret = load_best(s, err);
+    bool half = s->opt->adapter_dtype && strcmp(s->opt->adapter_dtype, "bf16") == 0;
+    if (ret == 0)
+        ret = is_full(s)
+                  ? ps__write_model(s, s->opt->output, err)
+                  : ps__write_adapter(s, s->opt->output, half ? PS_DTYPE_BF16 : PS_DTYPE_F32, err);
+    return ret == 0 ? write_end(s, err) : ret;
+}
+
+int ps_session_train(struct ps_session *s, const struct ps_train_hooks *hooks, struct ps_error *err)
+{
+    struct ps_error local = {0};
+    if (!err)
+        err = &local;
+    int ret = prepare_output(s, err);
+    bool first = true;
+    while (ret == 0 && s->step < ps_batcher_step_count(s->batcher)) {
+        struct ps_step_stats st;
+        ret = ps_session_step(s, &st, err);
+        if (ret >= 0 && first && s->opt->dump_grads)
+            ret = ps__dump_grads(s, s->opt->dump_grads, err);
+        first = false;
+        if (ret >= 0)
+            ret = after_step(s, &st, hooks, err);
+    }
+    return ret < 0 ? ret : write_result(s, err);
+}
