@@ -61,7 +61,7 @@ static size_t scratch_bytes(size_t head_dim)
 }
 
 /* Offsets of the workspace:
- *   [tile table | block table | turn counters | thread scratch | packed K, V  or  dQ] */
+ *   [tile table | block table | turn counters | thread scratch | packed K, V  or  lse, D, dQ] */
 struct layout {
     size_t block, turn, scratch, wave, total;
 };
@@ -79,7 +79,8 @@ static struct layout lay_out(size_t n_tok, size_t n_head, size_t n_kv_head, size
         l.turn + ps__attention_round(slots / PS__ATTENTION_LANE * group * sizeof(atomic_int), 64);
     l.wave = l.scratch + (size_t)thread_count * scratch_bytes(head_dim);
     size_t forward = 2 * ps__attention_round(wave_tok * head_dim * sizeof(float), 64);
-    size_t backward = slots * group * head_dim * sizeof(float);
+    size_t backward = 2 * ps__attention_round(wave_tok * group * sizeof(float), 64) +
+                      slots * group * head_dim * sizeof(float);
     l.total = l.wave + (forward > backward ? forward : backward);
     return l;
 }
@@ -147,7 +148,11 @@ void ps__attention_ctx_init(struct ps__attention_ctx *ctx, struct ps_pool *pool,
     size_t wave = ps__attention_wave_tokens(n_tok, (size_t)args->n_kv_head, threads);
     ctx->key_pack = base + l.wave;
     ctx->value_pack = ctx->key_pack + ps__attention_round(wave * ctx->head_dim * sizeof(float), 64);
-    ctx->dq = (float *)(void *)(base + l.wave);
+    char *at = base + l.wave;
+    size_t line_bytes = wave * (size_t)ctx->group * sizeof(float);
+    ctx->lse2 = ps__attention_take(&at, line_bytes);
+    ctx->delta = ps__attention_take(&at, line_bytes);
+    ctx->dq = (float *)(void *)at;
     ctx->kv_count = (int32_t)(wave / n_tok);
     build_tables(ctx, args);
 }

@@ -97,6 +97,29 @@ static void pack_keys(const struct job *j)
     memset(j->area.dv, 0, bytes);
 }
 
+/* Fetch the rows that pack_queries will read next: they are strided, hardware does not foresee
+ * them. */
+static void prefetch_rows(const struct ps__attention_src *m)
+{
+    size_t size = ps_dtype_size(m->dtype), bytes = m->cols * size;
+    const char *row = m->data;
+    for (size_t i = 0; i < m->rows; i++, row += m->ld * size) {
+        for (size_t b = 0; b < bytes; b += 64)
+            __builtin_prefetch(row + b, 0, 2);
+    }
+}
+
+static void prefetch_queries(const struct job *j, const struct ps__attention_tile *qt)
+{
+    const struct ps_attention_args *a = j->ctx->args;
+    size_t rows = ps__attention_tile_len(qt);
+    struct ps__attention_src q = ps__attention_src(j->ctx, a->q, a->q_ld, qt->start, rows, j->head);
+    struct ps__attention_src g =
+        ps__attention_src(j->ctx, a->dout, a->dout_ld, qt->start, rows, j->head);
+    prefetch_rows(&q);
+    prefetch_rows(&g);
+}
+
 /* Operands and statistics of a tile of queries. */
 static void pack_queries(const struct job *j, const struct ps__attention_tile *qt)
 {
@@ -107,16 +130,14 @@ static void pack_queries(const struct job *j, const struct ps__attention_tile *q
     struct ps__attention_src q = ps__attention_src(ctx, a->q, a->q_ld, qt->start, cols, j->head);
     struct ps__attention_src g =
         ps__attention_src(ctx, a->dout, a->dout_ld, qt->start, cols, j->head);
-    struct ps__attention_src o =
-        ps__attention_src(ctx, a->out, a->out_ld, qt->start, cols, j->head);
     ctx->ops.pack_bt(&q, s->q_bt, ld);
     ctx->ops.pack_bt(&g, s->do_bt, ld);
     ctx->ops.pack_b(&q, s->q_b, ctx->dn);
     ctx->ops.pack_b(&g, s->do_b, ctx->dn);
-    ctx->ops.row_dot(&g, &o, s->delta);
-    const float *lse = a->lse + (size_t)qt->start * (size_t)a->n_head + (size_t)j->head;
-    for (size_t i = 0; i < cols; i++)
-        s->lse2[i] = lse[i * (size_t)a->n_head] * PS__LOG2E;
+    size_t local = (size_t)(j->head - ctx->kv_begin * ctx->group);
+    size_t at = local * (size_t)a->doc_start[a->doc_count] + (size_t)qt->start;
+    memcpy(s->lse2, ctx->lse2 + at, cols * sizeof(float));
+    memcpy(s->delta, ctx->delta + at, cols * sizeof(float));
     for (size_t i = cols; i < ld; i++)
         s->lse2[i] = s->delta[i] = 0;
 }
@@ -209,6 +230,28 @@ static void query_tile(const struct job *j, int32_t tile_idx, int32_t first)
     }
 }
 
+/* lse in powers of two, and D = rowsum(dO * O), of a tile of tokens for the heads of the wave. */
+static void stats_task(void *arg, size_t task_idx, int thread_idx)
+{
+    const struct ps__attention_ctx *ctx = arg;
+    const struct ps_attention_args *a = ctx->args;
+    const struct ps__attention_tile *t = &ctx->tile[task_idx];
+    size_t rows = ps__attention_tile_len(t), n_head = (size_t)a->n_head;
+    (void)thread_idx;
+    for (int32_t h = 0; h < ctx->kv_count * ctx->group; h++) {
+        int32_t head = ctx->kv_begin * ctx->group + h;
+        size_t at = (size_t)h * (size_t)a->doc_start[a->doc_count] + (size_t)t->start;
+        struct ps__attention_src g =
+            ps__attention_src(ctx, a->dout, a->dout_ld, t->start, rows, head);
+        struct ps__attention_src o =
+            ps__attention_src(ctx, a->out, a->out_ld, t->start, rows, head);
+        ctx->ops.row_dot(&g, &o, ctx->delta + at);
+        const float *lse = a->lse + (size_t)t->start * n_head + (size_t)head;
+        for (size_t i = 0; i < rows; i++)
+            ctx->lse2[at + i] = lse[i * n_head] * PS__LOG2E;
+    }
+}
+
 static void backward_task(void *arg, size_t task_idx, int thread_idx)
 {
     const struct ps__attention_ctx *ctx = arg;
@@ -229,6 +272,8 @@ static void backward_task(void *arg, size_t task_idx, int thread_idx)
             int32_t first = ps__attention_first_tile(ctx, &ctx->tile[j.doc_tile + q]);
             if (first >= block_first + j.block->tile_count)
                 break;
+            if (q + 1 < doc_tiles)
+                prefetch_queries(&j, &ctx->tile[j.doc_tile + q + 1]);
             query_tile(&j, j.doc_tile + q, first);
         }
     }
@@ -255,6 +300,7 @@ void ps_attention_backward(struct ps_pool *pool, enum ps_isa isa,
         size_t turns = ctx.slot_count / PS__ATTENTION_LANE * (size_t)(ctx.kv_count * ctx.group);
         for (size_t i = 0; i < turns; i++)
             atomic_store_explicit(&ctx.turn[i], 0, memory_order_relaxed);
+        ps_pool_run(pool, stats_task, &ctx, (size_t)ctx.tile_count);
         ps_pool_run(pool, backward_task, &ctx, (size_t)ctx.block_count * (size_t)ctx.kv_count);
     }
 }

@@ -150,6 +150,7 @@ struct ps__attention_ctx {
     struct ps__attention_tile *tile;   /* (tile_count,) */
     struct ps__attention_block *block; /* (block_count,) */
     char *key_pack, *value_pack;       /* forward: (kv_count, n_tok, head_dim) slots of 4 bytes */
+    float *lse2, *delta;               /* backward: (kv_count * group, n_tok) */
     float *dq;                         /* backward: (kv_count * group, slot_count, head_dim) */
     atomic_int *turn; /* backward: (kv_count * group, slot_count / LANE), blocks done; atomic */
     size_t slot_count;
