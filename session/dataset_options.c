@@ -35,9 +35,9 @@ int ps_dataset_options_from(struct ps_dataset_options *out, const struct ps_opti
                                           {"drop", PS_OVERLENGTH_DROP},
                                           {"split", PS_OVERLENGTH_SPLIT},
                                           {"error", PS_OVERLENGTH_ERROR}};
-    int format;
-    int loss;
-    int length;
+    int format = 0;
+    int loss = 0;
+    int length = 0;
     int ret =
         look_up(formats, sizeof formats / sizeof formats[0], opt->format, "format", &format, err);
     if (ret == 0)
