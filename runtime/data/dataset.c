@@ -100,19 +100,19 @@ static int reserve(struct ps__load *ld, size_t tokens)
     return 0;
 }
 
-/* Labels that count: the first token is no one's target. */
-static uint64_t count_labels(const int32_t *labels, size_t len)
+/* Labels of the row labels[begin, begin + len) that count: its first token is no one's target. */
+static uint64_t count_labels(const int32_t *labels, uint64_t begin, uint64_t len)
 {
     uint64_t count = 0;
-    for (size_t i = 1; i < len; i++)
-        count += labels[i] != PS_LABEL_IGNORE;
+    for (uint64_t i = 1; i < len; i++)
+        count += labels[begin + i] != PS_LABEL_IGNORE;
     return count;
 }
 
 static int append(struct ps__load *ld, size_t from, size_t len, uint64_t line)
 {
     struct ps_dataset *ds = ld->ds;
-    uint64_t labels = count_labels(ld->row_labels + from, len);
+    uint64_t labels = count_labels(ld->row_labels, from, len);
     if (labels == 0) {
         ds->rows_unlabelled++;
         if (!ld->opt->keep_unlabelled)
@@ -330,7 +330,7 @@ static void copy_row(struct ps_dataset *to, const struct ps_dataset *from, uint6
 {
     uint64_t begin = from->row_begin[row], len = from->row_begin[row + 1] - begin;
     uint64_t at = to->token_count, line = from->row_line[row];
-    uint64_t labels = count_labels(from->labels + begin, len);
+    uint64_t labels = count_labels(from->labels, begin, len);
     /* to may be from: rows only move towards the front, so row_begin[row + 1] is still whole */
     memmove(to->ids + at, from->ids + begin, len * sizeof *to->ids);
     memmove(to->labels + at, from->labels + begin, len * sizeof *to->labels);
