@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,7 @@
 #define PIECE ((size_t)1 << 22)
 #define TASK ((size_t)1 << 15)
 #define SHARD_BYTES ((uint64_t)4 << 30)
+static_assert(PIECE % TASK == 0 && TASK % 4 == 0, "tasks begin at whole blocks");
 #define DISK_MARGIN ((uint64_t)16 << 20)
 
 struct maker {
@@ -55,20 +57,44 @@ struct fill {
     void *out;
 };
 
+static void store(const struct fill *f, size_t i, float v)
+{
+    if (f->dtype == PS_DTYPE_BF16)
+        ((uint16_t *)f->out)[i] = ps_f32_to_bf16(v);
+    else
+        ((float *)f->out)[i] = v;
+}
+
+/* Four normal numbers of one block of random words: two of Box and Muller's pairs. */
+static void normal_block(const struct ps_rng_key *key, uint64_t block, double out[4])
+{
+    uint32_t w[4];
+    ps_rng_block(key, block, w);
+    for (size_t k = 0; k < 4; k += 2) {
+        double radius = sqrt(-2.0 * log(((double)w[k] + 0.5) * 0x1p-32));
+        double angle = 6.283185307179586476925286766559 * (((double)w[k + 1] + 0.5) * 0x1p-32);
+        sincos(angle, &out[k + 1], &out[k]);
+        out[k] *= radius;
+        out[k + 1] *= radius;
+    }
+}
+
 static void fill_task(void *arg, size_t task, int thread)
 {
     (void)thread;
     const struct fill *f = arg;
     size_t from = task * TASK;
     size_t to = from + TASK < f->count ? from + TASK : f->count;
-    for (size_t i = from; i < to; i++) {
-        float v = f->constant;
-        if (f->scale != 0.0)
-            v = (float)(ps_rng_normal(&f->key, f->begin + i) * f->scale);
-        if (f->dtype == PS_DTYPE_BF16)
-            ((uint16_t *)f->out)[i] = ps_f32_to_bf16(v);
-        else
-            ((float *)f->out)[i] = v;
+    if (f->scale == 0.0) {
+        for (size_t i = from; i < to; i++)
+            store(f, i, f->constant);
+        return;
+    }
+    for (size_t i = from; i < to; i += 4) {
+        double z[4];
+        normal_block(&f->key, (f->begin + i) / 4, z);
+        for (size_t k = 0; k < 4 && i + k < to; k++)
+            store(f, i + k, (float)(z[k] * f->scale));
     }
 }
 

@@ -32,10 +32,11 @@ struct ps_init_result {
  * model.safetensors.index.json), and the tokenizer's files. config.json is written last: a
  * directory without it is not a model.
  *
- * Matrices are normal(0, initializer_range), element i of parameter p being ps_rng_normal of the
- * key {seed, layer = p, site PS_RNG_INIT_WEIGHT} at index i, rounded to nearest even; norms are 1,
- * biases 0. The bytes depend on seed, config and dtype alone. Memory is bounded, whatever the
- * model's size (under 64 MiB).
+ * Matrices are normal(0, initializer_range), rounded to nearest even; norms are 1, biases 0.
+ * Elements 4b to 4b + 3 of parameter p come from block b of the key {seed, layer = p, site
+ * PS_RNG_INIT_WEIGHT}, words u, v giving sqrt(-2 ln u) times cos and sin of 2 pi v (Box and
+ * Muller), in double. The bytes depend on seed, config and dtype alone. Memory is bounded, whatever
+ * the model's size (under 64 MiB).
  *
  * Returns 0; PS_EUSAGE (output holds a model already, the tokenizer has more ids than the model);
  * PS_EFORMAT or PS_EUNSUPPORTED for the config; -ENOSPC before anything is written when the disk is

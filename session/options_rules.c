@@ -27,9 +27,9 @@ static bool continues_adapter(const struct ps_options *o)
     return o->command == PS_CMD_TRAIN && o->adapter;
 }
 
-static bool base_only(const struct ps_options *o)
+static bool exports_model(const struct ps_options *o)
 {
-    return o->command != PS_CMD_TRAIN && !o->adapter;
+    return o->command == PS_CMD_EXPORT && is(o->format, "hf");
 }
 
 static bool is_constant(const struct ps_options *o)
@@ -101,8 +101,6 @@ static const struct {
 } rules[] = {
     {"lora-r,lora-alpha,lora-dropout,lora-target,lora-layers,adapter-dtype,adapter", trains_full,
      "has no effect with `--method full`"},
-    {"peft-exact", trains_full, "has no effect with `--method full`"},
-    {"peft-exact", base_only, "has no effect without `--adapter`"},
     {"train-layers", trains_lora,
      "has no effect with `--method lora` (there it is `--lora-layers`)"},
     {"lora-r,lora-alpha,lora-target,lora-layers", continues_adapter,
@@ -120,6 +118,7 @@ static const struct {
      "has no effect without `--eval-steps`"},
     {"chat-template", has_no_messages,
      "has no effect with this `--format` (only messages and sharegpt are rendered)"},
+    {"adapter-dtype", exports_model, "has no effect with `--format hf`"},
     {"top-k,top-p,seed", is_greedy, "has no effect with `--temperature 0`"},
 };
 

@@ -44,7 +44,8 @@ void tool_print_error(const struct ps_error *err, int code, bool json)
         print_json_error(err, code);
         return;
     }
-    bool field = err->field[0] && !strstr(err->message, err->field);
+    const char *bare = err->field + strspn(err->field, "-");
+    bool field = bare[0] && !strstr(err->message, bare);
     fprintf(stderr, "penstock: %s%s%s%s%s%s\n", err->file, err->file[0] ? ": " : "", err->message,
             field ? " (" : "", field ? err->field : "", field ? ")" : "");
     if (err->advice[0])

@@ -90,7 +90,7 @@ static void defaults_are_those_of_the_contract(void **state)
     assert_int_equal(o.save_steps, 0);
     assert_int_equal(o.save_total_limit, 2);
     assert_int_equal(o.eval_steps, 0);
-    assert_true(o.packing && o.shuffle && !o.save_best && !o.dry_run && !o.json && !o.peft_exact);
+    assert_true(o.packing && o.shuffle && !o.save_best && !o.dry_run && !o.json);
     assert_true(o.learning_rate == 2e-4 && o.weight_decay == 0 && o.warmup_ratio == 0.03);
     assert_true(o.beta1 == 0.9 && o.beta2 == 0.999 && o.eps == 1e-8 && o.max_grad_norm == 1.0);
     assert_int_equal(o.warmup_steps, -1);
@@ -346,7 +346,6 @@ static void options_without_effect_are_errors_that_say_why(void **state)
     } cases[] = {
         {PS_CMD_TRAIN, {"--method", "full", "--lora-r", "8"}, {"lora-r", "--method full"}},
         {PS_CMD_TRAIN, {"--method", "full", "--adapter", "a"}, {"adapter", "--method full"}},
-        {PS_CMD_TRAIN, {"--method", "full", "--peft-exact"}, {"peft-exact", "--method full"}},
         {PS_CMD_TRAIN, {"--train-layers", "last:2"}, {"train-layers", "--method lora"}},
         {PS_CMD_TRAIN, {"--adapter", "a", "--lora-alpha", "8"}, {"lora-alpha", "--adapter"}},
         {PS_CMD_TRAIN,
@@ -373,7 +372,10 @@ static void options_without_effect_are_errors_that_say_why(void **state)
         {PS_CMD_TRAIN, {"--logits", "f"}, {"logits", "`train`"}},
         {PS_CMD_EVAL, {"--dump-grads", "f"}, {"dump-grads", "`eval`"}},
         {PS_CMD_EVAL, {"--lora-r", "8"}, {"lora-r", "`eval`"}},
-        {PS_CMD_EVAL, {"--model", "m", "--data", "d", "--peft-exact"}, {"peft-exact", "--adapter"}},
+        {PS_CMD_EXPORT,
+         {"--model", "m", "--adapter", "a", "--format", "hf", "--output", "o", "--adapter-dtype",
+          "bf16"},
+         {"adapter-dtype", "--format hf"}},
         {PS_CMD_GENERATE,
          {"--model", "m", "--prompt", "p", "--temperature", "0", "--top-k", "5"},
          {"top-k", "--temperature 0"}},
