@@ -36,8 +36,10 @@ while [ "$i" -lt "$count" ]; do
     if [ "$(json_get "$reference" "cases.$i.ids.#")" -gt 480 ]; then fresh=1; fi # 512 positions
     if penstock generate --model "$model" --dtype fp32 --prompt "$text" --temperature 0 \
         --max-new-tokens $fresh --json; then
-        check "case $i: prompt ids" test "$(json_get out prompt_ids)" = "$ids"
-        if greedy=$(json_get "$reference" "cases.$i.greedy_32" 2>log) && [ "$greedy" != null ]; then
+        # The reference cut its texts to 512 tokens.
+        check "case $i: prompt ids" test "$(json_get out prompt_ids | cut -d ' ' -f 1-512)" = "$ids"
+        greedy=$(json_get "$reference" "cases.$i.greedy_32")
+        if [ -n "$greedy" ]; then
             check "case $i: 32 greedy tokens" test "$(json_get out ids)" = "$greedy"
         fi
     else

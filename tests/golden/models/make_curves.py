@@ -8,8 +8,10 @@ stories260K with its own stories. Fixed order of the data (rows in file order, e
 micro-batch, two micro-batches a step, cosine with warm-up ((s+1)/W, then 1/2 (1 + cos)), clipping at the
 median gradient norm, decay 0.01 on matrices alone (full), none (LoRA, from the adapter of
 make_models.py; for stories260K a random one beside the rows). The JSON holds the options as a test needs
-them and, step by step, loss, grad_norm (before clipping) and learning_rate. `noise` is the largest difference
-between two fp32 runs in torch (eager and SDPA attention): the comparison's own floor.
+them and, step by step, loss, grad_norm (before clipping) and learning_rate. `noise` is the largest difference of
+torch's own fp32 runs from the golden one (SDPA instead of eager attention; initial weights off by one rounding): the
+comparison's floor. The rates are chosen so that the run is not chaotic: at twice these the tiny llama's full run
+differs from itself by 1e-4.
 """
 import json
 import math
@@ -63,17 +65,29 @@ def run(model, rows, peak, decay, clip):
     return log
 
 
+def nudged(model, seed):
+    """Every trained weight moved by a random part of its last place."""
+    gen = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.mul_(1 + 6e-8 * torch.randn(p.shape, generator=gen))
+    return model
+
+
 def curve(name, method, make, rows, peak):
     """`make(attention)` returns a fresh model. The clip norm is the median of the norms, found by iterating."""
     decay, clip = (0.01 if method == "full" else 0.0), 1.0
     for _ in range(3):
         clip = float(f"{statistics.median(run(make('sdpa'), rows, peak, decay, clip)['grad_norm']):.3g}")
-    log, other = (run(make(a), rows, peak, decay, clip) for a in ("eager", "sdpa"))
-    noise = max(abs(a - b) for a, b in zip(log["loss"], other["loss"]))
+    log = run(make("eager"), rows, peak, decay, clip)
+    others = [run(make("sdpa"), rows, peak, decay, clip)]
+    others += [run(nudged(make("eager"), seed), rows, peak, decay, clip) for seed in (1, 2, 3)]
+    noise = max(abs(a - b) for o in others for a, b in zip(log["loss"], o["loss"]))
     clipped = sum(n > clip for n in log["grad_norm"])
     print(f"{name} {method}: loss {log['loss'][0]:.4f} -> {log['loss'][-1]:.4f}, clip {clip}, active in "
           f"{clipped} steps, noise {noise:.1e}")
-    assert noise < 2e-5 and 35 <= clipped <= 65 and log["loss"][-1] < log["loss"][0]
+    assert noise < 3e-5 and 35 <= clipped <= 65 and log["loss"][-1] < log["loss"][0]
     write_json(os.path.join(OUT, f"{name}.{method}.json"),
                {"learning_rate_peak": peak, "warmup_steps": WARMUP, "max_steps": STEPS,
                 "batch_size": BATCH, "grad_accum": ACCUM, "max_grad_norm": clip,
@@ -132,8 +146,8 @@ def stories(model_dir, text_file):
 def main():
     torch.set_num_threads(1)
     os.makedirs(OUT, exist_ok=True)
-    tiny("llama_untied", 71, 2e-3, 5e-3)
-    tiny("qwen3_tied", 72, 2e-3, 5e-3)
+    tiny("llama_untied", 71, 1e-3, 5e-3)
+    tiny("qwen3_tied", 72, 1e-3, 5e-3)
     if len(sys.argv) == 3:
         stories(sys.argv[1], sys.argv[2])
 
