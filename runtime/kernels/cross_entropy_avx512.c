@@ -33,6 +33,10 @@ void ps__cross_entropy_block_avx512(const float *z, size_t n, float *max, float 
     __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
     size_t j = 0;
     for (; j + 64 <= n; j += 64) {
+        /* the next block, whose maximum comes first; harmless past the end */
+        const char *next = (const char *)((uintptr_t)(z + j) + 4 * PS__CROSS_ENTROPY_COLUMNS);
+        for (int line = 0; line < 4; line++)
+            _mm_prefetch(next + 64 * line, _MM_HINT_T0);
         s0 = _mm512_add_ps(s0, ps__vexp_avx512(_mm512_sub_ps(_mm512_loadu_ps(z + j), vm)));
         s1 = _mm512_add_ps(s1, ps__vexp_avx512(_mm512_sub_ps(_mm512_loadu_ps(z + j + 16), vm)));
         s2 = _mm512_add_ps(s2, ps__vexp_avx512(_mm512_sub_ps(_mm512_loadu_ps(z + j + 32), vm)));

@@ -36,19 +36,20 @@ void ps__convert_avx512(void *dst, enum ps_dtype dt, const void *src, enum ps_dt
 
 /* Add */
 
-PS__LANE_INLINE void add_step(void *y, const void *a, const void *b, enum ps_dtype d, size_t j,
-                              __mmask16 k)
-{
-    ps__lane_store(y, d, j, k, _mm512_add_ps(ps__lane_load(a, d, j, k), ps__lane_load(b, d, j, k)));
-}
-
 PS__LANE_INLINE void add(void *y, const void *a, const void *b, enum ps_dtype d, size_t n)
 {
     size_t j = 0;
-    for (; j + 16 <= n; j += 16)
-        add_step(y, a, b, d, j, PS__LANE_FULL);
-    if (j < n)
-        add_step(y, a, b, d, j, ps__lane_mask(n - j));
+    for (; j + 32 <= n; j += 32) {
+        struct ps__pair u = ps__pair_load(a, d, j, d), v = ps__pair_load(b, d, j, d);
+        u.a = _mm512_add_ps(u.a, v.a);
+        u.b = _mm512_add_ps(u.b, v.b);
+        ps__pair_store(y, d, j, u, d);
+    }
+    for (; j < n; j += 16) {
+        __mmask16 k = ps__lane_mask(n - j < 16 ? n - j : 16);
+        __m512 sum = _mm512_add_ps(ps__lane_load(a, d, j, k), ps__lane_load(b, d, j, k));
+        ps__lane_store(y, d, j, k, sum);
+    }
 }
 
 void ps__add_avx512(void *y, const void *a, const void *b, enum ps_dtype dtype, size_t n)
@@ -205,31 +206,41 @@ void ps__square_sum_avx512(double lane[32], const void *x, enum ps_dtype dtype, 
         square_sum(lane, x, PS_DTYPE_BF16, at, n);
 }
 
-PS__LANE_INLINE void column_step(float *sum, const void *x, enum ps_dtype d, size_t at, size_t j,
-                                 __mmask16 k)
+/* Sixteen rows ahead are asked for: a column block jumps from row to row, which no hardware
+ * prefetcher follows. */
+PS__LANE_INLINE void column_rows(float *sum, const void *x, enum ps_dtype d, size_t ld,
+                                 size_t begin, size_t end, size_t at, size_t n)
 {
-    __m512 s =
-        _mm512_add_ps(ps__lane_load(sum, PS_DTYPE_F32, j, k), ps__lane_load(x, d, at + j, k));
-    ps__lane_store(sum, PS_DTYPE_F32, j, k, s);
-}
-
-PS__LANE_INLINE void column_row(float *sum, const void *x, enum ps_dtype d, size_t at, size_t n)
-{
-    size_t j = 0;
-    for (; j + 16 <= n; j += 16)
-        column_step(sum, x, d, at, j, PS__LANE_FULL);
-    if (j < n)
-        column_step(sum, x, d, at, j, ps__lane_mask(n - j));
+    for (size_t t = begin; t < end; t++) {
+        size_t x_at = t * ld + at, j = 0;
+        for (; j + 32 <= n; j += 32) {
+            struct ps__pair v = ps__pair_load(x, d, x_at + j, d);
+            struct ps__pair s = ps__pair_load(sum, PS_DTYPE_F32, j, PS_DTYPE_F32);
+            ps__pair_prefetch(x, d, x_at + 16 * ld + j);
+            s.a = _mm512_add_ps(s.a, v.a);
+            s.b = _mm512_add_ps(s.b, v.b);
+            ps__pair_store(sum, PS_DTYPE_F32, j, s, PS_DTYPE_F32);
+        }
+        for (; j < n; j += 16) {
+            __mmask16 k = ps__lane_mask(n - j < 16 ? n - j : 16);
+            __m512 s = _mm512_add_ps(ps__lane_load(sum, PS_DTYPE_F32, j, k),
+                                     ps__lane_load(x, d, x_at + j, k));
+            ps__lane_store(sum, PS_DTYPE_F32, j, k, s);
+        }
+    }
+    /* whole pairs were summed in the order of x */
+    for (size_t j = 0; d == PS_DTYPE_BF16 && j + 32 <= n; j += 32) {
+        struct ps__pair s = ps__pair_load(sum, PS_DTYPE_F32, j, PS_DTYPE_F32);
+        ps__pair_store(sum, PS_DTYPE_F32, j, s, PS_DTYPE_BF16);
+    }
 }
 
 void ps__column_sum_avx512(float *sum, const void *x, enum ps_dtype dtype, size_t ld, size_t begin,
                            size_t end, size_t at, size_t n)
 {
     memset(sum, 0, n * sizeof *sum);
-    for (size_t t = begin; t < end; t++) {
-        if (dtype == PS_DTYPE_F32)
-            column_row(sum, x, PS_DTYPE_F32, t * ld + at, n);
-        else
-            column_row(sum, x, PS_DTYPE_BF16, t * ld + at, n);
-    }
+    if (dtype == PS_DTYPE_F32)
+        column_rows(sum, x, PS_DTYPE_F32, ld, begin, end, at, n);
+    else
+        column_rows(sum, x, PS_DTYPE_BF16, ld, begin, end, at, n);
 }

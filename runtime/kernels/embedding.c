@@ -7,8 +7,10 @@
 #include "runtime/kernels/embedding_internal.h"
 #include "runtime/kernels/fp32_block_internal.h"
 
-/* Columns of one task of the backward pass: eight cache lines of fp32. */
-#define COLUMNS 128
+/* Columns of one task of the backward pass, and tokens between a prefetch and its use: the rows of
+ * the table come in no order that hardware could foresee. */
+#define COLUMNS 256
+#define TOKENS_AHEAD 4
 
 struct job {
     enum ps_isa isa;
@@ -61,14 +63,25 @@ static void add_row(float *dst, const void *dy, enum ps_dtype dtype, size_t at, 
     }
 }
 
+static void prefetch(const void *p, size_t bytes)
+{
+    for (size_t b = 0; b < bytes; b += 64)
+        __builtin_prefetch((const unsigned char *)p + b);
+}
+
 static void run_backward(void *arg, size_t task, int thread)
 {
     (void)thread;
     const struct job *job = arg;
     size_t j = task * COLUMNS, n = ps__min_size(COLUMNS, job->n - j);
-    for (size_t t = 0; t < job->n_tok; t++)
+    for (size_t t = 0; t < job->n_tok; t++) {
+        size_t ahead = ps__min_size(t + TOKENS_AHEAD, job->n_tok - 1);
+        prefetch(job->dtable + (size_t)job->ids[ahead] * job->n + j, n * sizeof(float));
+        prefetch(ps__const_at(job->dy, job->dtype, ahead * job->n + j),
+                 n * ps_dtype_size(job->dtype));
         job->add(job->dtable + (size_t)job->ids[t] * job->n + j, job->dy, job->dtype,
                  t * job->n + j, n);
+    }
 }
 
 void ps_embedding_backward(struct ps_pool *pool, enum ps_isa isa, float *dtable, size_t n,
