@@ -9,11 +9,19 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 
 #define SPIN_COUNT 4000
+
+static inline void ps_pause(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
 
 struct worker {
     struct ps_pool *pool; /* constant after init */
@@ -40,7 +48,7 @@ struct ps_pool {
 static void relax(void)
 {
 #if defined(__x86_64__)
-    __builtin_ia32_pause();
+    ps_pause();
 #endif
 }
 
