@@ -5,6 +5,7 @@
 #include <cmocka.h>
 
 #include "runtime/kernels/elementwise.h"
+#include "runtime/kernels/elementwise_internal.h"
 #include "tests/kernels/kernel_check.h"
 
 static const size_t sizes[] = {1, 2, 15, 16, 17, 255, 256, 257, 1000, 32767, 32768, 32769, 100001};
@@ -220,6 +221,44 @@ static void dropout_keeps_the_expected_share_and_mean(void **state)
     }
 }
 
+static void dropout_keeps_an_element_whose_number_equals_p(void **state)
+{
+    (void)state;
+    FOR_EACH_ISA(isa)
+    {
+        for (size_t at = 0; at < 80; at += 13) {
+            float x[80], p = ps_rng_uniform(&key, at);
+            for (size_t i = 0; i < 80; i++)
+                x[i] = 1;
+            ps_dropout(NULL, isa, x, x, PS_DTYPE_F32, 1, 80, p, &key, 0);
+            for (size_t i = 0; i < 80; i++)
+                assert_int_equal(x[i] != 0, ps_rng_uniform(&key, i) >= p);
+            assert_true(x[at] != 0);
+        }
+    }
+}
+
+/* Indices past 2^34, where the block number leaves 32 bits within one vector. The tensor is not
+ * there: only the elements around the end of `x` are touched. */
+static void dropout_index_is_64_bit(void **state)
+{
+    (void)state;
+    if (ps_isa_detect() < PS_ISA_AVX512) {
+        print_message("skip: no AVX-512\n");
+        skip();
+    }
+    const size_t begin = ((size_t)1 << 34) - 48;
+    float x[128];
+    for (size_t i = 0; i < 128; i++)
+        x[i] = 1;
+    void *base = (void *)((uintptr_t)x - begin * sizeof *x);
+    const struct ps__dropout_args a = {
+        .y = base, .x = base, .dtype = PS_DTYPE_F32, .p = 0.5f, .key = &key};
+    ps__dropout_avx512(&a, begin, begin + 128);
+    for (size_t i = 0; i < 128; i++)
+        assert_int_equal(x[i] != 0, ps_rng_uniform(&key, begin + i) >= 0.5f);
+}
+
 static void column_sum_adds_blocks_of_64_rows_in_order(void **state)
 {
     struct pools *pools = *state;
@@ -321,6 +360,8 @@ int main(void)
         cmocka_unit_test(gather_then_scatter_returns_the_rows),
         cmocka_unit_test(dropout_follows_the_counter_based_stream),
         cmocka_unit_test(dropout_keeps_the_expected_share_and_mean),
+        cmocka_unit_test(dropout_keeps_an_element_whose_number_equals_p),
+        cmocka_unit_test(dropout_index_is_64_bit),
         cmocka_unit_test(column_sum_adds_blocks_of_64_rows_in_order),
         cmocka_unit_test(square_sum_is_exact_to_double_and_the_same_everywhere),
         cmocka_unit_test(square_sum_propagates_nan_and_inf),
