@@ -104,6 +104,8 @@ static void families_differ_where_transformers_differs(void **state)
     assert_int_equal(c.head_dim, 8);
     assert_int_equal(c.eos_count, 0);
     assert_int_equal(c.bos_token_id, -1);
+    assert_int_equal(parse_with("qwen2", "{\"attention_bias\":true}", NULL, &c, &err), 0);
+    assert_true(c.qkv_bias && !c.o_bias);
     assert_int_equal(parse_with("qwen3", "{}", NULL, &c, &err), 0);
     assert_true(c.qk_norm && !c.qkv_bias && !c.o_bias);
     assert_int_equal(c.head_dim, 128);
