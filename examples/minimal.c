@@ -8,7 +8,7 @@
 
 static int fail(const struct ps_error *err)
 {
-    fprintf(stderr, "%s %s\n", err->message, err->advice);
+    fprintf(stderr, "%s: %s\n%s\n", err->file, err->message, err->advice);
     return ps_status_exit_code(err->code);
 }
 
