@@ -33,20 +33,31 @@ static float round_operand(float x, int round_bf16)
     return round_bf16 ? ps_bf16_to_f32(ps_f32_to_bf16(x)) : x;
 }
 
-static float load(const struct ps__attention_src *src, size_t row, size_t col)
+enum { DIM_MAX = 512 };
+
+/* A row as fp32. */
+static void load_row(const struct ps__attention_src *src, size_t row, float *to)
 {
-    size_t at = row * src->ld + col;
-    return src->dtype == PS_DTYPE_BF16 ? ps_bf16_to_f32(((const uint16_t *)src->data)[at])
-                                       : ((const float *)src->data)[at];
+    size_t at = row * src->ld;
+    if (src->dtype == PS_DTYPE_F32) {
+        memcpy(to, (const float *)src->data + at, src->cols * sizeof *to);
+        return;
+    }
+    const uint16_t *from = (const uint16_t *)src->data + at;
+    for (size_t j = 0; j < src->cols; j++)
+        to[j] = ps_bf16_to_f32(from[j]);
 }
 
-static void put(const struct ps__attention_dst *dst, size_t row, size_t col, float x)
+static void store_row(const struct ps__attention_dst *dst, size_t row, const float *from)
 {
-    size_t at = row * dst->ld + col;
-    if (dst->dtype == PS_DTYPE_BF16)
-        ((uint16_t *)dst->data)[at] = ps_f32_to_bf16(x);
-    else
-        ((float *)dst->data)[at] = x;
+    size_t at = row * dst->ld;
+    if (dst->dtype == PS_DTYPE_F32) {
+        memcpy((float *)dst->data + at, from, dst->cols * sizeof *from);
+        return;
+    }
+    uint16_t *to = (uint16_t *)dst->data + at;
+    for (size_t j = 0; j < dst->cols; j++)
+        to[j] = ps_f32_to_bf16(from[j]);
 }
 
 static void gemm(const struct ps__attention_gemm *g)
@@ -129,8 +140,7 @@ static void pack_rows(const struct ps__attention_src *src, void *dst, size_t ld)
 {
     for (size_t i = 0; i < src->rows; i++) {
         float *to = (float *)dst + i * ld;
-        for (size_t j = 0; j < src->cols; j++)
-            to[j] = load(src, i, j);
+        load_row(src, i, to);
         for (size_t j = src->cols; j < ld; j++)
             to[j] = 0;
     }
@@ -138,12 +148,12 @@ static void pack_rows(const struct ps__attention_src *src, void *dst, size_t ld)
 
 static void pack_cols(const struct ps__attention_src *src, void *dst, size_t ld)
 {
-    for (size_t j = 0; j < src->cols; j++) {
-        float *to = (float *)dst + j * ld;
-        for (size_t i = 0; i < src->rows; i++)
-            to[i] = load(src, i, j);
-        for (size_t i = src->rows; i < ld; i++)
-            to[i] = 0;
+    float row[DIM_MAX], *to = dst;
+    for (size_t i = 0; i < ld; i++) {
+        if (i < src->rows)
+            load_row(src, i, row);
+        for (size_t j = 0; j < src->cols; j++)
+            to[j * ld + i] = i < src->rows ? row[j] : 0;
     }
 }
 
@@ -157,27 +167,34 @@ static void scale_cols(float *x, size_t rows, size_t ld, const float *f)
 
 static void store_t(const float *x, size_t ld, const float *f, const struct ps__attention_dst *dst)
 {
+    float row[DIM_MAX];
     for (size_t i = 0; i < dst->rows; i++) {
         for (size_t j = 0; j < dst->cols; j++)
-            put(dst, i, j, x[j * ld + i] * f[i]);
+            row[j] = x[j * ld + i] * f[i];
+        store_row(dst, i, row);
     }
 }
 
 static void store(const float *x, size_t ld, float f, const struct ps__attention_dst *dst)
 {
+    float row[DIM_MAX];
     for (size_t i = 0; i < dst->rows; i++) {
         for (size_t j = 0; j < dst->cols; j++)
-            put(dst, i, j, x[i * ld + j] * f);
+            row[j] = x[i * ld + j] * f;
+        store_row(dst, i, row);
     }
 }
 
 static void row_dot(const struct ps__attention_src *a, const struct ps__attention_src *b,
                     float *out)
 {
+    float x[DIM_MAX], y[DIM_MAX];
     for (size_t i = 0; i < a->rows; i++) {
         double sum = 0;
+        load_row(a, i, x);
+        load_row(b, i, y);
         for (size_t j = 0; j < a->cols; j++)
-            sum += (double)load(a, i, j) * (double)load(b, i, j);
+            sum += (double)x[j] * (double)y[j];
         out[i] = (float)sum;
     }
 }
