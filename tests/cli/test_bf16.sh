@@ -3,6 +3,10 @@
 # same way (tests/golden/models/make_bf16.py).
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
 windows=16 rows=8
+# 256 short runs, each of which syncs its files: in memory where that is to be had.
+scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+cd "$scratch" || exit 1
 
 # gradients NAME DTYPE MODEL METHOD [TRAIN ARG...]: DTYPE.N.safetensors for each window
 gradients() {

@@ -67,4 +67,4 @@ golden_models() {
     done
 }
 
-finish() { [ "$failures" -eq 0 ]; exit; }
+finish() { if [ "$failures" -eq 0 ]; then exit 0; else exit 1; fi; }
