@@ -2,15 +2,16 @@
  * same bits on every machine (libm's expf picks a variant by processor).
  *
  * x = k ln 2 + r with |r| <= ln 2 / 2; exp(x) = 2^k P(r), P of degree 6. Error at most 1.5 ulp over
- * the normal range (test_cross_entropy measures it); overflow gives Inf, underflow rounds through the
- * subnormals to 0, NaN stays NaN. The AVX-512 twin is vexp_avx512.h. Private to runtime/kernels. */
+ * the normal range (test_cross_entropy measures it); overflow gives Inf, underflow rounds through
+ * the subnormals to 0, NaN stays NaN. The AVX-512 twin is vexp_avx512.h. Private to
+ * runtime/kernels. */
 #ifndef PS_KERNELS_EXP_INTERNAL_H
 #define PS_KERNELS_EXP_INTERNAL_H
 
 #include <stdint.h>
 #include <string.h>
 
-/* ln 2 in two parts: the first has 15 trailing zero bits, so k * hi is exact for |k| < 2^15. */
+/* ln 2 in two parts: the first has 9 trailing zero bits, so k * hi is exact for |k| < 2^9. */
 #define PS__EXP_LN2_HI 0.693145751953125f
 #define PS__EXP_LN2_LO 1.42860677e-6f
 #define PS__EXP_LOG2E 1.44269504f
