@@ -58,13 +58,17 @@ static char *decode_part(const struct ps__inspection *in, const int32_t *ids, ui
 /* "5 6 7" for rows without a tokenizer. */
 static char *list_ids(const int32_t *ids, uint64_t begin, uint64_t end)
 {
-    char *text = malloc((end - begin) * 12 + 1);
-    size_t at = 0;
-    if (!text)
+    char *text = NULL;
+    size_t len;
+    FILE *to = open_memstream(&text, &len);
+    if (!to)
         return NULL;
-    text[0] = '\0';
     for (uint64_t i = begin; i < end; i++)
-        at += (size_t)sprintf(text + at, "%s%d", i > begin ? " " : "", ids[i]);
+        fprintf(to, i > begin ? " %d" : "%d", ids[i]);
+    if (fclose(to) != 0) {
+        free(text);
+        return NULL;
+    }
     return text;
 }
 
