@@ -29,6 +29,43 @@ void ps__attention_ops_select(struct ps__attention_ops *ops, enum ps_isa isa, en
         ps__attention_ops_avx512_bf16(ops);
 }
 
+void ps__attention_multiply(const struct ps__attention_ops *ops, const struct ps__attention_gemm *g,
+                            enum ps__attention_trim trim)
+{
+    if (trim == PS__ATTENTION_TRIM_NONE) {
+        ops->gemm(g);
+        return;
+    }
+    size_t kg = ops->k_group, size = kg == 2 ? sizeof(uint16_t) : sizeof(float);
+    size_t end = trim == PS__ATTENTION_TRIM_DEPTH_COL ? g->n : g->m;
+    for (size_t at = 0; at < end; at += PS__ATTENTION_LANE) {
+        struct ps__attention_gemm part = *g;
+        size_t a = 0, b = 0; /* elements */
+        if (trim == PS__ATTENTION_TRIM_DEPTH_COL) {
+            part.n = PS__ATTENTION_LANE;
+            part.k = at + PS__ATTENTION_LANE < g->k ? at + PS__ATTENTION_LANE : g->k;
+            part.c += at;
+            b = at * kg;
+        } else {
+            part.m = end - at < PS__ATTENTION_LANE ? end - at : PS__ATTENTION_LANE;
+            part.c += at * g->ldc;
+            a = at * g->lda;
+            if (trim == PS__ATTENTION_TRIM_COLS) {
+                part.n -= at;
+                part.c += at;
+                b = at * kg;
+            } else {
+                part.k -= at;
+                a += at;
+                b = at * g->ldb;
+            }
+        }
+        part.a = (const char *)g->a + a * size;
+        part.b = (const char *)g->b + b * size;
+        ops->gemm(&part);
+    }
+}
+
 size_t ps__attention_wave_tokens(size_t n_tok, size_t n_kv_head, int thread_count)
 {
     size_t limit = (size_t)WAVE_TOKENS * (size_t)thread_count;
@@ -253,29 +290,27 @@ static void forward_tile(const struct ps__attention_ctx *ctx, const struct area 
 {
     const struct ps__attention_ops *ops = &ctx->ops;
     size_t rows = (size_t)t->rows, rows_k = ps__attention_round(rows, ops->k_group);
-    ops->gemm(&(struct ps__attention_gemm){.c = s->s,
-                                           .ldc = t->ld,
-                                           .a = k_a,
-                                           .lda = ctx->dk,
-                                           .b = s->q_bt,
-                                           .ldb = t->ld,
-                                           .m = rows,
-                                           .n = t->ld,
-                                           .k = ctx->dk});
+    int diagonal = t->lo == 0;
+    struct ps__attention_gemm g = {.c = s->s,
+                                   .ldc = t->ld,
+                                   .a = k_a,
+                                   .lda = ctx->dk,
+                                   .b = s->q_bt,
+                                   .ldb = t->ld,
+                                   .m = rows,
+                                   .n = t->ld,
+                                   .k = ctx->dk};
+    ps__attention_multiply(ops, &g, diagonal ? PS__ATTENTION_TRIM_COLS : PS__ATTENTION_TRIM_NONE);
     ps__attention_flip(ctx, t);
     int moved = ops->softmax(t, s->m, s->l, s->alpha, s->p, ops->round_bf16);
     if (moved && !first)
         ops->scale_cols(s->o, ctx->head_dim, t->ld, s->alpha);
-    ops->gemm(&(struct ps__attention_gemm){.c = s->o,
-                                           .ldc = t->ld,
-                                           .a = v_at,
-                                           .lda = rows_k,
-                                           .b = s->p,
-                                           .ldb = t->ld,
-                                           .m = ctx->head_dim,
-                                           .n = t->ld,
-                                           .k = rows_k,
-                                           .accumulate = !first});
+    g.c = s->o, g.a = v_at, g.b = s->p;
+    g.m = ctx->head_dim;
+    g.k = g.lda = rows_k;
+    g.accumulate = !first;
+    ps__attention_multiply(ops, &g,
+                           diagonal ? PS__ATTENTION_TRIM_DEPTH_COL : PS__ATTENTION_TRIM_NONE);
 }
 
 /* O = O^T / l; the statistics become lse. */

@@ -68,10 +68,10 @@ INLINE int all_visible(const struct ps__attention_scores *t)
 
 INLINE __m256 exp2_ps(__m256 y)
 {
-    const int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     __m256 live = _mm256_cmp_ps(y, _mm256_set1_ps(PS__EXP2_MIN), _CMP_NLT_UQ);
     y = _mm256_min_ps(_mm256_set1_ps(PS__EXP2_MAX), y); /* NaN stays NaN */
-    __m256 n = _mm256_round_ps(y, nearest), f = _mm256_sub_ps(y, n);
+    __m256 n = _mm256_round_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 f = _mm256_sub_ps(y, n);
     __m256 p = _mm256_set1_ps(PS__EXP2_C6);
     p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(PS__EXP2_C5));
     p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(PS__EXP2_C4));
@@ -98,7 +98,8 @@ INLINE __m256 round_bf16_ps(__m256 x)
 INLINE __m256 column_max(const struct ps__attention_scores *t, int32_t q, __m256 max,
                          const int full)
 {
-    for (int32_t r = 0; r < t->rows; r++) {
+    int32_t end = ps__attention_rows_end(t, q);
+    for (int32_t r = 0; r < end; r++) {
         __m256 s = _mm256_loadu_ps(t->s + (size_t)r * t->ld + q), more = _mm256_max_ps(s, max);
         max = full ? more : _mm256_blendv_ps(max, more, visible(t, r, q));
     }
@@ -111,6 +112,7 @@ INLINE int softmax_cols(const struct ps__attention_scores *t, float *m, float *l
     const __m256 minus_inf = _mm256_set1_ps(-INFINITY), c = _mm256_set1_ps(t->c);
     int moved = 0;
     for (int32_t q = 0; q < (int32_t)t->ld; q += W) {
+        int32_t end = ps__attention_rows_end(t, q);
         __m256 old = _mm256_loadu_ps(m + q), max = column_max(t, q, old, full);
         __m256 some = _mm256_cmp_ps(max, minus_inf, _CMP_NEQ_UQ);
         __m256 had = _mm256_cmp_ps(old, minus_inf, _CMP_NEQ_UQ);
@@ -121,7 +123,7 @@ INLINE int softmax_cols(const struct ps__attention_scores *t, float *m, float *l
         _mm256_storeu_ps(m + q, max);
         _mm256_storeu_ps(alpha + q, scale);
         __m256 sum = _mm256_setzero_ps();
-        for (int32_t r = 0; r < t->rows; r++) {
+        for (int32_t r = 0; r < end; r++) {
             size_t at = (size_t)r * t->ld + (size_t)q;
             __m256 x = exp2_ps(_mm256_fmsub_ps(_mm256_loadu_ps(t->s + at), c, mc));
             if (!full)
@@ -149,8 +151,9 @@ static void grad(const struct ps__attention_scores *t, const float *dp, const fl
     int full = all_visible(t);
     (void)ds_b; /* the same operand */
     for (int32_t q = 0; q < (int32_t)t->ld; q += W) {
+        int32_t end = ps__attention_rows_end(t, q);
         __m256 lse = _mm256_loadu_ps(lse2 + q), del = _mm256_loadu_ps(delta + q);
-        for (int32_t r = 0; r < t->rows; r++) {
+        for (int32_t r = 0; r < end; r++) {
             size_t at = (size_t)r * t->ld + (size_t)q;
             __m256 on = full ? ones : visible(t, r, q);
             __m256 p = exp2_ps(_mm256_fmsub_ps(_mm256_loadu_ps(t->s + at), c, lse));

@@ -121,7 +121,8 @@ INLINE __m512 round_bf16_ps(__m512 x)
 INLINE __m512 column_max(const struct ps__attention_scores *t, int32_t q, __m512 max,
                          const int full)
 {
-    for (int32_t r = 0; r < t->rows; r++) {
+    int32_t end = ps__attention_rows_end(t, q);
+    for (int32_t r = 0; r < end; r++) {
         __m512 s = _mm512_loadu_ps(t->s + (size_t)r * t->ld + q);
         max = full ? _mm512_max_ps(s, max) : _mm512_mask_max_ps(max, visible(t, r, q), s, max);
     }
@@ -134,6 +135,7 @@ INLINE int softmax_cols(const struct ps__attention_scores *t, float *m, float *l
     const __m512 minus_inf = _mm512_set1_ps(-INFINITY), c = _mm512_set1_ps(t->c);
     int moved = 0;
     for (int32_t q = 0; q < (int32_t)t->ld; q += W) {
+        int32_t end = ps__attention_rows_end(t, q);
         __m512 old = _mm512_loadu_ps(m + q), max = column_max(t, q, old, full);
         __mmask16 some = _mm512_cmp_ps_mask(max, minus_inf, _CMP_NEQ_UQ);
         __mmask16 had = _mm512_cmp_ps_mask(old, minus_inf, _CMP_NEQ_UQ);
@@ -143,7 +145,7 @@ INLINE int softmax_cols(const struct ps__attention_scores *t, float *m, float *l
         _mm512_storeu_ps(m + q, max);
         _mm512_storeu_ps(alpha + q, scale);
         __m512 sum = _mm512_setzero_ps();
-        for (int32_t r = 0; r < t->rows; r++) {
+        for (int32_t r = 0; r < end; r++) {
             size_t at = (size_t)r * t->ld + (size_t)q;
             __m512 x = exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(t->s + at), c, mc));
             if (!full)
@@ -171,8 +173,9 @@ static void grad(const struct ps__attention_scores *t, const float *dp, const fl
     int full = all_visible(t);
     (void)ds_b; /* the same operand */
     for (int32_t q = 0; q < (int32_t)t->ld; q += W) {
+        int32_t end = ps__attention_rows_end(t, q);
         __m512 lse = _mm512_loadu_ps(lse2 + q), del = _mm512_loadu_ps(delta + q);
-        for (int32_t r = 0; r < t->rows; r++) {
+        for (int32_t r = 0; r < end; r++) {
             size_t at = (size_t)r * t->ld + (size_t)q;
             __mmask16 on = full ? 0xffff : visible(t, r, q);
             __m512 p = exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(t->s + at), c, lse));

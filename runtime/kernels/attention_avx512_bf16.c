@@ -147,8 +147,9 @@ INLINE __m512i interleave(__m512 lo, __m512 hi)
 INLINE __m512 column_max(const struct ps__attention_scores *t, int32_t q, __m512 max,
                          const int full)
 {
+    int32_t end = ps__attention_rows_end(t, q);
     __m512 other = max;
-    for (int32_t r = 0; r < t->rows; r += 2) {
+    for (int32_t r = 0; r < end; r += 2) {
         const float *s = t->s + (size_t)r * t->ld + q;
         if (full) {
             max = _mm512_max_ps(_mm512_loadu_ps(s), max);
@@ -168,6 +169,7 @@ INLINE int softmax_cols(const struct ps__attention_scores *t, float *m, float *l
     const __m512 minus_inf = _mm512_set1_ps(-INFINITY), c = _mm512_set1_ps(t->c);
     int moved = 0;
     for (int32_t q = 0; q < (int32_t)t->ld; q += W) {
+        int32_t end = ps__attention_rows_end(t, q);
         __m512 old = _mm512_loadu_ps(m + q), max = column_max(t, q, old, full);
         __mmask16 some = _mm512_cmp_ps_mask(max, minus_inf, _CMP_NEQ_UQ);
         __mmask16 had = _mm512_cmp_ps_mask(old, minus_inf, _CMP_NEQ_UQ);
@@ -177,7 +179,7 @@ INLINE int softmax_cols(const struct ps__attention_scores *t, float *m, float *l
         _mm512_storeu_ps(m + q, max);
         _mm512_storeu_ps(alpha + q, scale);
         __m512 sum = _mm512_setzero_ps(), sum1 = _mm512_setzero_ps();
-        for (int32_t r = 0; r < t->rows; r += 2) {
+        for (int32_t r = 0; r < end; r += 2) {
             const float *s = t->s + (size_t)r * t->ld + q;
             __m512 x, y;
             if (full) {
@@ -223,8 +225,9 @@ INLINE void grad_cols(const struct ps__attention_scores *t, const float *dp, con
 {
     const __m512 c = _mm512_set1_ps(t->c);
     for (int32_t q = 0; q < (int32_t)t->ld; q += W) {
+        int32_t end = ps__attention_rows_end(t, q);
         __m512 lse = _mm512_loadu_ps(lse2 + q), del = _mm512_loadu_ps(delta + q);
-        for (int32_t r = 0; r < t->rows; r += 2) {
+        for (int32_t r = 0; r < end; r += 2) {
             size_t at = (size_t)r * t->ld + (size_t)q;
             __m512 p[2], ds[2];
             for (int i = 0; i < 2; i++) {

@@ -149,12 +149,15 @@ static void tile_keys(const struct job *j, int32_t i, const struct ps__attention
     const struct ps__attention_ops *ops = &ctx->ops;
     const struct area *s = &j->area;
     size_t at = (size_t)i * tile_floats(ctx);
+    enum ps__attention_trim scores = t->lo == 0 ? PS__ATTENTION_TRIM_COLS : PS__ATTENTION_TRIM_NONE;
+    enum ps__attention_trim sums =
+        t->lo == 0 ? PS__ATTENTION_TRIM_DEPTH_ROW : PS__ATTENTION_TRIM_NONE;
     struct ps__attention_gemm g = {
         .lda = ctx->dk, .ldb = t->ld, .ldc = t->ld, .m = (size_t)t->rows, .n = t->ld, .k = ctx->dk};
     g.c = s->s, g.a = s->k_a + at * sizeof(float), g.b = s->q_bt;
-    ops->gemm(&g);
+    ps__attention_multiply(ops, &g, scores);
     g.c = s->dp, g.a = s->v_a + at * sizeof(float), g.b = s->do_bt;
-    ops->gemm(&g);
+    ps__attention_multiply(ops, &g, scores);
     ps__attention_flip(ctx, t);
     ops->grad(t, s->dp, s->lse2, s->delta, s->p_a, s->ds_a, s->ds_b, ops->round_bf16);
 
@@ -163,9 +166,9 @@ static void tile_keys(const struct job *j, int32_t i, const struct ps__attention
     g.k = ps__attention_round((size_t)t->cols, ops->k_group);
     g.accumulate = 1;
     g.c = s->dv + at, g.a = s->p_a, g.b = s->do_b;
-    ops->gemm(&g);
+    ps__attention_multiply(ops, &g, sums);
     g.c = s->dk + at, g.a = s->ds_a, g.b = s->q_b;
-    ops->gemm(&g);
+    ps__attention_multiply(ops, &g, sums);
 }
 
 static void wait_for_turn(atomic_int *turn, int value)
@@ -208,17 +211,18 @@ static void query_tile(const struct job *j, int32_t tile_idx, int32_t first)
         if (turn && i == 0 && key > first)
             wait_for_turn(turn, j->block->idx);
         size_t rows_k = ps__attention_round(rows, ctx->ops.k_group);
-        ctx->ops.gemm(&(struct ps__attention_gemm){.c = dq,
-                                                   .ldc = ld,
-                                                   .a = s->k_at + (size_t)i * tile_floats(ctx) *
-                                                                      sizeof(float),
-                                                   .lda = rows_k,
-                                                   .b = s->ds_b,
-                                                   .ldb = ld,
-                                                   .m = ctx->head_dim,
-                                                   .n = ld,
-                                                   .k = rows_k,
-                                                   .accumulate = key > first});
+        struct ps__attention_gemm g = {.c = dq,
+                                       .ldc = ld,
+                                       .a = s->k_at + (size_t)i * tile_floats(ctx) * sizeof(float),
+                                       .lda = rows_k,
+                                       .b = s->ds_b,
+                                       .ldb = ld,
+                                       .m = ctx->head_dim,
+                                       .n = ld,
+                                       .k = rows_k,
+                                       .accumulate = key > first};
+        ps__attention_multiply(&ctx->ops, &g,
+                               t.lo == 0 ? PS__ATTENTION_TRIM_DEPTH_COL : PS__ATTENTION_TRIM_NONE);
     }
     if (query < block_first + j->block->tile_count) {
         struct ps__attention_dst out =

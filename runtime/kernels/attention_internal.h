@@ -120,6 +120,27 @@ void ps__attention_ops_avx2(struct ps__attention_ops *ops);
 void ps__attention_ops_avx512(struct ps__attention_ops *ops);
 void ps__attention_ops_avx512_bf16(struct ps__attention_ops *ops);
 
+/* Which products of a tile on the diagonal (keys and queries from the same token) are left out, in
+ * steps of LANE: those that the mask makes 0. */
+enum ps__attention_trim {
+    PS__ATTENTION_TRIM_NONE,
+    PS__ATTENTION_TRIM_COLS,      /* C (keys, queries): columns before the row */
+    PS__ATTENTION_TRIM_DEPTH_COL, /* B (keys, queries): depth after the column */
+    PS__ATTENTION_TRIM_DEPTH_ROW  /* A (keys, queries): depth before the row */
+};
+
+/* ops->gemm but for what `trim` leaves out; with TRIM_COLS that part of C is not written. */
+void ps__attention_multiply(const struct ps__attention_ops *ops, const struct ps__attention_gemm *g,
+                            enum ps__attention_trim trim);
+
+/* Rows of a tile that any of the LANE columns from q sees end here: tile code need write nothing of
+ * these columns below. */
+static inline int32_t ps__attention_rows_end(const struct ps__attention_scores *t, int32_t q)
+{
+    int32_t end = q + PS__ATTENTION_LANE - t->lo;
+    return end < t->rows ? end : t->rows;
+}
+
 /* Rows and columns change places in 16 x 16 words of 4 bytes, 64-byte aligned. AVX-512. */
 void ps__attention_transpose_avx512(void *block);
 
