@@ -86,6 +86,8 @@ static int check_whole(struct ps_tokenizer *tok, const json_t *root, struct ps_e
      * then uses the unknown token, or drops the byte where there is none. */
     tok->byte_mode = tok->pre_count > 0 && m->prefix.len + m->suffix.len == 0 &&
                      tok->pres[tok->pre_count - 1].kind == PS__TOK_PRE_BYTE_LEVEL;
+    if (!tok->byte_mode && ps__tok_model_index_joins(m) < 0)
+        return ps_error_set(err, -ENOMEM, "out of memory");
     return 0;
 }
 

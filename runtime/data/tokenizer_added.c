@@ -114,7 +114,7 @@ int ps__tok_added_parse(struct ps_tokenizer *tok, const json_t *list, struct ps_
 
 static int add_pattern(struct ps_tokenizer *tok, size_t i, struct ps_error *err)
 {
-    const struct ps__tok_added *a = &tok->added[i];
+    struct ps__tok_added *a = &tok->added[i];
     struct ps__tok_view text = {.bytes = a->text.bytes, .len = a->text.len};
     int ret = 0;
     if (a->normalized) {
@@ -127,6 +127,10 @@ static int add_pattern(struct ps_tokenizer *tok, size_t i, struct ps_error *err)
     }
     if (ret < 0)
         return ret;
+    a->normal.len = (uint32_t)text.len;
+    a->normal.bytes = ps__tok_arena_copy(&tok->arena, text.bytes, text.len);
+    if (!a->normal.bytes)
+        return ps_error_set(err, -ENOMEM, "out of memory");
     ret = ps__tok_trie_add(a->normalized ? &tok->normalized_trie : &tok->raw_trie, text.bytes,
                            text.len, (int32_t)i);
     return ret < 0 ? ps_error_set(err, ret, "out of memory") : 0;
@@ -134,6 +138,7 @@ static int add_pattern(struct ps_tokenizer *tok, size_t i, struct ps_error *err)
 
 int ps__tok_added_index(struct ps_tokenizer *tok, struct ps_error *err)
 {
+    ps__tok_meter_start(&tok->meter, 0);
     int ret = ps__tok_trie_init(&tok->raw_trie);
     if (ret == 0)
         ret = ps__tok_trie_init(&tok->normalized_trie);

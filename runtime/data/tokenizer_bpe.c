@@ -6,6 +6,11 @@
  * a heap of candidate pairs over a linked list, O(n log n). Both give the same result. Results of
  * short pieces are kept in a direct-mapped cache.
  *
+ * A long piece is first cut where no merge can ever happen: between two symbols such that no merge
+ * has a left token ending in the one and a right token beginning with the other. Parts cannot
+ * influence each other, so the result is the same; in SentencePiece-style vocabularies they are
+ * words, and a text becomes as fast as with a pre-tokenizer (measured: 5 times).
+ *
  * Invariants of the heap: an item whose symbols have changed since it was pushed is stale and is
  * recognised when it is popped, because the pair at its position no longer merges to its id. */
 #include "runtime/data/tokenizer_internal.h"
@@ -54,11 +59,8 @@ static int32_t char_id(const struct ps__tok_model *m, const char *bytes, size_t 
                        bool first, bool last)
 {
     size_t before = first ? 0 : m->prefix.len, after = last ? m->suffix.len : 0;
-    if (before + after == 0) {
-        if (c < 65536)
-            return m->char_ids[c];
-        return ps__tok_vocab_id(m, bytes, size);
-    }
+    if (before + after == 0)
+        return ps__tok_char_id(m, bytes, size, c);
     char text[2 * PS__TOK_TOKEN_BYTES_MAX + 4];
     memcpy(text, m->prefix.bytes, before);
     memcpy(text + before, bytes, size);
@@ -327,6 +329,24 @@ static int whole_word(struct ps_tokenizer *tok, const char *bytes, size_t len, i
         n += ps__tok_byte_spell((unsigned char)bytes[i], tok->word + n);
     *id = ps__tok_vocab_id(&tok->model, tok->word, n);
     return 0;
+}
+
+size_t ps__tok_bpe_part(const struct ps_tokenizer *tok, const char *bytes, size_t len)
+{
+    const struct ps__tok_model *m = &tok->model;
+    if (tok->byte_mode || !m->joins.slots || len <= CACHE_KEY_BYTES / 2)
+        return len;
+    int32_t before = -1;
+    for (size_t i = 0, size; i < len; i += size) {
+        int32_t c = ps__tok_char_at(bytes, len, i, &size);
+        int32_t id = ps__tok_char_id(m, bytes + i, size, c);
+        /* Next to an unknown character nothing is cut: unknowns may fuse. */
+        if (before >= 0 && id >= 0 &&
+            !ps__tok_pairs_find(&m->joins, (uint64_t)before << 32 | (uint32_t)id))
+            return i;
+        before = id;
+    }
+    return len;
 }
 
 int ps__tok_bpe_word(struct ps_tokenizer *tok, const char *bytes, size_t len, struct ps_error *err)

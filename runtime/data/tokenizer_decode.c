@@ -387,7 +387,7 @@ static int collect(const struct ps_tokenizer *tok, const int32_t *ids, size_t co
         /* An id in a gap of the vocabulary has no text. */
         if ((!added && !entry) || (added && added->special && skip_special))
             continue;
-        const struct ps__tok_str *s = added ? &added->text : &entry->text;
+        const struct ps__tok_str *s = added ? &added->normal : &entry->text;
         int ret = 0;
         if (!tok->has_decoder && p->count)
             ret = parts_put(p, " ", 1);
@@ -404,6 +404,7 @@ int ps_tokenizer_decode(struct ps_tokenizer *tok, const int32_t *ids, size_t cou
 {
     struct parts a = {.len_max = SIZE_MAX / 4}, b = {0};
     int ret = collect(tok, ids, count, skip_special, &a, err);
+    ps__tok_meter_start(&tok->meter, a.len);
     a.len_max = b.len_max = 64 * a.len + 65536;
     for (size_t i = 0; ret == 0 && i < tok->dec_count; i++) {
         ret = run_step(tok, &tok->decs[i], &a, &b, err);

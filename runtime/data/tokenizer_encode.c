@@ -44,18 +44,20 @@ static int encode_stretch(struct ps_tokenizer *tok, const struct ps__tok_view *i
     if (ret < 0)
         return ret;
     const struct ps__tok_spans *pieces = &tok->pieces[which];
-    for (size_t i = 0; i < pieces->count; i++) {
-        struct ps__tok_span p = pieces->items[i];
-        ret = ps__tok_bpe_word(tok, text.bytes + p.begin, p.end - p.begin, err);
-        for (size_t k = 0; ret == 0 && k < tok->symbol_count; k++) {
-            const struct ps__tok_symbol *s = &tok->symbols[k];
-            ret = emit(enc, s->id, ps__tok_view_begin(&text, p.begin + s->begin),
-                       ps__tok_view_end(&text, p.begin + s->end));
+    for (size_t i = 0; ret == 0 && i < pieces->count; i++) {
+        size_t at = pieces->items[i].begin, end = pieces->items[i].end;
+        while (ret == 0 && at < end) {
+            size_t n = ps__tok_bpe_part(tok, text.bytes + at, end - at);
+            ret = ps__tok_bpe_word(tok, text.bytes + at, n, err);
+            for (size_t k = 0; ret == 0 && k < tok->symbol_count; k++) {
+                const struct ps__tok_symbol *s = &tok->symbols[k];
+                ret = emit(enc, s->id, ps__tok_view_begin(&text, at + s->begin),
+                           ps__tok_view_end(&text, at + s->end));
+            }
+            at += n;
         }
-        if (ret < 0)
-            return ret;
     }
-    return 0;
+    return ret;
 }
 
 /* A stretch of the original text without raw added tokens. */
@@ -109,6 +111,7 @@ int ps_tokenizer_encode(struct ps_tokenizer *tok, const char *text, size_t len, 
         return ps_error_set(err, PS_EDATA, "text is not UTF-8 at byte %zu", valid);
     size_t growth = 64 * len + 65536, growth_max = INT32_MAX - len;
     tok->growth_left = growth < growth_max ? growth : growth_max;
+    ps__tok_meter_start(&tok->meter, len);
     int ret = encode_all(tok, text, len, add_special, enc, err);
     if (ret < 0)
         enc->count = 0;

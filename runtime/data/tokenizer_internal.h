@@ -154,10 +154,18 @@ int ps__tok_text_put(struct ps__tok_text *text, const char *bytes, size_t n,
 
 /* ---- tokenizer_regex.c ---- */
 
+/* CPU time of all matches of one encode or decode. */
+struct ps__tok_meter {
+    unsigned count; /* matches so far */
+    double start;   /* thread CPU time of the first look, or negative */
+    double budget_s;
+};
+void ps__tok_meter_start(struct ps__tok_meter *meter, size_t text_len);
+
 struct ps__tok_regex;
 /* Compile an Oniguruma (Ruby syntax) pattern with PCRE2. `field` is for messages. */
-int ps__tok_regex_create(struct ps__tok_regex **out, const char *pattern, size_t len,
-                         const char *file, const char *field, struct ps_error *err) PS_WARN_UNUSED;
+int ps__tok_regex_create(struct ps_tokenizer *tok, struct ps__tok_regex **out, const char *pattern,
+                         size_t len, const char *field, struct ps_error *err) PS_WARN_UNUSED;
 void ps__tok_regex_destroy(struct ps__tok_regex *regex);
 /* Append every match in valid UTF-8, as Oniguruma's iterator finds them. A pattern that runs past
  * its limits is PS_EFORMAT. */
@@ -169,7 +177,6 @@ struct ps__tok_pattern {
     struct ps__tok_str literal;
     struct ps__tok_regex *regex; /* NULL: the literal counts */
 };
-struct ps_tokenizer;
 /* Parse {"String": s} or {"Regex": r}. */
 int ps__tok_pattern_parse(struct ps_tokenizer *tok, const json_t *obj, const char *field,
                           struct ps__tok_pattern *out, struct ps_error *err) PS_WARN_UNUSED;
@@ -249,6 +256,7 @@ struct ps__tok_vocab_entry {
 
 struct ps__tok_added {
     struct ps__tok_str text;
+    struct ps__tok_str normal; /* what it looks like in the text, and decodes to */
     int32_t id;
     bool single_word, lstrip, rstrip, normalized, special;
 };
@@ -275,6 +283,9 @@ struct ps__tok_model {
     int32_t byte_ids[256];     /* byte-level alphabet; -1 absent */
     int32_t fallback_ids[256]; /* <0xNN>; -1 absent */
     int32_t *char_ids;         /* (65536,) one-character tokens of the basic plane; -1 absent */
+    /* First symbols left id << 32 | right id between which some merge may happen; slots NULL: not
+     * built, because a prefix, a suffix or ignore_merges makes pieces indivisible. */
+    struct ps__tok_pairs joins;
 };
 
 struct ps_tokenizer {
@@ -303,6 +314,7 @@ struct ps_tokenizer {
     int32_t special_ids[4]; /* bos, eos, pad, unk */
 
     /* Scratch of one call; no meaning between calls. */
+    struct ps__tok_meter meter;
     size_t growth_left; /* bytes that normalization may still produce in this call */
     struct ps__tok_text norm_text[2], pre_text[2];
     struct ps__tok_spans matches, pieces[2];
@@ -321,6 +333,11 @@ struct ps_tokenizer {
 int ps__tok_model_parse(struct ps_tokenizer *tok, const json_t *model,
                         struct ps_error *err) PS_WARN_UNUSED;
 void ps__tok_model_fini(struct ps__tok_model *model);
+/* Build model->joins, where pieces may be divided. 0 or -ENOMEM. */
+int ps__tok_model_index_joins(struct ps__tok_model *model) PS_WARN_UNUSED;
+/* Id of the vocabulary entry of one character, or -1. */
+int32_t ps__tok_char_id(const struct ps__tok_model *model, const char *bytes, size_t size,
+                        int32_t c);
 /* Id of a vocabulary entry, or -1. */
 int32_t ps__tok_vocab_id(const struct ps__tok_model *model, const char *bytes, size_t len);
 /* Vocabulary entry of an id, or NULL. */
@@ -330,6 +347,8 @@ const struct ps__tok_vocab_entry *ps__tok_vocab_entry(const struct ps__tok_model
 /* tokenizer_bpe.c: merge one piece; the result is in tok->symbols[0..symbol_count). */
 int ps__tok_bpe_word(struct ps_tokenizer *tok, const char *bytes, size_t len,
                      struct ps_error *err) PS_WARN_UNUSED;
+/* Length of the first part of a piece that no merge can leave: parts may be merged one by one. */
+size_t ps__tok_bpe_part(const struct ps_tokenizer *tok, const char *bytes, size_t len);
 void ps__tok_bpe_fini(struct ps_tokenizer *tok);
 
 /* tokenizer_added.c */

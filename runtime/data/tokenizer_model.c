@@ -16,6 +16,11 @@ int32_t ps__tok_vocab_id(const struct ps__tok_model *m, const char *bytes, size_
     return idx < 0 ? -1 : m->vocab[idx].id;
 }
 
+int32_t ps__tok_char_id(const struct ps__tok_model *m, const char *bytes, size_t size, int32_t c)
+{
+    return c < 65536 ? m->char_ids[c] : ps__tok_vocab_id(m, bytes, size);
+}
+
 const struct ps__tok_vocab_entry *ps__tok_vocab_entry(const struct ps__tok_model *m, int32_t id)
 {
     if (id < 0)
@@ -195,6 +200,45 @@ static int index_characters(struct ps__tok_model *m)
     return 0;
 }
 
+/* Symbols that an entry can begin (at_end false) or end with: its character, or, as a byte token
+ * or the unknown token, itself. */
+static void edge_symbols(const struct ps__tok_model *m, const struct ps__tok_vocab_entry *e,
+                         bool at_end, int32_t out[2])
+{
+    size_t at = at_end ? e->text.len : 0, size = 0;
+    out[0] = -1;
+    out[1] = e->id;
+    if (e->text.len == 0)
+        return;
+    if (at_end)
+        do
+            at--;
+        while (at > 0 && ((unsigned char)e->text.bytes[at] & 0xC0) == 0x80);
+    int32_t c = ps__tok_char_at(e->text.bytes, e->text.len, at, &size);
+    out[0] = ps__tok_char_id(m, e->text.bytes + at, size, c);
+}
+
+int ps__tok_model_index_joins(struct ps__tok_model *m)
+{
+    if (m->prefix.len || m->suffix.len || m->ignore_merges)
+        return 0;
+    int ret = ps__tok_pairs_init(&m->joins, 1024);
+    for (size_t i = 0; ret == 0 && i <= m->merges.mask; i++) {
+        uint64_t key = m->merges.slots[i].key;
+        if (key == UINT64_MAX)
+            continue;
+        int32_t left[2], right[2];
+        edge_symbols(m, ps__tok_vocab_entry(m, (int32_t)(key >> 32)), true, left);
+        edge_symbols(m, ps__tok_vocab_entry(m, (int32_t)(uint32_t)key), false, right);
+        for (size_t k = 0; ret == 0 && k < 4; k++) {
+            int32_t a = left[k / 2], b = right[k % 2];
+            if (a >= 0 && b >= 0)
+                ret = ps__tok_pairs_put(&m->joins, (uint64_t)a << 32 | (uint32_t)b, 0, 0);
+        }
+    }
+    return ret;
+}
+
 static int optional_string(struct ps_tokenizer *tok, const json_t *model, const char *key,
                            struct ps__tok_str *out, struct ps_error *err)
 {
@@ -261,4 +305,5 @@ void ps__tok_model_fini(struct ps__tok_model *m)
     free(m->char_ids);
     ps__tok_map_fini(&m->vocab_map);
     ps__tok_pairs_fini(&m->merges);
+    ps__tok_pairs_fini(&m->joins);
 }

@@ -47,8 +47,8 @@ static int parse_byte_level(struct ps_tokenizer *tok, const json_t *obj, struct 
     if (ret < 0 || !step->use_regex)
         return ret;
     step->behavior = PS__TOK_ISOLATED;
-    return ps__tok_regex_create(&step->pattern.regex, gpt2_pattern, sizeof gpt2_pattern - 1,
-                                tok->file, "pre_tokenizer", err);
+    return ps__tok_regex_create(tok, &step->pattern.regex, gpt2_pattern, sizeof gpt2_pattern - 1,
+                                "pre_tokenizer", err);
 }
 
 static int parse_metaspace(struct ps_tokenizer *tok, const json_t *obj, struct ps__tok_pre *step,

@@ -2,13 +2,13 @@
  *
  * Design: the files are written for Oniguruma (Ruby syntax, UTF-8). Patterns are translated where
  * PCRE2 reads the same text differently: \s (PCRE2 counts U+180E as a space), \w (PCRE2 10.42
- * leaves out marks and connectors), \h, \uHHHH, the option letter m, and ^ $ that always work by
- * line. What cannot be translated is refused. The subject is validated once by the caller, so
- * every match runs with PCRE2_NO_UTF_CHECK: with the check, many short matches over one long
- * subject would be quadratic.
+ * leaves out marks and connectors; Oniguruma's is Alphabetic, M, Nd and Pc), \h, \uHHHH, the option
+ * letter m, and ^ $ that always work by line. What cannot be translated is refused. The subject is
+ * validated once by the caller, so every match runs with PCRE2_NO_UTF_CHECK: with the check, many
+ * short matches over one long subject would be quadratic.
  *
- * Limits: each match by PCRE2's match, depth and heap limits and the JIT stack; all matches over
- * one subject by CPU time, because a pattern whose single matches stay just below the limit at
+ * Limits: each match by PCRE2's match, depth and heap limits and the JIT stack; all matches of
+ * one encode by CPU time, because a pattern whose single matches stay just below the limit at
  * every position would still take hours. The time is far above what any honest pattern needs
  * (about 0.05 us a byte), so it decides nothing but hostile cases. */
 #include "runtime/data/tokenizer_internal.h"
@@ -26,17 +26,19 @@
 #define MATCH_LIMIT_PER_BYTE 32u
 #define DEPTH_LIMIT 1000000u
 #define HEAP_LIMIT_KIB 65536u
+#define STARTS_MAX 1024u /* places at which one call may begin a match */
 #define JIT_STACK_MAX ((size_t)4 << 20)
 #define CPU_BASE_S 2.0
-#define CPU_PER_BYTE_S 10e-6
+#define CPU_PER_BYTE_S 5e-6
 
 struct ps__tok_regex {
     pcre2_code *code;
     pcre2_match_data *match;
     pcre2_match_context *context;
     pcre2_jit_stack *stack;
-    const char *file, *field; /* borrowed from the tokenizer */
-    char shown[160];          /* the pattern, shortened, for messages */
+    const char *file, *field;    /* borrowed from the tokenizer */
+    struct ps__tok_meter *meter; /* the tokenizer's */
+    char shown[160];             /* the pattern, shortened, for messages */
 };
 
 struct translation {
@@ -59,7 +61,8 @@ static int put(struct translation *t, const char *text, size_t n)
 static const char *escape_text(char c, bool in_class, const char **why)
 {
 #define SPACE "\\p{Z}\\x09-\\x0d\\x{85}"
-#define WORD "\\p{L}\\p{M}\\p{Nd}\\p{Pc}"
+#define CIRCLED "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
+#define WORD "\\p{L}\\p{M}\\p{Nl}\\p{Nd}\\p{Pc}" CIRCLED
     switch (c) {
     case 's':
         return in_class ? SPACE : "[" SPACE "]";
@@ -82,14 +85,20 @@ static const char *escape_text(char c, bool in_class, const char **why)
     case 'D':
         return "\\P{Nd}";
     case 'C':
+        *why = "\\C";
+        return NULL;
     case 'K':
-        *why = c == 'C' ? "\\C" : "\\K";
+        *why = "\\K";
+        return NULL;
+    case 'G':
+        *why = "\\G";
         return NULL;
     default:
         return NULL;
     }
 #undef SPACE
 #undef WORD
+#undef CIRCLED
 }
 
 static bool is_hex(char c)
@@ -184,7 +193,8 @@ static int compile(struct ps__tok_regex *re, const char *pattern, size_t len, st
 {
     int code;
     PCRE2_SIZE at;
-    uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
+    uint32_t options =
+        PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT;
     pcre2_compile_context *cc = pcre2_compile_context_create(NULL);
     if (!cc)
         return -ENOMEM;
@@ -212,9 +222,10 @@ static int compile(struct ps__tok_regex *re, const char *pattern, size_t len, st
     return 0;
 }
 
-int ps__tok_regex_create(struct ps__tok_regex **out, const char *pattern, size_t len,
-                         const char *file, const char *field, struct ps_error *err)
+int ps__tok_regex_create(struct ps_tokenizer *tok, struct ps__tok_regex **out, const char *pattern,
+                         size_t len, const char *field, struct ps_error *err)
 {
+    const char *file = tok->file;
     if (len > PS__TOK_PATTERN_BYTES_MAX)
         return ps_error_full(err, PS_EFORMAT, file, field, NULL,
                              "regular expression of %zu bytes; at most %d are accepted", len,
@@ -224,6 +235,7 @@ int ps__tok_regex_create(struct ps__tok_regex **out, const char *pattern, size_t
         return ps_error_set(err, -ENOMEM, "out of memory");
     re->file = file;
     re->field = field;
+    re->meter = &tok->meter;
     PS_IGNORE(snprintf(re->shown, sizeof re->shown, "%s", pattern) < 0, "truncation is fine");
     struct translation t = {0};
     int ret = translate(&t, pattern, len);
@@ -248,12 +260,29 @@ static double cpu_seconds(void)
     return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
 }
 
+void ps__tok_meter_start(struct ps__tok_meter *meter, size_t text_len)
+{
+    *meter = (struct ps__tok_meter){.start = -1,
+                                    .budget_s = CPU_BASE_S + CPU_PER_BYTE_S * (double)text_len};
+}
+
+/* Count one match; now and then look at the clock. */
+static bool meter_exceeded(struct ps__tok_meter *meter)
+{
+    if (++meter->count % 16 != 0)
+        return false;
+    double now = cpu_seconds();
+    if (meter->start < 0)
+        meter->start = now;
+    return now - meter->start > meter->budget_s;
+}
+
 static int too_slow(const struct ps__tok_regex *re, size_t at, const char *what,
                     struct ps_error *err)
 {
     return ps_error_full(err, PS_EFORMAT, re->file, re->field,
                          "check where this tokenizer.json comes from; the pattern may be hostile",
-                         "regular expression exceeds its %s at byte %zu of a text: %s", what, at,
+                         "regular expression fails at byte %zu of a text (%s): %s", at, what,
                          re->shown);
 }
 
@@ -275,23 +304,26 @@ int ps__tok_regex_find(struct ps__tok_regex *re, const char *bytes, size_t len,
     PS_IGNORE(pcre2_set_match_limit(re->context, limit > UINT32_MAX ? UINT32_MAX : (uint32_t)limit),
               "always 0");
     const PCRE2_SIZE *ov = pcre2_get_ovector_pointer(re->match);
-    double start = -1, budget = CPU_BASE_S + CPU_PER_BYTE_S * (double)len;
-    for (unsigned count = 1; at <= len; count++) {
+    while (at <= len) {
+        if (meter_exceeded(re->meter))
+            return too_slow(re, at, "time limit exceeded", err);
+        /* A failing call looks at no more than STARTS_MAX places: JIT code counts little of what
+         * it does, and the clock is only read between calls. */
+        size_t last = len - at > STARTS_MAX ? at + STARTS_MAX : len;
+        PS_IGNORE(pcre2_set_offset_limit(re->context, last), "always 0");
         int rc = pcre2_match(re->code, (PCRE2_SPTR)bytes, len, at, PCRE2_NO_UTF_CHECK, re->match,
                              re->context);
+        if (rc == PCRE2_ERROR_NOMATCH && last < len) {
+            for (at = last + 1; at < len && ((unsigned char)bytes[at] & 0xC0) == 0x80;)
+                at++;
+            continue;
+        }
         if (rc == PCRE2_ERROR_NOMATCH)
             break;
         if (rc < 0)
             return match_failed(re, rc, at, err);
         if (ov[0] < at || ov[1] < ov[0])
-            return too_slow(re, at, "order of matches", err);
-        if (count % 16 == 0) {
-            double now = cpu_seconds();
-            if (start < 0)
-                start = now;
-            else if (now - start > budget)
-                return too_slow(re, at, "time limit", err);
-        }
+            return too_slow(re, at, "matches out of order", err);
         if (ov[0] == ov[1] && ov[0] == last_end) {
             /* An empty match right after a match does not count: go on one character later. */
             size_t size = 1;
@@ -316,8 +348,8 @@ int ps__tok_pattern_parse(struct ps_tokenizer *tok, const json_t *obj, const cha
     if (json_is_string(obj)) /* old files: a plain string */
         text = obj;
     if (json_is_string(regex))
-        return ps__tok_regex_create(&out->regex, json_string_value(regex),
-                                    json_string_length(regex), tok->file, field, err);
+        return ps__tok_regex_create(tok, &out->regex, json_string_value(regex),
+                                    json_string_length(regex), field, err);
     if (!json_is_string(text) || json_string_length(text) == 0 ||
         json_string_length(text) > PS__TOK_TOKEN_BYTES_MAX)
         return ps_error_full(err, PS_EFORMAT, tok->file, field, NULL,
