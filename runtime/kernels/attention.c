@@ -218,6 +218,16 @@ struct ps__attention_dst ps__attention_dst(const struct ps__attention_ctx *ctx, 
                                       .cols = ctx->head_dim};
 }
 
+void ps__attention_prefetch(const struct ps__attention_src *m)
+{
+    size_t size = ps_dtype_size(m->dtype), bytes = m->cols * size;
+    const char *row = m->data;
+    for (size_t i = 0; i < m->rows; i++, row += m->ld * size) {
+        for (size_t b = 0; b < bytes; b += 64)
+            __builtin_prefetch(row + b, 0, 2);
+    }
+}
+
 struct ps__attention_scores ps__attention_scores(const struct ps__attention_ctx *ctx, float *s,
                                                  int32_t k0, size_t rows, int32_t q0, size_t cols)
 {
@@ -335,6 +345,10 @@ static void forward_head(const struct ps__attention_ctx *ctx, const struct area 
     size_t kv = (size_t)(head / ctx->group - ctx->kv_begin);
     struct ps__attention_src q = ps__attention_src(ctx, a->q, a->q_ld, qt->start, cols, head);
     ctx->ops.pack_bt(&q, s->q_bt, ld);
+    if (head + 1 < a->n_head) {
+        q = ps__attention_src(ctx, a->q, a->q_ld, qt->start, cols, head + 1);
+        ps__attention_prefetch(&q);
+    }
     start_rows(s, ld);
     int32_t diagonal = (qt->start - qt->begin) / PS__ATTENTION_TILE;
     int32_t begin = ps__attention_first_tile(ctx, qt);

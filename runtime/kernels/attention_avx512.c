@@ -309,14 +309,20 @@ static void store(const float *x, size_t ld, float f, const struct ps__attention
     }
 }
 
-static void row_dot(const struct ps__attention_src *a, const struct ps__attention_src *b,
-                    float *out)
+static void head_dot(const struct ps__attention_src *a, const struct ps__attention_src *b,
+                     size_t dim, float *out, size_t ld)
 {
     for (size_t i = 0; i < a->rows; i++) {
-        __m512 sum = _mm512_setzero_ps();
-        for (size_t j = 0; j < a->cols; j += W)
-            sum = _mm512_fmadd_ps(load16(a, i, j), load16(b, i, j), sum);
-        out[i] = _mm512_reduce_add_ps(sum);
+        for (size_t h = 0; h < a->cols / dim; h++) {
+            __m512 sum = _mm512_setzero_ps();
+            for (size_t j = 0; j < dim; j += W) {
+                __mmask16 on = lanes(j, dim); /* the next head follows */
+                __m512 x = _mm512_maskz_mov_ps(on, load16(a, i, h * dim + j));
+                __m512 y = _mm512_maskz_mov_ps(on, load16(b, i, h * dim + j));
+                sum = _mm512_fmadd_ps(x, y, sum);
+            }
+            out[h * ld + i] = _mm512_reduce_add_ps(sum);
+        }
     }
 }
 
@@ -332,5 +338,5 @@ void ps__attention_ops_avx512(struct ps__attention_ops *ops)
     ops->scale_cols = scale_cols;
     ops->store_t = store_t;
     ops->store = store;
-    ops->row_dot = row_dot;
+    ops->head_dot = head_dot;
 }

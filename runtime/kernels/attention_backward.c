@@ -97,27 +97,15 @@ static void pack_keys(const struct job *j)
     memset(j->area.dv, 0, bytes);
 }
 
-/* Fetch the rows that pack_queries will read next: they are strided, hardware does not foresee
- * them. */
-static void prefetch_rows(const struct ps__attention_src *m)
-{
-    size_t size = ps_dtype_size(m->dtype), bytes = m->cols * size;
-    const char *row = m->data;
-    for (size_t i = 0; i < m->rows; i++, row += m->ld * size) {
-        for (size_t b = 0; b < bytes; b += 64)
-            __builtin_prefetch(row + b, 0, 2);
-    }
-}
-
-static void prefetch_queries(const struct job *j, const struct ps__attention_tile *qt)
+static void prefetch_queries(const struct job *j, const struct ps__attention_tile *qt, int32_t head)
 {
     const struct ps_attention_args *a = j->ctx->args;
     size_t rows = ps__attention_tile_len(qt);
-    struct ps__attention_src q = ps__attention_src(j->ctx, a->q, a->q_ld, qt->start, rows, j->head);
+    struct ps__attention_src q = ps__attention_src(j->ctx, a->q, a->q_ld, qt->start, rows, head);
     struct ps__attention_src g =
-        ps__attention_src(j->ctx, a->dout, a->dout_ld, qt->start, rows, j->head);
-    prefetch_rows(&q);
-    prefetch_rows(&g);
+        ps__attention_src(j->ctx, a->dout, a->dout_ld, qt->start, rows, head);
+    ps__attention_prefetch(&q);
+    ps__attention_prefetch(&g);
 }
 
 /* Operands and statistics of a tile of queries. */
@@ -242,17 +230,16 @@ static void stats_task(void *arg, size_t task_idx, int thread_idx)
     const struct ps__attention_tile *t = &ctx->tile[task_idx];
     size_t rows = ps__attention_tile_len(t), n_head = (size_t)a->n_head;
     (void)thread_idx;
-    for (int32_t h = 0; h < ctx->kv_count * ctx->group; h++) {
-        int32_t head = ctx->kv_begin * ctx->group + h;
-        size_t at = (size_t)h * (size_t)a->doc_start[a->doc_count] + (size_t)t->start;
-        struct ps__attention_src g =
-            ps__attention_src(ctx, a->dout, a->dout_ld, t->start, rows, head);
-        struct ps__attention_src o =
-            ps__attention_src(ctx, a->out, a->out_ld, t->start, rows, head);
-        ctx->ops.row_dot(&g, &o, ctx->delta + at);
-        const float *lse = a->lse + (size_t)t->start * n_head + (size_t)head;
-        for (size_t i = 0; i < rows; i++)
-            ctx->lse2[at + i] = lse[i * n_head] * PS__LOG2E;
+    int32_t head = ctx->kv_begin * ctx->group, heads = ctx->kv_count * ctx->group;
+    size_t n_tok = (size_t)a->doc_start[a->doc_count];
+    struct ps__attention_src g = ps__attention_src(ctx, a->dout, a->dout_ld, t->start, rows, head);
+    struct ps__attention_src o = ps__attention_src(ctx, a->out, a->out_ld, t->start, rows, head);
+    g.cols = o.cols = (size_t)heads * ctx->head_dim;
+    ctx->ops.head_dot(&g, &o, ctx->head_dim, ctx->delta + t->start, n_tok);
+    const float *lse = a->lse + (size_t)t->start * n_head + (size_t)head;
+    for (size_t i = 0; i < rows; i++) {
+        for (size_t h = 0; h < (size_t)heads; h++)
+            ctx->lse2[h * n_tok + (size_t)t->start + i] = lse[i * n_head + h] * PS__LOG2E;
     }
 }
 
@@ -277,7 +264,9 @@ static void backward_task(void *arg, size_t task_idx, int thread_idx)
             if (first >= block_first + j.block->tile_count)
                 break;
             if (q + 1 < doc_tiles)
-                prefetch_queries(&j, &ctx->tile[j.doc_tile + q + 1]);
+                prefetch_queries(&j, &ctx->tile[j.doc_tile + q + 1], j.head);
+            else if (g + 1 < ctx->group)
+                prefetch_queries(&j, first_key, j.head + 1);
             query_tile(&j, j.doc_tile + q, first);
         }
     }

@@ -106,9 +106,10 @@ struct ps__attention_ops {
     void (*store_t)(const float *x, size_t ld, const float *f, const struct ps__attention_dst *dst);
     /* dst[i][j] = x[i][j] * f, rounded once. */
     void (*store)(const float *x, size_t ld, float f, const struct ps__attention_dst *dst);
-    /* out[i] = sum over j of a[i][j] * b[i][j], fp32; a and b have the same shape. */
-    void (*row_dot)(const struct ps__attention_src *a, const struct ps__attention_src *b,
-                    float *out);
+    /* out[h][i] = sum over j < dim of a[i][h dim + j] * b[i][h dim + j], fp32, for the heads h <
+     * cols / dim of rows of the same shape; out has leading dimension ld. */
+    void (*head_dot)(const struct ps__attention_src *a, const struct ps__attention_src *b,
+                     size_t dim, float *out, size_t ld);
 };
 
 /* Fill *ops with the best tile code of the level for the dtype. */
@@ -191,6 +192,9 @@ struct ps__attention_src ps__attention_src(const struct ps__attention_ctx *ctx, 
                                            size_t ld, int32_t start, size_t rows, int32_t head);
 struct ps__attention_dst ps__attention_dst(const struct ps__attention_ctx *ctx, void *data,
                                            size_t ld, int32_t start, size_t rows, int32_t head);
+
+/* Fetch rows that will be packed next: they are strided, hardware does not foresee them. */
+void ps__attention_prefetch(const struct ps__attention_src *m);
 
 /* Mask of the tile of `rows` keys from k0 and `cols` queries from q0, scores in s. */
 struct ps__attention_scores ps__attention_scores(const struct ps__attention_ctx *ctx, float *s,

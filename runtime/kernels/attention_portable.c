@@ -185,17 +185,24 @@ static void store(const float *x, size_t ld, float f, const struct ps__attention
     }
 }
 
-static void row_dot(const struct ps__attention_src *a, const struct ps__attention_src *b,
-                    float *out)
+static void head_dot(const struct ps__attention_src *a, const struct ps__attention_src *b,
+                     size_t dim, float *out, size_t ld)
 {
     float x[DIM_MAX], y[DIM_MAX];
+    size_t size = ps_dtype_size(a->dtype);
     for (size_t i = 0; i < a->rows; i++) {
-        double sum = 0;
-        load_row(a, i, x);
-        load_row(b, i, y);
-        for (size_t j = 0; j < a->cols; j++)
-            sum += (double)x[j] * (double)y[j];
-        out[i] = (float)sum;
+        for (size_t h = 0; h < a->cols / dim; h++) {
+            struct ps__attention_src of_a = *a, of_b = *b;
+            of_a.data = (const char *)a->data + h * dim * size;
+            of_b.data = (const char *)b->data + h * dim * size;
+            of_a.cols = of_b.cols = dim;
+            load_row(&of_a, i, x);
+            load_row(&of_b, i, y);
+            double sum = 0;
+            for (size_t j = 0; j < dim; j++)
+                sum += (double)x[j] * (double)y[j];
+            out[h * ld + i] = (float)sum;
+        }
     }
 }
 
@@ -214,6 +221,6 @@ void ps__attention_ops_portable(struct ps__attention_ops *ops, enum ps_dtype dty
         .scale_cols = scale_cols,
         .store_t = store_t,
         .store = store,
-        .row_dot = row_dot,
+        .head_dot = head_dot,
     };
 }
