@@ -27,54 +27,74 @@ PS__INLINE __m512i load_units(const void *data, enum ps_dtype dtype, int round_b
     return round_bf16 ? ps__round_bf16(f) : _mm512_castps_si512(f);
 }
 
-/* k contiguous: 16 rows by 16 units at a time through a transposition. */
+/* k contiguous: `rows` of `width` (at most 16) rows, the `count` values at `at` of each through a
+ * transposition. Constants where speed matters. */
+PS__INLINE void pack_square(const struct packing *p, enum ps_dtype dtype, int round_bf16, size_t at,
+                            size_t rows, size_t count, float *dst, size_t width)
+{
+    __m512i x[16];
+    PS__UNROLL
+    for (size_t i = 0; i < 16; i++)
+        x[i] = i < rows
+                   ? load_units(p->data, dtype, round_bf16, at + i * p->r_stride, ps__lanes(count))
+                   : _mm512_setzero_si512();
+    ps__transpose_16x16(x);
+    PS__UNROLL
+    for (size_t i = 0; i < 16; i++)
+        if (i < count)
+            _mm512_mask_storeu_epi32(dst + i * p->width, ps__lanes(width), x[i]);
+}
+
 PS__INLINE void pack_k(const struct packing *p, enum ps_dtype dtype, int round_bf16, size_t r,
                        float *dst, size_t width)
 {
     size_t rows = p->range.r_count - r < width ? p->range.r_count - r : width;
-    __mmask16 store = ps__lanes(width);
-    for (size_t k = 0; k < p->range.k_count; k += 16) {
-        size_t units = p->range.k_count - k < 16 ? p->range.k_count - k : 16;
-        size_t at = (p->range.r0 + r) * p->r_stride + p->range.k0 + k;
-        __mmask16 mask = ps__lanes(units);
-        __m512i x[16];
-        PS__UNROLL
-        for (size_t i = 0; i < 16; i++)
-            x[i] = i < rows ? load_units(p->data, dtype, round_bf16, at + i * p->r_stride, mask)
-                            : _mm512_setzero_si512();
-        ps__transpose_16x16(x);
-        PS__UNROLL
-        for (size_t i = 0; i < 16; i++)
-            if (i < units)
-                _mm512_mask_storeu_epi32(dst + (k + i) * p->width, store, x[i]);
+    size_t at = (p->range.r0 + r) * p->r_stride + p->range.k0;
+    size_t count = p->range.k_count;
+    size_t k = 0;
+    for (; rows == width && k + 16 <= count; k += 16)
+        pack_square(p, dtype, round_bf16, at + k, width, 16, dst + k * p->width, width);
+    for (; k < count; k += 16)
+        pack_square(p, dtype, round_bf16, at + k, rows, count - k, dst + k * p->width, width);
+}
+
+/* Rows contiguous: a copy, walked along memory; groups of 16 or `width` rows. */
+PS__INLINE void pack_r(const struct packing *p, enum ps_dtype dtype, int round_bf16, size_t width)
+{
+    size_t step = width < 16 ? width : 16;
+    for (size_t k = 0; k < p->range.k_count; k++) {
+        size_t at = (p->range.k0 + k) * p->k_stride + p->range.r0;
+        float *panel = p->dst + k * width;
+        size_t in_panel = 0;
+        for (size_t left = p->range.r_count; left; at += step) {
+            size_t count = left < step ? left : step;
+            __m512i x = load_units(p->data, dtype, round_bf16, at, ps__lanes(count));
+            _mm512_mask_storeu_epi32(panel + in_panel, ps__lanes(step), x);
+            left -= count;
+            in_panel += step;
+            if (in_panel >= width) {
+                in_panel = 0;
+                panel += p->panel_stride;
+            }
+        }
     }
 }
 
 PS__INLINE void pack_typed(const struct packing *p, enum ps_dtype dtype, int round_bf16)
 {
-    if (p->k_stride == 1) {
-        float *panel = p->dst;
-        for (size_t r = 0; r < p->range.r_count; r += p->width, panel += p->panel_stride) {
-            if (p->width == MR) {
-                pack_k(p, dtype, round_bf16, r, panel, MR);
-                continue;
-            }
-            pack_k(p, dtype, round_bf16, r, panel, 16);
-            if (p->range.r_count - r > 16)
-                pack_k(p, dtype, round_bf16, r + 16, panel + 16, 16);
-        }
-        return;
-    }
-    /* rows contiguous: a copy, walked along memory */
-    for (size_t k = 0; k < p->range.k_count; k++) {
-        size_t at = (p->range.k0 + k) * p->k_stride + p->range.r0;
-        float *panel = p->dst + k * p->width;
-        for (size_t r = 0; r < p->range.r_count; r += p->width, panel += p->panel_stride) {
-            for (size_t g = 0; g < p->width && r + g < p->range.r_count; g += 16) {
-                __m512i x = load_units(p->data, dtype, round_bf16, at + r + g,
-                                       ps__lanes(p->range.r_count - r - g));
-                _mm512_mask_storeu_epi32(panel + g, ps__lanes(p->width - g), x);
-            }
+    float *panel = p->dst;
+    if (p->k_stride != 1 && p->width == MR) {
+        pack_r(p, dtype, round_bf16, MR);
+    } else if (p->k_stride != 1) {
+        pack_r(p, dtype, round_bf16, NR);
+    } else if (p->width == MR) {
+        for (size_t r = 0; r < p->range.r_count; r += MR, panel += p->panel_stride)
+            pack_k(p, dtype, round_bf16, r, panel, MR);
+    } else {
+        for (size_t r = 0; r < p->range.r_count; r += 16) {
+            pack_k(p, dtype, round_bf16, r, panel + r % NR, 16);
+            if (r % NR)
+                panel += p->panel_stride;
         }
     }
 }

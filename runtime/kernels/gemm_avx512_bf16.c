@@ -39,70 +39,91 @@ PS__INLINE __m512i load_units_k(const void *data, enum ps_dtype dtype, size_t id
 PS__INLINE __m512i load_units_r(const void *data, enum ps_dtype dtype, size_t idx, size_t next,
                                 __mmask16 mask)
 {
+    /* lane i from lane i of the first and of the second source */
+    const __m512i one_by_one = _mm512_add_epi32(
+        _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                           _mm512_set1_epi32(0x10001)),
+        _mm512_set1_epi32(dtype == PS_DTYPE_BF16 ? 32 << 16 : 16 << 16));
     __mmask16 odd = next ? mask : 0;
     if (dtype == PS_DTYPE_BF16) {
         const uint16_t *h = (const uint16_t *)data + idx;
-        __m512i lo = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, h));
-        __m512i hi = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd, h + next));
-        return _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16));
+        __m512i lo = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(mask, h));
+        __m512i hi = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(odd, h + next));
+        return _mm512_permutex2var_epi16(lo, one_by_one, hi);
     }
     __m512 lo = ps__load_f32(data, dtype, idx, mask);
     __m512 hi = ps__load_f32(data, dtype, idx + next, odd);
-    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
-    __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(both));
-    __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1));
-    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+    return _mm512_permutexvar_epi16(one_by_one, (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
 }
 
-/* k contiguous: `width` rows (at most 16), 16 units at a time through a transposition. */
+/* k contiguous: `rows` of `width` (at most 16) rows, the `count` values at `at` of each as units
+ * through a transposition. Constants where speed matters. */
+PS__INLINE void pack_square(const struct packing *p, enum ps_dtype dtype, size_t at, size_t rows,
+                            size_t count, uint32_t *dst, size_t width)
+{
+    size_t units = count < 32 ? (count + 1) / 2 : 16;
+    __m512i x[16];
+    PS__UNROLL
+    for (size_t i = 0; i < 16; i++)
+        x[i] = i < rows ? load_units_k(p->data, dtype, at + i * p->r_stride, count)
+                        : _mm512_setzero_si512();
+    ps__transpose_16x16(x);
+    PS__UNROLL
+    for (size_t i = 0; i < 16; i++)
+        if (i < units)
+            _mm512_mask_storeu_epi32(dst + i * p->width, ps__lanes(width), x[i]);
+}
+
 PS__INLINE void pack_k(const struct packing *p, enum ps_dtype dtype, size_t r, uint32_t *dst,
                        size_t width)
 {
     size_t rows = p->range.r_count - r < width ? p->range.r_count - r : width;
-    __mmask16 store = ps__lanes(width);
-    for (size_t k = 0; k < p->range.k_count; k += 32) {
-        size_t count = p->range.k_count - k;
-        size_t units = count < 32 ? (count + 1) / 2 : 16;
-        size_t at = (p->range.r0 + r) * p->r_stride + p->range.k0 + k;
-        __m512i x[16];
-        PS__UNROLL
-        for (size_t i = 0; i < 16; i++)
-            x[i] = i < rows ? load_units_k(p->data, dtype, at + i * p->r_stride, count)
-                            : _mm512_setzero_si512();
-        ps__transpose_16x16(x);
-        PS__UNROLL
-        for (size_t i = 0; i < 16; i++)
-            if (i < units)
-                _mm512_mask_storeu_epi32(dst + (k / 2 + i) * p->width, store, x[i]);
+    size_t at = (p->range.r0 + r) * p->r_stride + p->range.k0;
+    size_t k = 0;
+    for (; rows == width && k + 32 <= p->range.k_count; k += 32)
+        pack_square(p, dtype, at + k, width, 32, dst + k / 2 * p->width, width);
+    for (; k < p->range.k_count; k += 32)
+        pack_square(p, dtype, at + k, rows, p->range.k_count - k, dst + k / 2 * p->width, width);
+}
+
+/* Rows contiguous: two depths side by side, walked along memory; groups of 16 or `width` rows. */
+PS__INLINE void pack_r(const struct packing *p, enum ps_dtype dtype, size_t width)
+{
+    size_t step = width < 16 ? width : 16;
+    for (size_t k = 0; k < p->range.k_count; k += 2) {
+        size_t at = (p->range.k0 + k) * p->k_stride + p->range.r0;
+        size_t next = k + 1 < p->range.k_count ? p->k_stride : 0;
+        uint32_t *panel = p->dst + k / 2 * width;
+        size_t in_panel = 0;
+        for (size_t left = p->range.r_count; left; at += step) {
+            size_t count = left < step ? left : step;
+            __m512i x = load_units_r(p->data, dtype, at, next, ps__lanes(count));
+            _mm512_mask_storeu_epi32(panel + in_panel, ps__lanes(step), x);
+            left -= count;
+            in_panel += step;
+            if (in_panel >= width) {
+                in_panel = 0;
+                panel += p->panel_stride;
+            }
+        }
     }
 }
 
 PS__INLINE void pack_typed(const struct packing *p, enum ps_dtype dtype)
 {
-    if (p->k_stride == 1) {
-        uint32_t *panel = p->dst;
-        for (size_t r = 0; r < p->range.r_count; r += p->width, panel += p->panel_stride) {
-            if (p->width == MR) {
-                pack_k(p, dtype, r, panel, MR);
-                continue;
-            }
-            pack_k(p, dtype, r, panel, 16);
-            if (p->range.r_count - r > 16)
-                pack_k(p, dtype, r + 16, panel + 16, 16);
-        }
-        return;
-    }
-    /* rows contiguous: two depths side by side, walked along memory */
-    for (size_t k = 0; k < p->range.k_count; k += 2) {
-        size_t at = (p->range.k0 + k) * p->k_stride + p->range.r0;
-        size_t next = k + 1 < p->range.k_count ? p->k_stride : 0;
-        uint32_t *panel = p->dst + k / 2 * p->width;
-        for (size_t r = 0; r < p->range.r_count; r += p->width, panel += p->panel_stride) {
-            for (size_t g = 0; g < p->width && r + g < p->range.r_count; g += 16) {
-                __m512i x = load_units_r(p->data, dtype, at + r + g, next,
-                                         ps__lanes(p->range.r_count - r - g));
-                _mm512_mask_storeu_epi32(panel + g, ps__lanes(p->width - g), x);
-            }
+    uint32_t *panel = p->dst;
+    if (p->k_stride != 1 && p->width == MR) {
+        pack_r(p, dtype, MR);
+    } else if (p->k_stride != 1) {
+        pack_r(p, dtype, NR);
+    } else if (p->width == MR) {
+        for (size_t r = 0; r < p->range.r_count; r += MR, panel += p->panel_stride)
+            pack_k(p, dtype, r, panel, MR);
+    } else {
+        for (size_t r = 0; r < p->range.r_count; r += 16) {
+            pack_k(p, dtype, r, panel + r % NR, 16);
+            if (r % NR)
+                panel += p->panel_stride;
         }
     }
 }
