@@ -30,7 +30,8 @@
 enum { PS__ATTENTION_TILE = 64, PS__ATTENTION_LANE = 16 };
 
 /* 2^x for |x| <= 1/2: minimax polynomial of degree 6, relative error 1.9e-9 before rounding. With
- * exponent scaling at most 1 ulp for results that are normal numbers; smaller results become 0. */
+ * exponent scaling at most 1 ulp for results that are normal numbers; smaller results become 0, and from 2^127.5
+ * on they may be Inf (probabilities stay near 1). */
 #define PS__EXP2_C0 1.0f
 #define PS__EXP2_C1 0x1.62e430p-1f
 #define PS__EXP2_C2 0x1.ebfbdap-3f

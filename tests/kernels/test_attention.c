@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "runtime/kernels/attention.h"
+#include "runtime/kernels/attention_internal.h"
 
 enum { CANARY = 64, DOC_MAX = 24, WORKSPACE_GUARD = 4096 };
 
@@ -253,21 +254,26 @@ static const struct shape shapes[] = {
 };
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
+static void match_shape(const struct shape *s, enum ps_dtype dtype, int threads)
+{
+    struct problem p;
+    make(&p, s, dtype);
+    struct ps_attention_args ref = in_double(&p);
+    ps_attention_forward_reference(&ref);
+    ps_attention_backward_reference(&ref);
+    for (int isa = 0; isa <= (int)ps_isa_detect(); isa++) {
+        run(&p, (enum ps_isa)isa, threads, 1, 1);
+        check_results(&p);
+        check_canaries(&p);
+    }
+    drop(&p);
+}
+
 static void match_reference(enum ps_dtype dtype)
 {
     for (size_t i = 0; i < SHAPES; i++) {
-        struct problem p;
         rng = 100 + i;
-        make(&p, &shapes[i], dtype);
-        struct ps_attention_args ref = in_double(&p);
-        ps_attention_forward_reference(&ref);
-        ps_attention_backward_reference(&ref);
-        for (int isa = 0; isa <= (int)ps_isa_detect(); isa++) {
-            run(&p, (enum ps_isa)isa, 1, 1, 1);
-            check_results(&p);
-            check_canaries(&p);
-        }
-        drop(&p);
+        match_shape(&shapes[i], dtype, 1);
     }
 }
 
@@ -281,6 +287,68 @@ static void bf16_matches_the_reference_for_odd_shapes(void **state)
 {
     (void)state;
     match_reference(PS_DTYPE_BF16);
+}
+
+static void random_shapes_match_the_reference(void **state)
+{
+    (void)state;
+    const char *more = getenv("ATTENTION_SHAPES"); /* a longer hunt by hand */
+    int count = more ? atoi(more) : 12;
+    for (int i = 0; i < count; i++) {
+        rng = 1000 + (uint64_t)i;
+        struct shape s = {.n_kv_head = 1 + (int32_t)(3 * uniform()),
+                          .head_dim = 1 + (int32_t)(exp(4.9 * uniform())),
+                          .window = uniform() < 0.5 ? 0 : 1 + (int32_t)(150 * uniform())};
+        s.n_head = s.n_kv_head * (1 + (int32_t)(4 * uniform()));
+        int docs = 1 + (int)(6 * uniform());
+        for (int d = 0; d < docs; d++)
+            s.len[d] = 1 + (int32_t)(exp(5.5 * uniform()));
+        match_shape(&s, i & 1 ? PS_DTYPE_BF16 : PS_DTYPE_F32, 1 + i % 3);
+    }
+}
+
+/* The gradient tile with c = 1 and lse2 = 0 returns 2^s. */
+static void exponential_is_within_2_ulp_and_exact_at_0(void **state)
+{
+    (void)state;
+    enum { N = PS__ATTENTION_TILE * PS__ATTENTION_TILE };
+    float *s = allocate(4 * N), *zero = allocate(4 * N), *p = allocate(4 * N),
+          *ds = allocate(4 * N);
+    memset(zero, 0, 4 * N);
+    struct ps__attention_scores t = {.s = s,
+                                     .ld = PS__ATTENTION_TILE,
+                                     .rows = PS__ATTENTION_TILE,
+                                     .cols = PS__ATTENTION_TILE,
+                                     .lo = -PS__ATTENTION_TILE,
+                                     .hi = PS__ATTENTION_TILE,
+                                     .c = 1};
+    int isa_max = ps_isa_detect() < PS_ISA_AVX512 ? (int)ps_isa_detect() : PS_ISA_AVX512;
+    for (int isa = 0; isa <= isa_max; isa++) {
+        struct ps__attention_ops ops;
+        ps__attention_ops_select(&ops, (enum ps_isa)isa, PS_DTYPE_F32);
+        rng = 31;
+        for (int round = 0; round < 60; round++) {
+            double range = round < 30 ? 1 : 126; /* most weight on the polynomial's interval */
+            for (int i = 0; i < N; i++)
+                s[i] = (float)(range * (round < 30 ? uniform() - 0.5 : -uniform()));
+            s[0] = 0, s[1] = -126, s[2] = -126.5f, s[3] = -1e30f, s[4] = -INFINITY, s[5] = NAN;
+            s[6] = 127.25f, s[7] = 200;
+            ops.grad(&t, zero, zero, zero, p, ds, ds, 0);
+            for (int i = 8; i < N; i++) {
+                double exact = exp2((double)s[i]);
+                int exponent;
+                (void)frexp(exact, &exponent);
+                assert_true(fabs((double)p[i] - exact) <= 2 * ldexp(1, exponent - 24));
+            }
+            assert_true(p[0] == 1 && p[1] == 0x1p-126f);
+            assert_true(p[2] == 0 && p[3] == 0 && p[4] == 0 && isnan(p[5]));
+            assert_true(fabs((double)p[6] / exp2(127.25) - 1) < 3e-7 && isinf(p[7]));
+        }
+    }
+    free(s);
+    free(zero);
+    free(p);
+    free(ds);
 }
 
 static double weighted_output(struct ps_attention_args *ref, const struct problem *p)
@@ -555,6 +623,8 @@ int main(void)
         cmocka_unit_test(reference_gradient_matches_finite_differences),
         cmocka_unit_test(fp32_matches_the_reference_for_odd_shapes),
         cmocka_unit_test(bf16_matches_the_reference_for_odd_shapes),
+        cmocka_unit_test(random_shapes_match_the_reference),
+        cmocka_unit_test(exponential_is_within_2_ulp_and_exact_at_0),
         cmocka_unit_test(packed_documents_equal_separate_ones_bit_for_bit),
         cmocka_unit_test(thread_count_does_not_change_a_bit),
         cmocka_unit_test(negative_and_zero_scale_match_the_reference),
