@@ -1,0 +1,37 @@
+# A disk that fills while a checkpoint is written: exit 1, the checkpoint before stays whole, and a run resumed from
+# it ends with the bits of one that never stopped.
+. "$PENSTOCK_ROOT/tests/helpers/lib.sh"
+if [ "${1:-}" != inside ]; then
+    if ! unshare -rm true 2>/dev/null; then
+        echo "skip - full disk: no right to mount a small file system (unshare -rm)"
+        exit 0
+    fi
+    exec unshare -rm sh "$0" inside
+fi
+mkdir small
+mount -t tmpfs -o size=700k none small || {
+    echo "skip - full disk: tmpfs cannot be mounted"
+    exit 0
+}
+base=$models/llama_untied
+train() {
+    penstock train --model "$base/model" --data "$base/rows.jsonl" --format tokens --method full \
+        --dtype fp32 --max-steps 12 --save-steps 4 --batch-size 2 --grad-accum 2 \
+        --learning-rate 1e-3 --progress none "$@"
+}
+train --output whole
+check "the run without trouble" test "$rc" -eq 0
+train --output small/run
+check "a full disk: exit 1" test "$rc" -eq 1
+check "the message says so" grep -qi 'space' err
+ls -lR small >log 2>&1
+check "the checkpoint before is whole" test -f small/run/checkpoint-4/manifest.json
+check "the new one is not there" test ! -e small/run/checkpoint-8
+cp -r small/run moved
+train --output moved --resume auto
+cp err log
+check "the copy resumes" test "$rc" -eq 0
+check "from the checkpoint before" grep -q 'at step 4$' err
+check "and ends with the same bits" cmp whole/model.safetensors moved/model.safetensors
+umount small
+finish
