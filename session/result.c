@@ -30,7 +30,8 @@ static bool ends_with(const char *name, const char *end)
     return n >= e && strcmp(name + n - e, end) == 0;
 }
 
-/* Weights in any format, and hidden files, are not side files. */
+/* Weights in any format, the files of a run directory or checkpoint, and hidden files are not side
+ * files. */
 static bool is_side_file(const char *name)
 {
     static const char *const weights[] = {".safetensors", ".safetensors.index.json",
@@ -38,8 +39,13 @@ static bool is_side_file(const char *name)
                                           ".pth",         ".pt",
                                           ".gguf",        ".h5",
                                           ".msgpack",     ".onnx"};
+    static const char *const ours[] = {"trainer_state.json",   "manifest.json", "plan.json",
+                                       "config.resolved.yaml", "metrics.jsonl", "run.json"};
     if (name[0] == '.')
         return false;
+    for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
+        if (strcmp(name, ours[i]) == 0)
+            return false;
     for (size_t i = 0; i < sizeof weights / sizeof weights[0]; i++)
         if (ends_with(name, weights[i]))
             return false;

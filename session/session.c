@@ -7,6 +7,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -19,6 +20,7 @@
 #include "peft/targets.h"
 #include "runtime/base/file.h"
 #include "session/dataset_options.h"
+#include "session/host_cores.h"
 #include "session/host_memory.h"
 #include "session/session_internal.h"
 
@@ -385,10 +387,13 @@ static int open_parts(struct ps_session *s, struct ps_error *err)
     return ret < 0 ? ret : 0;
 }
 
-static int cores(void)
+/* A path that the user gave and that is not there is bad input, not a failure of the machine. */
+static int as_input_error(int ret, struct ps_error *err)
 {
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : n > 256 ? 256 : (int)n;
+    if (ret != -ENOENT && ret != -ENOTDIR && ret != -EISDIR && ret != -ELOOP)
+        return ret;
+    err->code = PS_EDATA;
+    return PS_EDATA;
 }
 
 int ps_session_open(struct ps_session **out, const struct ps_options *opt, const struct ps_log *log,
@@ -407,9 +412,9 @@ int ps_session_open(struct ps_session **out, const struct ps_options *opt, const
     s->isa = ps_isa_detect();
     if (opt->isa >= 0 && opt->isa < (int)s->isa)
         s->isa = (enum ps_isa)opt->isa;
-    s->thread_count = opt->threads > 0 ? opt->threads : cores();
-    s->best_eval = 1.0 / 0.0;
-    int ret = open_parts(s, err);
+    s->thread_count = opt->threads > 0 ? opt->threads : ps_host_core_count();
+    s->best_eval = (double)INFINITY;
+    int ret = as_input_error(open_parts(s, err), err);
     if (ret < 0) {
         ps_session_close(s);
         return ret;
