@@ -39,6 +39,7 @@ $(BUILD)/%_avx512.o: ISA_FLAGS = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mav
 $(BUILD)/%_avx512_bf16.o: ISA_FLAGS = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mavx2 -mfma -mf16c
 # One IEEE operation sequence for updates, whatever the compiler would like to contract.
 $(BUILD)/optim/%.o: ISA_FLAGS += -ffp-contract=off
+$(BUILD)/session/catalog.o: CPPFLAGS += -DPS_COMMIT='"$(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)"'
 # Kernels vectorise only at -O3.
 $(BUILD)/runtime/kernels/%.o: ISA_FLAGS += -O3 -ffp-contract=off -fno-trapping-math
 
@@ -67,7 +68,7 @@ test check: setup
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)BUILD=$(BUILD) tests/run.sh $(TEST_BIN) $(TEST_SH)
 demo: setup
-	$(Q)$(MAKE) --no-print-directory $(BUILD)/penstock
+	$(Q)$(MAKE) --no-print-directory $(BUILD)/penstock $(EXAMPLE_BIN)
 	$(Q)BUILD=$(BUILD) examples/demo/run.sh
 bench: $(BUILD)/penstock $(BENCH_BIN)
 	$(Q)BUILD=$(BUILD) tools/bench/run.sh
