@@ -25,7 +25,7 @@ static void put_details(FILE *out, json_t *details)
             continue;
         char *text = json_is_string(v) ? NULL : json_dumps(v, JSON_ENCODE_ANY);
         const char *shown = json_is_string(v) ? json_string_value(v) : text;
-        fprintf(out, "%-12s %s\n", key, shown ? shown : "?");
+        fprintf(out, "%-24s %s\n", key, shown ? shown : "?");
         free(text);
     }
 }
@@ -63,14 +63,14 @@ char *ps__inspect_text(const struct ps_inspect_report *r)
     FILE *out = open_memstream(&text, &len);
     if (!out)
         return NULL;
-    fprintf(out, "%-12s %s\n", r->kind, r->path);
+    fprintf(out, "%-24s %s\n", r->kind, r->path);
     if (r->why_not[0])
-        fprintf(out, "%-12s no: %s\n", "supported", r->why_not);
+        fprintf(out, "%-24s no: %s\n", "supported", r->why_not);
     else
-        fprintf(out, "%-12s yes\n", "supported");
-    fprintf(out, "%-12s %" PRIu64 "\n", "parameters", r->parameters);
+        fprintf(out, "%-24s yes\n", "supported");
+    fprintf(out, "%-24s %" PRIu64 "\n", "parameters", r->parameters);
     put_details(out, r->details);
-    fprintf(out, "%-12s %zu\n", "tensors", json_array_size(r->tensors));
+    fprintf(out, "%-24s %zu\n", "tensors", json_array_size(r->tensors));
     put_tensors(out, r->tensors);
     bool bad = ferror(out) != 0;
     if (fclose(out) != 0 || bad) {

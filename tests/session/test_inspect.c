@@ -179,6 +179,17 @@ static void a_whole_model_is_supported_and_counted(void **state)
     json_decref(v);
 }
 
+/* Columns do not matter here: runs of spaces become one. */
+static char *one_space(char *text)
+{
+    char *w = text;
+    for (const char *r = text; *r; r++)
+        if (*r != ' ' || r[1] != ' ')
+            *w++ = *r;
+    *w = '\0';
+    return text;
+}
+
 static void text_has_the_same_facts(void **state)
 {
     (void)state;
@@ -186,6 +197,7 @@ static void text_has_the_same_facts(void **state)
     char *text = NULL;
     write_model("text", NULL, NULL);
     assert_int_equal(ps_inspect("text", false, &text, &err), 0);
+    one_space(text);
     static const char *const parts[] = {"model        text\n",
                                         "supported    yes",
                                         "qwen2",
@@ -197,7 +209,7 @@ static void text_has_the_same_facts(void **state)
     free(text);
     write_model("text2", "model.norm.weight", NULL);
     assert_int_equal(ps_inspect("text2", false, &text, &err), 0);
-    assert_non_null(strstr(text, "supported    no: "));
+    assert_non_null(strstr(one_space(text), "supported no: "));
     free(text);
 }
 
