@@ -177,7 +177,9 @@ int ps_resident_build_update(struct ps_schedule *s, const struct ps_resident_sha
 {
     ps_schedule_init(s, "resident.update");
     struct ids b = add_buffers(s, p);
-    uint32_t norm = ps_schedule_buffer(s, 1, "norm");
+    uint64_t units = (uint64_t)p->n_layer + 2;
+    /* one byte stands for each unit's partial sums, the last for the coefficient */
+    uint32_t norm = ps_schedule_buffer(s, units + 1, "norm");
     for (int pass = 0; pass < 2; pass++) {
         for (int32_t u = PS_UNIT_EMBED; u <= p->n_layer; u++) {
             int32_t unit = u == p->n_layer ? PS_UNIT_HEAD : u;
@@ -191,6 +193,8 @@ int ps_resident_build_update(struct ps_schedule *s, const struct ps_resident_sha
             after_last(s, t);
             /* bf16 training rounds the gradient in the norm pass */
             touch_grad(s, p, b, unit, pass == 0);
+            ps_schedule_access(s, norm, pass == 0,
+                               pass == 0 ? (uint64_t)(u - PS_UNIT_EMBED) : units, 1);
             if (pass == 1) {
                 touch_weight(s, p, b, unit, true);
                 touch_state(s, p, b, unit);
@@ -199,7 +203,8 @@ int ps_resident_build_update(struct ps_schedule *s, const struct ps_resident_sha
         if (pass == 0) {
             uint32_t t = ps_schedule_task(s, PS_TASK_CLIP, PS_LANE_COMPUTE, PS_UNIT_ALL, 0);
             after_last(s, t);
-            ps_schedule_access(s, norm, true, 0, 1);
+            ps_schedule_access(s, norm, false, 0, units);
+            ps_schedule_access(s, norm, true, units, 1);
         }
     }
     return ps_schedule_validate(s, err);

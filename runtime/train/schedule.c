@@ -90,6 +90,7 @@ void ps_schedule_dep(struct ps_schedule *s, uint32_t on_task)
 {
     if (s->fault || !grow(s, (void **)&s->dep, s->dep_count, &s->dep_capacity, sizeof *s->dep))
         return;
+    assert(s->task_count > 0);
     s->dep[s->dep_count++] = on_task;
     s->task[s->task_count - 1].dep_count++;
 }
@@ -100,6 +101,7 @@ void ps_schedule_access(struct ps_schedule *s, uint32_t buffer, bool write, uint
     if (bytes == 0 || s->fault ||
         !grow(s, (void **)&s->access, s->access_count, &s->access_capacity, sizeof *s->access))
         return;
+    assert(s->task_count > 0);
     s->access[s->access_count++] =
         (struct ps_access){.buffer = buffer, .write = write, .offset = offset, .bytes = bytes};
     s->task[s->task_count - 1].access_count++;
