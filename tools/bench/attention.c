@@ -6,8 +6,10 @@
  * For each head configuration and length: GFLOP/s of the forward and of the backward pass, counting
  * the 4 (backward: 10) floating-point operations of every visible pair of tokens, head and channel,
  * and the share of the register peak: a loop of independent products on the same threads, run
- * directly before each repetition. Medians; on a shared machine the shares mean more than the
- * figures. --docs cuts the stream into equal documents. */
+ * directly before each repetition. The second share compares processor time instead of elapsed
+ * time: on a machine shared with other work it is the one that means something (a thread that
+ * sleeps for want of work does not count against it). Medians. --docs cuts the stream into equal
+ * documents. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdio.h>
@@ -37,11 +39,27 @@ struct options {
     const char *dtype, *heads;
 };
 
-static double now(void)
+/* Seconds elapsed, and seconds of processor time of all threads. */
+struct clocks {
+    double wall, cpu;
+};
+
+static double seconds_of(clockid_t id)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(id, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static struct clocks start(void)
+{
+    return (struct clocks){seconds_of(CLOCK_MONOTONIC), seconds_of(CLOCK_PROCESS_CPUTIME_ID)};
+}
+
+static struct clocks since(struct clocks from)
+{
+    struct clocks to = start();
+    return (struct clocks){to.wall - from.wall, to.cpu - from.cpu};
 }
 
 static int ascending(const void *a, const void *b)
@@ -93,18 +111,21 @@ __attribute__((target("avx2,fma"))) static void fma_256(void *arg, size_t task, 
     }
 }
 
-static double peak_gflops(struct ps_pool *pool, enum ps_isa isa, enum ps_dtype dtype)
+/* Operations of the peak loop in 10^9, and how long it took. */
+static double peak_gflop(struct ps_pool *pool, enum ps_isa isa, enum ps_dtype dtype,
+                         struct clocks *took)
 {
     int dot = isa == PS_ISA_AVX512_BF16 && dtype == PS_DTYPE_BF16;
     double flop = dot ? 64 : isa >= PS_ISA_AVX512 ? 32 : 16;
     int threads = ps_pool_thread_count(pool);
-    double t = now();
+    struct clocks from = start();
     ps_pool_run(pool,
                 dot                    ? dot_512
                 : isa >= PS_ISA_AVX512 ? fma_512
                                        : fma_256,
                 NULL, (size_t)threads);
-    return flop * CHAINS * PEAK_STEPS * threads / (now() - t) * 1e-9;
+    *took = since(from);
+    return flop * CHAINS * PEAK_STEPS * threads * 1e-9;
 }
 
 static void *tensor(size_t n, enum ps_dtype dtype, uint32_t seed)
@@ -177,33 +198,47 @@ static void drop(struct bench *b)
     free(b->workspace);
 }
 
+struct result {
+    double wall[REPS_MAX], share[REPS_MAX], cpu_share[REPS_MAX];
+};
+
+static void report(const char *name, struct result *r, double gflop, int reps)
+{
+    double wall = median(r->wall, reps);
+    printf("  %s %9.3f ms %7.1f GFLOP/s %5.1f%% (cpu %5.1f%%)", name, wall * 1e3, gflop / wall,
+           100 * median(r->share, reps), 100 * median(r->cpu_share, reps));
+}
+
 static void measure(struct ps_pool *pool, const struct options *o, const struct heads *h,
                     int32_t seq_len, enum ps_dtype dtype)
 {
     struct bench b;
-    double seconds[2][REPS_MAX], share[2][REPS_MAX], peaks[2 * REPS_MAX];
+    struct result result[2];
+    double peaks[2 * REPS_MAX];
     make(&b, h, seq_len, o->docs, ps_pool_thread_count(pool), dtype);
-    double flop = b.pairs * h->n_head * h->head_dim;
+    double unit = 1e-9 * b.pairs * h->n_head * h->head_dim, gflop[2] = {4 * unit, 10 * unit};
     for (int r = -1; r < o->reps; r++) {
         for (int back = 0; back < 2; back++) {
-            double peak = peak_gflops(pool, o->isa, dtype), t = now();
+            struct clocks peak, took;
+            double peak_work = peak_gflop(pool, o->isa, dtype, &peak);
+            struct clocks from = start();
             if (back)
                 ps_attention_backward(pool, o->isa, &b.args, b.workspace);
             else
                 ps_attention_forward(pool, o->isa, &b.args, b.workspace);
+            took = since(from);
             if (r < 0)
                 continue; /* warm-up */
-            seconds[back][r] = now() - t;
-            share[back][r] = 100 * 1e-9 * flop * (back ? 10 : 4) / seconds[back][r] / peak;
-            peaks[2 * r + back] = peak;
+            result[back].wall[r] = took.wall;
+            result[back].share[r] = gflop[back] / took.wall * peak.wall / peak_work;
+            result[back].cpu_share[r] = gflop[back] / took.cpu * peak.cpu / peak_work;
+            peaks[2 * r + back] = peak_work / peak.wall;
         }
     }
-    double forward = median(seconds[0], o->reps), backward = median(seconds[1], o->reps);
-    printf("%-10s %-4s T %5d docs %3d  forward %9.3f ms %7.1f GFLOP/s %5.1f%%  backward %9.3f ms "
-           "%7.1f GFLOP/s %5.1f%%  peak %6.1f  scratch %.1f MiB\n",
-           h->name, ps_dtype_name(dtype), seq_len, o->docs, forward * 1e3,
-           1e-9 * 4 * flop / forward, median(share[0], o->reps), backward * 1e3,
-           1e-9 * 10 * flop / backward, median(share[1], o->reps), median(peaks, 2 * o->reps),
+    printf("%-10s %-4s T %5d docs %3d", h->name, ps_dtype_name(dtype), seq_len, o->docs);
+    report("forward", &result[0], gflop[0], o->reps);
+    report("backward", &result[1], gflop[1], o->reps);
+    printf("  peak %6.1f  scratch %.1f MiB\n", median(peaks, 2 * o->reps),
            (double)b.workspace_bytes / 1048576);
     fflush(stdout);
     drop(&b);
