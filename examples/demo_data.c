@@ -1,14 +1,16 @@
-/* Everything that the demo needs besides the program: its texts, its task, its tokenizer, its score.
+/* Everything that the demo needs besides the program: its texts, its task, its tokenizer, its
+ * score.
  *
  *   demo_data base COUNT SEED                 training texts of the base model, as {"text"} rows
- *   demo_data tokenizer COUNT SEED VOCAB      a byte-level BPE tokenizer.json learnt from such texts
- *   demo_data task train|test COUNT SEED      rows {"prompt","completion"} of the task
- *   demo_data score ROWS.jsonl OUT.jsonl      exact match of `penstock generate --json` with the rows
- *   demo_data show COUNT ROWS.jsonl BEFORE.jsonl AFTER.jsonl     generations side by side
+ *   demo_data tokenizer COUNT SEED VOCAB      a byte-level BPE tokenizer.json learnt from such
+ * texts demo_data task train|test COUNT SEED      rows {"prompt","completion"} of the task
+ *   demo_data score ROWS.jsonl OUT.jsonl      exact match of `penstock generate --json` with the
+ * rows demo_data show COUNT ROWS.jsonl BEFORE.jsonl AFTER.jsonl     generations side by side
  *
- * The base texts tell in words who has how many things. The task asks for the answer in digits, which no base
- * text contains. A pair of numbers belongs either to the training or to the test rows, never to both: every
- * fifth pair (by a hash of the pair) is a test pair. */
+ * The base texts tell in words who has how many things, and how numbers are written in digits. The
+ * task asks for the sum or difference in digits, which no base text does. A pair of numbers belongs
+ * either to the training or to the test rows, never to both: every fifth pair (by a hash of the
+ * pair) is a test pair. */
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -20,19 +22,18 @@
 #define COUNT_OF(a) (sizeof(a) / sizeof((a)[0]))
 
 static const char *const number_word[] = {
-    "zero",         "one",         "two",         "three",        "four",         "five",
-    "six",          "seven",       "eight",       "nine",         "ten",          "eleven",
-    "twelve",       "thirteen",    "fourteen",    "fifteen",      "sixteen",      "seventeen",
-    "eighteen",     "nineteen",    "twenty",      "twenty-one",   "twenty-two",   "twenty-three",
-    "twenty-four",  "twenty-five", "twenty-six",  "twenty-seven", "twenty-eight", "twenty-nine",
-    "thirty",       "thirty-one",  "thirty-two",  "thirty-three", "thirty-four",  "thirty-five",
-    "thirty-six",   "thirty-seven", "thirty-eight", "thirty-nine", "forty"};
-static const char *const name_of[] = {"Mia",  "Tom",  "Ana",  "Ben",  "Lea", "Max",
-                                      "Zoe",  "Sam",  "Ida",  "Leo",  "Eva", "Jon",
-                                      "Nora", "Paul", "Lily", "Omar"};
-static const char *const thing_of[] = {"apples", "books",  "shells",  "stamps", "coins",  "pens",
-                                       "cards",  "cups",   "pebbles", "keys",   "ribbons", "nuts"};
-static const char *const place_of[] = {"the garden", "the market", "school",  "the beach",
+    "zero",        "one",          "two",          "three",        "four",         "five",
+    "six",         "seven",        "eight",        "nine",         "ten",          "eleven",
+    "twelve",      "thirteen",     "fourteen",     "fifteen",      "sixteen",      "seventeen",
+    "eighteen",    "nineteen",     "twenty",       "twenty-one",   "twenty-two",   "twenty-three",
+    "twenty-four", "twenty-five",  "twenty-six",   "twenty-seven", "twenty-eight", "twenty-nine",
+    "thirty",      "thirty-one",   "thirty-two",   "thirty-three", "thirty-four",  "thirty-five",
+    "thirty-six",  "thirty-seven", "thirty-eight", "thirty-nine",  "forty"};
+static const char *const name_of[] = {"Mia", "Tom", "Ana", "Ben", "Lea",  "Max",  "Zoe",  "Sam",
+                                      "Ida", "Leo", "Eva", "Jon", "Nora", "Paul", "Lily", "Omar"};
+static const char *const thing_of[] = {"apples", "books", "shells",  "stamps", "coins",   "pens",
+                                       "cards",  "cups",  "pebbles", "keys",   "ribbons", "nuts"};
+static const char *const place_of[] = {"the garden", "the market", "school",   "the beach",
                                        "the park",   "home",       "the barn", "the river"};
 static const char *const more_of[] = {"finds", "buys", "gets"};
 static const char *const less_of[] = {"loses", "sells", "gives away"};
@@ -73,8 +74,8 @@ static struct sum draw(uint64_t *state)
     s.result = s.less ? s.a - s.b : s.a + s.b;
     s.name = name_of[pick(state, COUNT_OF(name_of))];
     s.thing = thing_of[pick(state, COUNT_OF(thing_of))];
-    s.verb = s.less ? less_of[pick(state, COUNT_OF(less_of))]
-                    : more_of[pick(state, COUNT_OF(more_of))];
+    s.verb =
+        s.less ? less_of[pick(state, COUNT_OF(less_of))] : more_of[pick(state, COUNT_OF(more_of))];
     return s;
 }
 
@@ -84,9 +85,15 @@ static void story(char *buf, size_t size, uint64_t *state)
     for (int i = 0; i < 4; i++) {
         struct sum s = draw(state);
         const char *end = i < 3 ? " " : "";
-        if (pick(state, 4) == 0)
-            len += (size_t)snprintf(buf + len, size - len, "%s walks to %s and looks for %s.%s", s.name,
-                                    place_of[pick(state, COUNT_OF(place_of))], s.thing, end);
+        size_t kind = pick(state, 8);
+        int n = (int)pick(state, 2 * NUMBER_MAX + 1);
+        if (kind < 2)
+            len += (size_t)snprintf(buf + len, size - len, "The number %s is written %d.%s",
+                                    number_word[n], n, end);
+        else if (kind == 2)
+            len +=
+                (size_t)snprintf(buf + len, size - len, "%s walks to %s and looks for %s.%s",
+                                 s.name, place_of[pick(state, COUNT_OF(place_of))], s.thing, end);
         else
             len += (size_t)snprintf(
                 buf + len, size - len, "%s has %s %s and %s %s%s. Now %s has %s %s.%s", s.name,
@@ -139,7 +146,8 @@ struct bpe {
     int token_count;
 };
 
-/* Cut as the GPT-2 pattern cuts such texts: letters with one leading space, other characters alone. */
+/* Cut as the GPT-2 pattern cuts such texts: letters with one leading space, other characters alone.
+ */
 static void count_words(struct bpe *b, const char *text)
 {
     for (const char *at = text; *at;) {
@@ -176,7 +184,8 @@ static void merge(struct word *w, int left, int right, int id)
     w->length = out;
 }
 
-/* The most frequent pair becomes the next token; ties: the smaller ids. False when nothing is left. */
+/* The most frequent pair becomes the next token; ties: the smaller ids. False when nothing is left.
+ */
 static bool learn_one(struct bpe *b)
 {
     static long count[VOCAB_MAX][VOCAB_MAX];
@@ -208,7 +217,8 @@ static bool learn_one(struct bpe *b)
     return true;
 }
 
-/* The byte-level alphabet: printable Latin-1 bytes stand for themselves, the others from U+0100 on. */
+/* The byte-level alphabet: printable Latin-1 bytes stand for themselves, the others from U+0100 on.
+ */
 static void put_byte(char *out, unsigned byte)
 {
     unsigned code = byte;
@@ -280,8 +290,8 @@ static int print_tokenizer(long count, uint64_t seed, int vocab)
         "individual_digits", 1, "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets", 1,
         "use_regex", 1, "post_processor", "decoder", "type", "ByteLevel", "add_prefix_space", 0,
         "trim_offsets", 1, "use_regex", 1, "model", "type", "BPE", "dropout", "unk_token",
-        "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0, "vocab",
-        words, "merges", merges);
+        "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0,
+        "vocab", words, "merges", merges);
     int ret = root ? json_dumpf(root, stdout, JSON_INDENT(1)) : -1;
     json_decref(root);
     free(b);
@@ -318,7 +328,8 @@ static int score(const char *rows_path, const char *out_path)
         fclose(rows);
     if (out)
         fclose(out);
-    printf("%.1f%% (%ld of %ld)\n", total ? 100.0 * (double)hits / (double)total : 0.0, hits, total);
+    printf("%.1f%% (%ld of %ld)\n", total ? 100.0 * (double)hits / (double)total : 0.0, hits,
+           total);
     return total ? 0 : 1;
 }
 
@@ -365,11 +376,13 @@ int main(int argc, char **argv)
     if (argc == 5 && strcmp(what, "tokenizer") == 0)
         return print_tokenizer(number(argv[2]), strtoull(argv[3], NULL, 10), (int)number(argv[4]));
     if (argc == 5 && strcmp(what, "task") == 0)
-        return print_task(strcmp(argv[2], "test") == 0, number(argv[3]), strtoull(argv[4], NULL, 10));
+        return print_task(strcmp(argv[2], "test") == 0, number(argv[3]),
+                          strtoull(argv[4], NULL, 10));
     if (argc == 4 && strcmp(what, "score") == 0)
         return score(argv[2], argv[3]);
     if (argc == 6 && strcmp(what, "show") == 0)
         return show(number(argv[2]), argv + 3);
-    fprintf(stderr, "usage: demo_data base|tokenizer|task|score|show ... (see the head of the source)\n");
+    fprintf(stderr,
+            "usage: demo_data base|tokenizer|task|score|show ... (see the head of the source)\n");
     return 2;
 }

@@ -261,9 +261,9 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
                 at_least(t->position_max, (int32_t)(d[i]->row_begin[r + 1] - d[i]->row_begin[r]));
     }
     if (is_command(s, PS_CMD_GENERATE)) {
-        t->n_tok_max = o->max_seq_len;
-        t->position_max = o->max_seq_len;
-        t->cache_tok_max = o->max_seq_len;
+        t->n_tok_max = s->context_max;
+        t->position_max = s->context_max;
+        t->cache_tok_max = s->context_max;
     }
     return choose_method(s, t, err);
 }
@@ -361,6 +361,10 @@ static int open_parts(struct ps_session *s, struct ps_error *err)
         ret = open_tokenizer(s, err);
     if (ret < 0)
         return ret;
+    s->context_max = o->max_seq_len;
+    int32_t made_for = s->cfg.max_position_embeddings;
+    if (!ps_options_given(o, "max-seq-len") && made_for > 0 && made_for < s->context_max)
+        s->context_max = made_for;
     if (s->tok)
         add_eos(s, ps_tokenizer_special_id(s->tok, "eos_token"));
     for (int i = 0; i < s->cfg.eos_count; i++)

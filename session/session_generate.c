@@ -74,10 +74,11 @@ static int check_prompt(const struct ps_session *s, const int32_t *ids, size_t c
     if (count == 0)
         return ps_error_full(err, PS_EDATA, NULL, "prompt", "give a longer --prompt",
                              "the prompt has no token");
-    if (count >= (size_t)s->opt->max_seq_len)
-        return ps_error_full(err, PS_EDATA, NULL, "prompt", "raise --max-seq-len",
-                             "the prompt has %zu tokens, --max-seq-len is %d", count,
-                             s->opt->max_seq_len);
+    if (count >= (size_t)s->context_max)
+        return ps_error_full(
+            err, PS_EDATA, NULL, "prompt", "raise --max-seq-len",
+            "the prompt has %zu tokens, the room for prompt and continuation is %d", count,
+            s->context_max);
     for (size_t i = 0; i < count; i++)
         if (ids[i] < 0 || ids[i] >= s->cfg.vocab_size)
             return ps_error_full(
@@ -110,7 +111,7 @@ int ps_session_generate_ids(struct ps_session *s, const int32_t *ids, size_t cou
     int ret = check_prompt(s, ids, count, err);
     if (ret < 0)
         return ret;
-    size_t room = (size_t)s->opt->max_seq_len - count;
+    size_t room = (size_t)s->context_max - count;
     size_t max = (size_t)s->opt->max_new_tokens < room ? (size_t)s->opt->max_new_tokens : room;
     struct ps_generation g = {.prompt_count = count};
     g.prompt_ids = malloc(count * sizeof *g.prompt_ids);

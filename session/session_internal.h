@@ -40,6 +40,7 @@ struct ps_session {
     uint64_t host_budget, host_need;
     struct ps_plan_item plan[PS_ARENA_CLASS_COUNT + 2];
     size_t plan_count;
+    int32_t context_max; /* tokens of prompt and continuation together (generate) */
     int thread_count;
     enum ps_isa isa;
 

@@ -4,8 +4,8 @@
 #   make demo              one seed;  make demo SEEDS="1 2 3" for three
 #
 # examples/demo/base is a Llama of 0.8 million parameters that Penstock trained from scratch (make_base.sh) on short texts
-# about who has how many things, in words. The task asks "How many?" and wants digits. The pairs of numbers in
-# the held-out rows are never seen in training.
+# about who has how many things, in words, and how numbers are written. The task asks "How many?" and wants digits.
+# The pairs of numbers in the held-out rows are never seen in the adapter's training.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 BUILD=${BUILD:-build}
