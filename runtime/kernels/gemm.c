@@ -28,8 +28,9 @@
 #define UNITS_MAX 192
 #define UNITS_MAX_FEW_ROWS 768
 #define FEW_ROWS 48
-/* Tasks that each thread should find, if tiles can be cut so small. */
-#define TASKS_PER_THREAD 4
+/* Time to pack one value, in products; and how many ways to cut M, and N, are considered. */
+#define PACK_COST 12
+#define CUTS_TRIED 12
 /* Units between panels: packing along memory writes to all panels in turn, whose lines must not
  * fall into the same cache sets. */
 #define PANEL_PAD 32
@@ -204,9 +205,12 @@ static float *multiply_panel(const struct job *job, struct block *t, const float
 }
 
 /* Plan the fetch of the columns of B that follow the group at j: the next ones of this block, or
- * the first ones of the next. */
+ * the first ones of the next. With few rows and long runs the hardware does better (17 against 15
+ * GB/s for one row). */
 static void plan_next_columns(const struct job *job, struct block *t, size_t j)
 {
+    if (job->mc <= FEW_ROWS && job->b.k_stride == 1)
+        return;
     size_t next = j + job->group;
     size_t panels = ceil_div(min_size(job->group, t->cols - j), job->kernel->nr);
     size_t steps = panels * ceil_div(t->rows, job->kernel->mr);
@@ -259,28 +263,29 @@ static void run_tile(void *arg, size_t task_idx, int thread_idx)
     }
 }
 
-/* Tiles as large as they may be, of equal size, and enough of them for the threads as long as they
- * stay large enough for packing to be cheap. */
+/* Choose the tile that finishes first, all threads being equal: a task costs its products and its
+ * packing, and about a tenth of one is lost when threads run out of tasks. */
 static void choose_tiles(struct job *job, size_t thread_count)
 {
     const struct ps__gemm_kernel *kernel = job->kernel;
     size_t m = job->args->m;
     size_t n = job->args->n;
-    size_t cut_m = ceil_div(m, MC_MAX);
-    size_t cut_n = ceil_div(n, NC_MAX);
-    size_t wanted = thread_count == 1 ? 1 : thread_count * TASKS_PER_THREAD;
-    while (cut_m * cut_n < wanted) {
-        size_t mc = ceil_div(m, cut_m);
-        size_t nc = ceil_div(n, cut_n);
-        if (mc >= nc && mc > 8 * kernel->mr)
-            cut_m++;
-        else if (nc > 4 * kernel->nr)
-            cut_n++;
-        else
-            break;
+    size_t cut_m_min = ceil_div(m, MC_MAX);
+    size_t cut_n_min = ceil_div(n, NC_MAX);
+    size_t cost_best = SIZE_MAX;
+    for (size_t i = 0; i < CUTS_TRIED && cut_m_min + i <= ceil_div(m, kernel->mr); i++) {
+        size_t mc = round_up(ceil_div(m, cut_m_min + i), kernel->mr);
+        for (size_t j = 0; j < CUTS_TRIED && cut_n_min + j <= ceil_div(n, kernel->nr); j++) {
+            size_t nc = round_up(ceil_div(n, cut_n_min + j), kernel->nr);
+            size_t rounds = ceil_div(ceil_div(m, mc) * ceil_div(n, nc), thread_count);
+            size_t cost = (10 * rounds + 1) * (mc * nc + PACK_COST * (mc + nc));
+            if (cost < cost_best) {
+                cost_best = cost;
+                job->mc = mc;
+                job->nc = nc;
+            }
+        }
     }
-    job->mc = round_up(ceil_div(m, cut_m), kernel->mr);
-    job->nc = round_up(ceil_div(n, cut_n), kernel->nr);
     job->tile_rows = ceil_div(m, job->mc);
 }
 
