@@ -198,12 +198,9 @@ static void text_has_the_same_facts(void **state)
     write_model("text", NULL, NULL);
     assert_int_equal(ps_inspect("text", false, &text, &err), 0);
     one_space(text);
-    static const char *const parts[] = {"model        text\n",
-                                        "supported    yes",
-                                        "qwen2",
-                                        "model.layers.0.self_attn.k_proj.bias",
-                                        "BF16",
-                                        "[12, 8]"};
+    static const char *const parts[] = {"model text\n", "supported yes\n",
+                                        "qwen2",        "model.layers.0.self_attn.k_proj.bias",
+                                        "BF16",         "[12, 8]"};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         assert_non_null(strstr(text, parts[i]));
     free(text);
