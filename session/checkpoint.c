@@ -6,6 +6,7 @@
  * numbers are all keyed), so besides tensors only counters are stored. */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -150,15 +151,16 @@ static int write_state(struct ps_session *s, const char *dir, struct ps_error *e
     PS_IGNORE(snprintf(hash, sizeof hash, "%016" PRIx64, s->data_hash) < 0, "cannot fail");
     bool best = isfinite(s->best_eval);
     json_t *root = json_pack(
-        "{s:i, s:I, s:I, s:f, s:I, s:o, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:o}", "version", 1,
+        "{s:i, s:I, s:I, s:f, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:o}", "version", 1,
         "global_step", (json_int_t)s->step, "updates", (json_int_t)ps_trainer_updates(s->trainer),
         "epoch", s->step > 0 ? ps_batcher_epoch_at(s->batcher, s->step - 1) : 0.0, "max_steps",
         (json_int_t)ps_batcher_step_count(s->batcher), "best_metric",
-        best ? json_real(s->best_eval) : json_null(), "best_step", (json_int_t)s->best_step,
-        "evals_without_gain", (json_int_t)s->evals_without_gain, "nonfinite_run",
-        (json_int_t)s->nonfinite_run, "skipped", (json_int_t)s->skipped, "data_hash", hash,
-        "total_tokens", (json_int_t)s->total_tokens, "total_labels", (json_int_t)s->total_labels,
-        "log_history", history_json(s));
+        best ? json_real(s->best_eval) : json_null(), "last_metric",
+        isfinite(s->last_eval_loss) ? json_real(s->last_eval_loss) : json_null(), "best_step",
+        (json_int_t)s->best_step, "evals_without_gain", (json_int_t)s->evals_without_gain,
+        "nonfinite_run", (json_int_t)s->nonfinite_run, "skipped", (json_int_t)s->skipped,
+        "data_hash", hash, "total_tokens", (json_int_t)s->total_tokens, "total_labels",
+        (json_int_t)s->total_labels, "log_history", history_json(s));
     char *text = root ? json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(root);
     if (!text)
@@ -227,6 +229,9 @@ static int check_manifest(const char *dir, struct ps_error *err)
             ret = path_in(file, dir, name, err);
         if (ret == 0)
             ret = ps_file_hash(file, &hash, err);
+        if (ret == -ENOENT)
+            ret = ps_error_full(err, PS_EFORMAT, file, NULL, "resume from an older checkpoint",
+                                "the checkpoint lacks a file that its manifest names");
         PS_IGNORE(snprintf(hex, sizeof hex, "%016" PRIx64, hash) < 0, "cannot fail");
         if (ret == 0 && strcmp(hex, json_string_value(value)) != 0)
             ret = ps_error_full(err, PS_ECHECKSUM, file, NULL, "resume from an older checkpoint",
@@ -270,10 +275,11 @@ static int64_t newest_below(const char *dir, int64_t below)
     return best;
 }
 
-/* Delete all but the newest save_total_limit and the best one. */
+/* Delete all but the newest save_total_limit and the best one. Those of later steps, which a run
+ * that resumed from an older checkpoint finds, stay until it has reached them. */
 static void prune(struct ps_session *s)
 {
-    int64_t at = INT64_MAX;
+    int64_t at = (int64_t)s->step + 1;
     for (int kept = 0; (at = newest_below(s->opt->output, at)) >= 0; kept++) {
         char name[64];
         char path[PATH_BYTES];
@@ -307,6 +313,38 @@ static int write_parts(struct ps_session *s, const char *dir, struct ps_error *e
     return ret == 0 ? ps_file_sync_dir(dir, err) : ret;
 }
 
+/* Put the new checkpoint under its name. One that is there (of the same step, from before a resume)
+ * is exchanged, so that at every moment a whole one stands. */
+static int put_in_place(const char *tmp, const char *path, struct ps_error *err)
+{
+    int ret = 0;
+    if (access(path, F_OK) == 0) {
+        if (renameat2(AT_FDCWD, tmp, AT_FDCWD, path, RENAME_EXCHANGE) == 0)
+            return ps_file_remove_tree(tmp, err);
+        ret = ps_file_remove_tree(path, err); /* this file system cannot exchange */
+    }
+    if (ret == 0 && rename(tmp, path) < 0) {
+        ret = -errno;
+        return ps_error_full(err, ret, path, NULL, NULL, "cannot rename the checkpoint: %s",
+                             ps_status_text(ret));
+    }
+    return ret;
+}
+
+static const char *save_advice(int code)
+{
+    switch (code) {
+    case -ENOSPC:
+    case -EDQUOT:
+        return "free space on that disk, then go on with --resume; older checkpoints are untouched";
+    case -EFBIG:
+        return "raise the limit on file sizes (ulimit -f), then go on with --resume; older "
+               "checkpoints are untouched";
+    default:
+        return "older checkpoints are untouched; go on with --resume";
+    }
+}
+
 int ps__checkpoint_save(struct ps_session *s, char *path, size_t size, struct ps_error *err)
 {
     char name[64];
@@ -324,16 +362,13 @@ int ps__checkpoint_save(struct ps_session *s, char *path, size_t size, struct ps
     if (ret < 0)
         return ret;
     ret = write_parts(s, tmp, err);
-    if (ret == 0 && access(path, F_OK) == 0) /* the same state, from a run that was resumed */
-        ret = ps_file_remove_tree(path, err);
-    if (ret == 0 && rename(tmp, path) < 0)
-        ret = ps_error_full(err, -errno, path, NULL, NULL, "cannot rename the checkpoint: %s",
-                            strerror(errno));
+    if (ret == 0)
+        ret = put_in_place(tmp, path, err);
     if (ret == 0)
         ret = ps_file_sync_dir(s->opt->output, err);
     if (ret < 0) {
         PS_IGNORE(ps_file_remove_tree(tmp, NULL) < 0, "the first error is the one to report");
-        return ps_error_advice(err, ret, "older checkpoints are untouched; go on with --resume");
+        return ps_error_advice(err, ret, save_advice(ret));
     }
     prune(s);
     return 0;
@@ -436,11 +471,43 @@ static int read_state(struct ps_session *s, const char *dir, struct ps_error *er
         s->total_tokens = (uint64_t)v[6];
         s->total_labels = (uint64_t)v[7];
         const json_t *best = json_object_get(root, "best_metric");
+        const json_t *last = json_object_get(root, "last_metric");
         s->best_eval = json_is_number(best) ? json_number_value(best) : (double)INFINITY;
+        s->last_eval_loss = json_is_number(last) ? json_number_value(last) : (double)NAN;
         ret = restore_history(s, root);
     }
     json_decref(root);
     return ret;
+}
+
+static int read_tensors(struct ps_session *s, const char *dir, struct ps_error *err)
+{
+    return is_full(s) ? read_full_weights(s, dir, err) : ps_adapter_dir_load(dir, s->trainer, err);
+}
+
+int ps__checkpoint_load_tensors(struct ps_session *s, const char *dir, struct ps_error *err)
+{
+    int ret = check_manifest(dir, err);
+    if (ret == 0)
+        ret = read_tensors(s, dir, err);
+    return ret == 0 && is_full(s) ? read_optimizer(s, dir, err) : ret;
+}
+
+/* With --resume auto a damaged checkpoint is not passed over: that is for the user to decide. */
+static int advise_older(struct ps_session *s, int64_t n, int ret, struct ps_error *err)
+{
+    char text[sizeof err->advice];
+    int64_t older = newest_below(s->opt->output, n);
+    int len =
+        older < 0
+            ? snprintf(text, sizeof text,
+                       "delete %s/checkpoint-%" PRId64 "; there is no older one: the run then "
+                       "starts from the beginning",
+                       s->opt->output, n)
+            : snprintf(text, sizeof text,
+                       "delete %s/checkpoint-%" PRId64 "; --resume then goes on from step %" PRId64,
+                       s->opt->output, n, older);
+    return len < 0 ? ret : ps_error_advice(err, ret, text);
 }
 
 int ps__checkpoint_load(struct ps_session *s, const char *which, struct ps_error *err)
@@ -448,8 +515,9 @@ int ps__checkpoint_load(struct ps_session *s, const char *which, struct ps_error
     char name[64];
     char dir[PATH_BYTES];
     int ret = 0;
+    int64_t n = -1;
     if (strcmp(which, "auto") == 0) {
-        int64_t n = newest_below(s->opt->output, INT64_MAX);
+        n = newest_below(s->opt->output, INT64_MAX);
         if (n < 0) {
             ps_log(&s->log, PS_LOG_INFO, "no checkpoint in %s: starting from the beginning",
                    s->opt->output);
@@ -462,13 +530,14 @@ int ps__checkpoint_load(struct ps_session *s, const char *which, struct ps_error
     }
     if (ret == 0)
         ret = check_manifest(dir, err);
+    if (ret < 0 && n >= 0)
+        return advise_older(s, n, ret, err);
     if (ret == 0)
         ret = check_same_run(s, dir, err);
     if (ret == 0)
         ret = read_state(s, dir, err);
     if (ret == 0)
-        ret =
-            is_full(s) ? read_full_weights(s, dir, err) : ps_adapter_dir_load(dir, s->trainer, err);
+        ret = read_tensors(s, dir, err);
     if (ret == 0)
         ret = read_optimizer(s, dir, err);
     if (ret < 0)

@@ -7,6 +7,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,32 +27,35 @@
 
 /* Heap, stacks and libraries beside the arena, not yet touched when the plan is made. */
 #define PROCESS_SLACK_BYTES ((uint64_t)24 << 20)
+/* By so much the resident size of one process may differ from that of the next. */
+#define BUDGET_MARGIN_BYTES ((uint64_t)1 << 20)
 
-static uint64_t status_kib(const char *key)
+/* A line of /proc/self/status, in bytes. Called in every step: no stream, which would allocate. */
+static uint64_t status_bytes(const char *key)
 {
-    FILE *f = fopen("/proc/self/status", "re");
-    if (!f)
-        return 0;
-    char line[160];
-    unsigned long long kib = 0;
-    size_t len = strlen(key);
-    while (fgets(line, sizeof line, f))
-        if (strncmp(line, key, len) == 0 && line[len] == ':') {
-            kib = strtoull(line + len + 1, NULL, 10);
-            break;
-        }
-    fclose(f);
-    return kib * 1024;
+    char text[8192];
+    size_t len = 0;
+    ssize_t n = 1;
+    int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+    while (fd >= 0 && n > 0 && len < sizeof text - 1) {
+        n = read(fd, text + len, sizeof text - 1 - len);
+        len += n > 0 ? (size_t)n : 0;
+    }
+    if (fd >= 0)
+        close(fd);
+    text[len] = '\0';
+    const char *at = strstr(text, key);
+    return at ? strtoull(at + strlen(key), NULL, 10) * 1024 : 0;
 }
 
 uint64_t ps__rss_bytes(void)
 {
-    return status_kib("VmRSS");
+    return status_bytes("\nVmRSS:");
 }
 
 uint64_t ps__rss_peak_bytes(void)
 {
-    return status_kib("VmHWM");
+    return status_bytes("\nVmHWM:");
 }
 
 static bool is_command(const struct ps_session *s, enum ps_command c)
@@ -317,7 +321,7 @@ static int plan(struct ps_session *s, struct ps_error *err)
         "this needs %.0f MiB of host memory and the budget is %.0f MiB; the smallest "
         "sufficient budget is --host-mem %lluMiB",
         (double)s->host_need / 1048576.0, (double)budget / 1048576.0,
-        (unsigned long long)((s->host_need + 1048575) >> 20));
+        (unsigned long long)((s->host_need + BUDGET_MARGIN_BYTES + 1048575) >> 20));
 }
 
 static void describe_plan(struct ps_session *s)
@@ -418,6 +422,7 @@ int ps_session_open(struct ps_session **out, const struct ps_options *opt, const
         s->isa = (enum ps_isa)opt->isa;
     s->thread_count = opt->threads > 0 ? opt->threads : ps_host_core_count();
     s->best_eval = (double)INFINITY;
+    s->last_eval_loss = (double)NAN;
     int ret = as_input_error(open_parts(s, err), err);
     if (ret < 0) {
         ps_session_close(s);

@@ -45,7 +45,8 @@ struct ps_session {
     enum ps_isa isa;
 
     /* training state */
-    uint64_t step; /* data cursor: windows consumed */
+    uint64_t step;       /* data cursor: windows consumed */
+    uint64_t saved_step; /* of the newest checkpoint, 0: none */
     uint32_t nonfinite_run;
     uint64_t skipped;
     double best_eval;
@@ -83,6 +84,10 @@ int ps__checkpoint_save(struct ps_session *s, char *path, size_t size,
  * there is no error and returns 0; otherwise 1 after loading). */
 int ps__checkpoint_load(struct ps_session *s, const char *which,
                         struct ps_error *err) PS_WARN_UNUSED;
+
+/* Load the trained tensors of a checkpoint alone, after checking its hashes; counters stay. */
+int ps__checkpoint_load_tensors(struct ps_session *s, const char *dir,
+                                struct ps_error *err) PS_WARN_UNUSED;
 
 /* Labelled mean of the evaluation rows. */
 int ps__eval(struct ps_session *s, struct ps_eval_stats *out, struct ps_error *err) PS_WARN_UNUSED;

@@ -158,31 +158,55 @@ static int write_plan(struct ps_session *s, struct ps_error *err)
     return write_text(s->opt->output, "plan.json", text, err);
 }
 
-/* A new run must not write into the directory of another one. */
-static int check_output(struct ps_session *s, struct ps_error *err)
+/* What a killed process leaves behind: ".checkpoint-N.tmp" and the "NAME.tmp-PID-N" of
+ * ps_file_write. */
+static bool is_left_over(const char *name)
 {
-    if (s->opt->resume)
-        return 0;
-    DIR *d = opendir(s->opt->output);
+    const char *at = strrchr(name, '.');
+    unsigned long a;
+    unsigned b;
+    int n = 0;
+    if (!at)
+        return false;
+    if (strncmp(name, ".checkpoint-", 12) == 0)
+        return strcmp(at, ".tmp") == 0;
+    return sscanf(at, ".tmp-%lu-%u%n", &a, &b, &n) == 2 && at[n] == '\0';
+}
+
+/* A run that begins must not write into the directory of another run, or over a model. What a
+ * killed process left half-written is deleted. */
+static int prepare_directory(struct ps_session *s, struct ps_error *err)
+{
+    const char *out = s->opt->output;
+    DIR *d = opendir(out);
     const struct dirent *e;
-    bool taken = false;
-    while (d && (e = readdir(d)))
-        taken |= strncmp(e->d_name, "checkpoint-", 11) == 0;
+    bool run = false;
+    bool model = false;
+    int ret = 0;
+    while (ret == 0 && d && (e = readdir(d))) {
+        char path[PATH_BYTES];
+        run |= strncmp(e->d_name, "checkpoint-", 11) == 0;
+        model |= strcmp(e->d_name, "config.json") == 0;
+        model |= strcmp(e->d_name, "adapter_config.json") == 0;
+        if (is_left_over(e->d_name) && ps_path_join(path, sizeof path, out, e->d_name))
+            ret = ps_file_remove_tree(path, err);
+    }
     if (d)
         closedir(d);
-    if (!taken)
-        return 0;
-    return ps_error_full(err, PS_EUSAGE, s->opt->output, "output",
-                         "go on with --resume, or choose another --output",
-                         "the output directory already holds the checkpoints of a run");
+    if (ret == 0 && run && !s->opt->resume)
+        return ps_error_full(err, PS_EUSAGE, out, "output",
+                             "go on with --resume, or choose another --output",
+                             "the output directory already holds the checkpoints of a run");
+    if (ret == 0 && model && s->step == 0)
+        return ps_error_full(err, PS_EUSAGE, out, "output", "choose another --output",
+                             "the output directory already holds a model or an adapter");
+    return ret == 0 ? ps_file_make_dirs(out, err) : ret;
 }
 
 static int prepare_output(struct ps_session *s, struct ps_error *err)
 {
     char path[PATH_BYTES];
-    int ret = check_output(s, err);
-    if (ret == 0)
-        ret = ps_file_make_dirs(s->opt->output, err);
+    int ret = prepare_directory(s, err);
     if (ret == 0)
         ret = write_text(s->opt->output, "config.resolved.yaml", s->config_text, err);
     if (ret == 0)
@@ -205,10 +229,21 @@ static int save_checkpoint(struct ps_session *s, const struct ps_train_hooks *ho
                            struct ps_error *err)
 {
     char path[PATH_BYTES];
+    if (s->saved_step == s->step) /* --save-best has just done it */
+        return 0;
     int ret = ps__checkpoint_save(s, path, sizeof path, err);
-    if (ret == 0 && hooks && hooks->on_checkpoint)
+    if (ret < 0)
+        return ret;
+    s->saved_step = s->step;
+    if (hooks && hooks->on_checkpoint)
         hooks->on_checkpoint(hooks->arg, path);
-    return ret;
+    return 0;
+}
+
+static bool out_of_patience(const struct ps_session *s)
+{
+    int patience = s->opt->early_stopping_patience;
+    return patience > 0 && s->evals_without_gain >= (uint32_t)patience;
 }
 
 /* Evaluate, log, and keep score for --save-best and --early-stopping-patience. *stop: patience is
@@ -233,8 +268,7 @@ static int evaluate(struct ps_session *s, const struct ps_train_hooks *hooks, bo
     } else {
         s->evals_without_gain++;
     }
-    int patience = s->opt->early_stopping_patience;
-    *stop = patience > 0 && s->evals_without_gain >= (uint32_t)patience;
+    *stop = out_of_patience(s);
     if (hooks && hooks->on_eval)
         hooks->on_eval(hooks->arg, s->step, &e);
     ret = flush_metrics(s, err);
@@ -297,17 +331,14 @@ static int load_best(struct ps_session *s, struct ps_error *err)
         (int)sizeof dir)
         return ps_error_full(err, -ENAMETOOLONG, s->opt->output, NULL, NULL,
                              "the path is too long");
+    if (access(dir, F_OK) != 0) {
+        ps_log(&s->log, PS_LOG_WARN,
+               "%s, the best evaluation, is gone: the result is that of the last step", dir);
+        return 0;
+    }
     ps_log(&s->log, PS_LOG_INFO, "the result is that of step %llu, the best evaluation",
            (unsigned long long)s->best_step);
-    uint64_t step = s->step;
-    double best = s->best_eval;
-    size_t history = s->history_count;
-    s->history_count = 0;
-    int ret = ps__checkpoint_load(s, dir, err);
-    s->step = step;
-    s->best_eval = best;
-    s->history_count = history;
-    return ret < 0 ? ret : 0;
+    return ps__checkpoint_load_tensors(s, dir, err);
 }
 
 static int write_end(struct ps_session *s, struct ps_error *err)
@@ -344,7 +375,8 @@ int ps_session_train(struct ps_session *s, const struct ps_train_hooks *hooks, s
         err = &local;
     int ret = prepare_output(s, err);
     bool first = true;
-    while (ret == 0 && s->step < ps_batcher_step_count(s->batcher)) {
+    bool stop = out_of_patience(s); /* resumed after the last step of a run that stopped early */
+    while (ret == 0 && !stop && s->step < ps_batcher_step_count(s->batcher)) {
         struct ps_step_stats st;
         ret = ps_session_step(s, &st, err);
         if (ret >= 0 && first && s->opt->dump_grads)
