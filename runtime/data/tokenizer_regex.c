@@ -201,6 +201,8 @@ static int compile(struct ps__tok_regex *re, const char *pattern, size_t len, st
     PS_IGNORE(pcre2_set_newline(cc, PCRE2_NEWLINE_LF), "a constant that PCRE2 knows");
     re->code = pcre2_compile((PCRE2_SPTR)pattern, len, options, &code, &at, cc);
     pcre2_compile_context_free(cc);
+    if (!re->code && code == PCRE2_ERROR_HEAP_FAILED)
+        return -ENOMEM;
     if (!re->code) {
         char text[120];
         PS_IGNORE(pcre2_get_error_message(code, (PCRE2_UCHAR *)text, sizeof text) < 0,
