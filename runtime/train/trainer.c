@@ -68,7 +68,10 @@ static int load_weights(struct ps_trainer *t, struct ps_error *err)
         if (ret < 0)
             return ret;
     }
-    return 0;
+    int ret = 0;
+    for (size_t i = 0; ret == 0 && i < ps_st_set_file_count(t->files); i++)
+        ret = ps_st_check_unchanged(ps_st_set_file(t->files, i), err);
+    return ret;
 }
 
 int ps_trainer_commit(struct ps_trainer *t, struct ps_error *err)

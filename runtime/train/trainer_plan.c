@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/base/checked.h"
 #include "runtime/kernels/gemm.h"
 #include "runtime/model/weights.h"
 #include "runtime/train/trainer_internal.h"
@@ -192,6 +193,13 @@ static size_t saved_bytes(struct ps_trainer *t, size_t *adapter_scratch)
     return most;
 }
 
+/* a * b, or a size that the arena reports as an overflow. */
+static size_t times(size_t a, size_t b)
+{
+    size_t product;
+    return ps_mul_size(a, b, &product) ? product : SIZE_MAX;
+}
+
 static void plan_activations(struct ps_trainer *t)
 {
     const struct ps_model_config *cfg = &t->cfg;
@@ -210,13 +218,15 @@ static void plan_activations(struct ps_trainer *t)
                                ps_pool_thread_count(t->pool));
     t->shape.head_bytes = ps_head_scratch_carve(&head_measure, NULL, cfg, t->opt.dtype, n, train);
     struct ps_arena *a = t->arena;
-    ps_arena_add(a, PS_ARENA_ACTIVATIONS, (void **)&t->x, t->x_stride * (train ? layers + 1 : 1));
-    ps_arena_add(a, PS_ARENA_ACTIVATIONS, (void **)&t->saved, t->saved_stride * saved_count);
+    ps_arena_add(a, PS_ARENA_ACTIVATIONS, (void **)&t->x,
+                 times(t->x_stride, train ? layers + 1 : 1));
+    ps_arena_add(a, PS_ARENA_ACTIVATIONS, (void **)&t->saved, times(t->saved_stride, saved_count));
     ps_arena_add(a, PS_ARENA_ACTIVATIONS, (void **)&t->dx, train ? t->x_stride : 0);
     if (t->opt.cache_tok_max > 0) {
         size_t kv = (size_t)cfg->n_kv_head * (size_t)cfg->head_dim;
         t->cache_stride = ((size_t)t->opt.cache_tok_max * kv * e + 63) & ~(size_t)63;
-        ps_arena_add(a, PS_ARENA_ACTIVATIONS, (void **)&t->cache, 2 * layers * t->cache_stride);
+        ps_arena_add(a, PS_ARENA_ACTIVATIONS, (void **)&t->cache,
+                     times(t->cache_stride, 2 * layers));
         ps_arena_add(a, PS_ARENA_WORKSPACE, (void **)&t->decode_logits,
                      (size_t)cfg->vocab_size * sizeof(float));
     }
