@@ -41,7 +41,7 @@ $(BUILD)/%_avx512_bf16.o: ISA_FLAGS = -mavx512f -mavx512bw -mavx512dq -mavx512vl
 $(BUILD)/optim/%.o: ISA_FLAGS += -ffp-contract=off
 $(BUILD)/session/catalog.o: CPPFLAGS += -DPS_COMMIT='"$(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)"'
 # Kernels vectorise only at -O3.
-$(BUILD)/runtime/kernels/%.o: ISA_FLAGS += -O3 -ffp-contract=off -fno-trapping-math
+$(BUILD)/runtime/kernels/%.o: ISA_FLAGS += -O3 -ffp-contract=off -fno-trapping-math $(KERNEL_FLAGS)
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
@@ -81,7 +81,7 @@ tsan:
 	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/tsan CFLAGS="-O1 -g -fsanitize=thread" all tests
 	$(Q)BUILD=$(BUILD)/tsan tests/run.sh $(patsubst $(BUILD)/%,$(BUILD)/tsan/%,$(TEST_BIN))
 fuzz:
-	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz CC=$(CLANG) CFLAGS="-O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined" LDFLAGS="-fsanitize=fuzzer,address,undefined" fuzz-bins
+	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz CC=$(CLANG) CFLAGS="-O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined" LDFLAGS="-fsanitize=fuzzer,address,undefined" KERNEL_FLAGS=-fno-sanitize=all fuzz-bins
 	$(Q)BUILD=$(BUILD)/fuzz tests/fuzz/run.sh
 fuzz-bins: $(FUZZ_BIN)
 format:
