@@ -1,6 +1,6 @@
-# Gradients in bf16 against Penstock's own in fp32 (which test_golden_grads.sh ties to torch): over 16 steps the error of
-# each tensor is at most 1.2 times torch bf16's own, and norms agree within 1%. Torch's errors were measured the
-# same way (tests/golden/models/make_bf16.py).
+# Gradients in bf16 against Penstock's own in fp32 (which test_golden_grads.sh ties to torch): over 16
+# steps the error of each tensor is at most 1.2 times torch bf16's own, and norms agree within 1%. Torch's
+# errors were measured the same way (tests/golden/models/make_bf16.py).
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
 windows=16 rows=8
 # 256 short runs, each of which syncs its files: in memory where that is to be had.
@@ -19,7 +19,7 @@ gradients() {
         penstock train --model "$model" --output run --data rows.jsonl --format tokens \
             --method "$method" --dtype "$dtype" --max-steps 1 --shuffle false --packing false \
             --batch-size $rows --grad-accum 1 --dump-grads "$dtype.$w.safetensors" \
-            --progress none "$@" || return 1
+            --threads 1 --progress none "$@" || return 1
         w=$((w + 1))
     done
 }

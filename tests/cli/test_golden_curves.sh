@@ -15,7 +15,7 @@ curve() {
     rm -rf run
     if ! penstock train --model "$model" --output run --data "$curves/${golden_rows}.jsonl" \
         --format tokens --method "$method" --dtype fp32 --packing false --shuffle false \
-        --progress none "$@"; then
+        --threads 1 --progress none "$@"; then
         not_ok "$name: train runs"
         return
     fi

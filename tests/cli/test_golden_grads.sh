@@ -22,11 +22,12 @@ step() {
 
 for model in $(golden_models model_type); do
     adapter=$models/$model/adapter
-    step "$model full" "$model" full grad. loss --packing false --batch-size 2 --grad-accum 3
+    step "$model full" "$model" full grad. loss --packing false --batch-size 2 --grad-accum 3 \
+        --threads 1
     step "$model full packed" "$model" full grad. loss --packing true --batch-size 1 --grad-accum 8 \
         --offload-activations recompute
     step "$model lora" "$model" lora lora.grad. lora_loss --adapter "$adapter" \
-        --packing false --batch-size 2 --grad-accum 3 --offload-activations recompute
+        --packing false --batch-size 2 --grad-accum 3 --offload-activations recompute --threads 1
     step "$model lora packed" "$model" lora lora.grad. lora_loss --adapter "$adapter" \
         --packing true --batch-size 2 --grad-accum 4 --offload-activations host
 done

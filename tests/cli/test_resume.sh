@@ -11,7 +11,7 @@ steps=60
 set_command() {
     command="train --model $base/model --data $base/rows.jsonl --format tokens --method $1
         --dtype $2 --max-steps $steps --batch-size 1 --grad-accum 4 --packing false --max-seq-len 64
-        --learning-rate 1e-3 --save-steps 1 --save-total-limit 2 --progress none"
+        --learning-rate 1e-3 --save-steps 1 --save-total-limit 2 --threads 1 --progress none"
     if [ "$1" = lora ]; then
         command="$command --lora-dropout 0.1"
         result=adapter_model.safetensors
@@ -78,5 +78,5 @@ expect_exit "another learning rate on resuming: exit 2" 2 $command --output part
     --learning-rate 2e-3
 check "the message names the option" grep -q 'learning.rate' err
 # shellcheck disable=SC2086
-expect_exit "another thread count on resuming: exit 0" 0 $command --output part --resume auto --threads 1
+expect_exit "another thread count on resuming: exit 0" 0 $command --output part --resume auto --threads 2
 finish
