@@ -47,12 +47,16 @@ void ps_tokenizer_close(struct ps_tokenizer *tok);
 /* Encode `len` bytes of UTF-8 (invalid UTF-8 is PS_EDATA). The result replaces what enc held.
  * With add_special the post-processor's template (BOS, EOS) is applied; v4 add_bos_token and
  * add_eos_token of tokenizer_config.json override it for Llama-style classes. Added tokens inside
- * the text are always recognised. One thread at a time per tokenizer. O(n log n). */
+ * the text are always recognised. One thread at a time per tokenizer. O(n log n).
+ * Also PS_EDATA: more than 1 GiB of text. PS_EFORMAT: a pattern of the file exceeds its limits, or
+ * its normalizer makes the text more than 64 times longer. enc is then empty. */
 int ps_tokenizer_encode(struct ps_tokenizer *tok, const char *text, size_t len, bool add_special,
                         struct ps_encoding *enc, struct ps_error *err) PS_WARN_UNUSED;
 
 /* Decode ids to text: a new NUL-terminated buffer (free with free()), *len without the NUL.
- * Ids out of range are PS_EDATA. Incomplete UTF-8 becomes U+FFFD, as the official decoder does. */
+ * Ids out of range are PS_EDATA; ids in a gap of the vocabulary have no text. Incomplete UTF-8
+ * becomes U+FFFD, as the official decoder does. clean_up_tokenization_spaces is honoured where
+ * tokenizer_config.json sets it to true. */
 int ps_tokenizer_decode(struct ps_tokenizer *tok, const int32_t *ids, size_t count,
                         bool skip_special, char **text, size_t *len,
                         struct ps_error *err) PS_WARN_UNUSED;

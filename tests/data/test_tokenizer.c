@@ -162,7 +162,8 @@ static size_t check_vectors(struct ps_tokenizer *tok, const char *dir, size_t *c
         bool same = true;
         for (size_t i = 0; i < enc.count; i++) {
             char *end;
-            same = same && strtol(line, &end, 10) == enc.ids[i] && end > line;
+            long id = strtol(line, &end, 10);
+            same = same && id == enc.ids[i] && end > line;
             line = end;
         }
         char *eol = line + strcspn(line, "\n");
