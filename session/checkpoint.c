@@ -331,6 +331,14 @@ static int put_in_place(const char *tmp, const char *path, struct ps_error *err)
     return ret;
 }
 
+/* In place of what a lower level, which knows no checkpoints, advised. */
+static int replace_advice(struct ps_error *err, int code, const char *text)
+{
+    if (err)
+        err->advice[0] = '\0';
+    return ps_error_advice(err, code, text);
+}
+
 static const char *save_advice(int code)
 {
     switch (code) {
@@ -368,7 +376,7 @@ int ps__checkpoint_save(struct ps_session *s, char *path, size_t size, struct ps
         ret = ps_file_sync_dir(s->opt->output, err);
     if (ret < 0) {
         PS_IGNORE(ps_file_remove_tree(tmp, NULL) < 0, "the first error is the one to report");
-        return ps_error_advice(err, ret, save_advice(ret));
+        return replace_advice(err, ret, save_advice(ret));
     }
     prune(s);
     return 0;
@@ -507,7 +515,7 @@ static int advise_older(struct ps_session *s, int64_t n, int ret, struct ps_erro
             : snprintf(text, sizeof text,
                        "delete %s/checkpoint-%" PRId64 "; --resume then goes on from step %" PRId64,
                        s->opt->output, n, older);
-    return len < 0 ? ret : ps_error_advice(err, ret, text);
+    return len < 0 ? ret : replace_advice(err, ret, text);
 }
 
 int ps__checkpoint_load(struct ps_session *s, const char *which, struct ps_error *err)
