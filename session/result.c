@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -129,6 +130,20 @@ static int append_raw(struct ps_st_writer *w, const struct source *src, void *pi
     return 0;
 }
 
+/* Rounding to a narrower type must not make an infinity. */
+static int check_merged(const struct source *src, const void *raw, float *value, size_t n,
+                        struct ps_error *err)
+{
+    ps_dtype_convert(value, PS_DTYPE_F32, raw, src->dtype, n);
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(value[i]))
+            return ps_error_full(err, PS_ENUMERIC, ps_st_path(src->file), src->tensor->name,
+                                 "export the adapter itself (--format peft)",
+                                 "base plus adapter of tensor %s is too large for %s",
+                                 src->tensor->name, src->tensor->dtype_text);
+    return 0;
+}
+
 static int append_merged(struct ps_st_writer *w, const struct source *src, struct ps_error *err)
 {
     const struct ps_adapter_site *site = src->merged;
@@ -151,7 +166,9 @@ static int append_merged(struct ps_st_writer *w, const struct source *src, struc
         for (size_t i = 0; i < n; i++)
             value[i] += delta[i];
         ps_dtype_convert(raw, src->dtype, value, PS_DTYPE_F32, n);
-        ret = ps_st_writer_append(w, raw, n * e, err);
+        ret = check_merged(src, raw, value, n, err);
+        if (ret == 0)
+            ret = ps_st_writer_append(w, raw, n * e, err);
     }
     free(raw);
     free(delta);
@@ -195,6 +212,8 @@ static int write_file(struct ps_session *s, const struct ps_st_file *file, const
         else
             ret = append_raw(w, &src[i], piece, err);
     }
+    if (ret == 0)
+        ret = ps_st_check_unchanged(file, err);
     uint64_t want = w ? ps_st_writer_hash(w) : 0;
     if (ret == 0)
         ret = ps_st_writer_close(w, err);
@@ -237,11 +256,14 @@ int ps__write_model(struct ps_session *s, const char *dir, struct ps_error *err)
     json_t *map = json_object();
     uint64_t total = 0;
     size_t files = ps_st_set_file_count(set);
+    bool indexed = files > 1;
     for (size_t i = 0; ret == 0 && i < files; i++) {
         const struct ps_st_file *f = ps_st_set_file(set, i);
         const char *name = strrchr(ps_st_path(f), '/');
         name = name ? name + 1 : ps_st_path(f);
         char path[4096];
+        /* one shard under an index keeps its name and so needs the index */
+        indexed |= strcmp(name, "model.safetensors") != 0;
         if (!ps_path_join(path, sizeof path, dir, name))
             ret = ps_error_full(err, -ENAMETOOLONG, dir, NULL, NULL, "the path is too long");
         else
@@ -249,7 +271,7 @@ int ps__write_model(struct ps_session *s, const char *dir, struct ps_error *err)
     }
     if (ret == 0)
         ret = copy_side_files(s->opt->model, dir, err);
-    if (ret == 0 && files > 1)
+    if (ret == 0 && indexed)
         ret = write_index(dir, map, total, err);
     json_decref(map);
     ps_st_set_close(set);
