@@ -8,9 +8,12 @@
  * row i of A (A2), column j of B (B2), K, K2, the dtypes, the math and the instruction set: never on
  * M, N, the tile position, alignment, leading dimension, thread count or call history.
  *
- * Math: PS_GEMM_F32 converts operands to fp32 (exact for BF16 and F16) and uses fused multiply-add;
+ * Math: PS_GEMM_F32 converts operands to fp32 (exact for BF16 and F16) and uses fused multiply-add
+ * (PS_ISA_PORTABLE: multiply, then add);
  * PS_GEMM_BF16 rounds F32 operands to bf16 (nearest even; F16 through fp32) while packing, products
- * accumulate in fp32. */
+ * accumulate in fp32. With PS_ISA_AVX512_BF16 the latter is vdpbf16ps: denormal operands and sums
+ * count as zero, two values of k are added in one step; the other instruction sets keep denormals.
+ * NaN and Inf propagate. */
 #ifndef PS_KERNELS_GEMM_H
 #define PS_KERNELS_GEMM_H
 

@@ -7,7 +7,7 @@
 #define MR 4
 #define NR 8
 
-static float load(const void *data, enum ps_dtype dtype, size_t idx)
+PS__INLINE float load(const void *data, enum ps_dtype dtype, size_t idx)
 {
     if (dtype == PS_DTYPE_F32)
         return ((const float *)data)[idx];
@@ -15,31 +15,39 @@ static float load(const void *data, enum ps_dtype dtype, size_t idx)
     return dtype == PS_DTYPE_BF16 ? ps_bf16_to_f32(h) : ps_f16_to_f32(h);
 }
 
-static float load_rounded(const struct ps__gemm_view *v, size_t idx, int round_bf16)
+/* dtype and round_bf16 are constants where this is inlined. */
+PS__INLINE void pack_typed(float *panel, size_t panel_stride, size_t width,
+                           const struct ps__gemm_view *v, const struct ps__gemm_range *range,
+                           enum ps_dtype dtype, int round_bf16)
 {
-    float f = load(v->data, v->dtype, idx);
-    return round_bf16 ? ps_bf16_to_f32(ps_f32_to_bf16(f)) : f;
-}
-
-static void pack(void *dst, size_t panel_stride, size_t width, const struct ps__gemm_view *v,
-                 const struct ps__gemm_range *range, int round_bf16)
-{
-    float *panel = dst;
     for (size_t r = 0; r < range->r_count; r += width, panel += panel_stride) {
-        for (size_t k = 0; k < range->k_count; k++) {
-            size_t at = (range->r0 + r) * v->r_stride + (range->k0 + k) * v->k_stride;
-            for (size_t i = 0; i < width; i++) {
-                int inside = r + i < range->r_count;
-                panel[k * width + i] =
-                    inside ? load_rounded(v, at + i * v->r_stride, round_bf16) : 0.0f;
+        for (size_t i = 0; i < width; i++) {
+            size_t at = (range->r0 + r + i) * v->r_stride + range->k0 * v->k_stride;
+            int inside = r + i < range->r_count;
+            for (size_t k = 0; k < range->k_count; k++, at += v->k_stride) {
+                float f = inside ? load(v->data, dtype, at) : 0.0f;
+                panel[k * width + i] = round_bf16 ? ps_bf16_to_f32(ps_f32_to_bf16(f)) : f;
             }
         }
     }
 }
 
+static void pack(void *dst, size_t panel_stride, size_t width, const struct ps__gemm_view *v,
+                 const struct ps__gemm_range *range, int round_bf16)
+{
+    if (v->dtype == PS_DTYPE_BF16)
+        pack_typed(dst, panel_stride, width, v, range, PS_DTYPE_BF16, 0); /* already rounded */
+    else if (v->dtype == PS_DTYPE_F32)
+        pack_typed(dst, panel_stride, width, v, range, PS_DTYPE_F32, round_bf16);
+    else
+        pack_typed(dst, panel_stride, width, v, range, PS_DTYPE_F16, round_bf16);
+}
+
+/* All rows and columns, whatever is asked for: constant lengths are what makes this fast. */
 static void multiply(size_t unit_count, const void *a, const void *b, float *acc, size_t rows,
                      size_t cols, int first)
 {
+    (void)rows;
     (void)cols;
     const float *pa = a;
     const float *pb = b;
@@ -49,9 +57,12 @@ static void multiply(size_t unit_count, const void *a, const void *b, float *acc
     else
         memcpy(sum, acc, sizeof sum);
     for (size_t u = 0; u < unit_count; u++, pa += MR, pb += NR) {
-        for (size_t i = 0; i < rows; i++)
+        PS__UNROLL
+        for (size_t i = 0; i < MR; i++) {
+            PS__UNROLL
             for (size_t j = 0; j < NR; j++)
                 sum[i][j] += pa[i] * pb[j];
+        }
     }
     memcpy(acc, sum, sizeof sum);
 }

@@ -163,8 +163,8 @@ static void *filled(size_t n, enum ps_dtype dtype, uint32_t seed)
 static struct ps_gemm_mat matrix(size_t rows, size_t cols, int trans, enum ps_dtype dtype)
 {
     size_t n = rows * cols;
-    struct ps_gemm_mat m = {filled(n, dtype, (uint32_t)(rows * 2654435761u + cols * 97u)), trans ? rows : cols, dtype,
-                            trans};
+    struct ps_gemm_mat m = {filled(n, dtype, (uint32_t)(rows * 2654435761u + cols * 97u)),
+                            trans ? rows : cols, dtype, trans};
     return m;
 }
 
