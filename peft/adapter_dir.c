@@ -73,6 +73,10 @@ static int check_plain(const json_t *root, const char *path, struct ps_error *er
                                         "target_parameters",
                                         "arrow_config",
                                         "use_qalora",
+                                        "use_bdlora",
+                                        "kasa_config",
+                                        "monteclora_config",
+                                        "velora_config",
                                         "megatron_config"};
     for (size_t i = 0; i < sizeof falsy / sizeof falsy[0]; i++) {
         const json_t *v = json_object_get(root, falsy[i]);
@@ -209,6 +213,8 @@ int ps_adapter_dir_load(const char *dir, struct ps_trainer *t, struct ps_error *
         if (!known)
             ret = stray_tensor(err, path, ps_st_at(f, i)->name);
     }
+    if (ret == 0)
+        ret = ps_st_check_unchanged(f, err);
     ps_st_close(f);
     return ret;
 }
@@ -271,16 +277,18 @@ static int write_config(const char *path, const struct ps_trainer *t, const char
     double whole = floor(c->alpha);
     json_t *alpha =
         whole == c->alpha && whole < 1e9 ? json_integer((json_int_t)whole) : json_real(c->alpha);
+    /* A path that is not UTF-8 has no spelling in JSON; PEFT accepts null. */
+    json_t *base = json_string(base_name);
     json_t *root = json_pack(
-        "{s:s, s:s, s:s, s:n, s:b, s:i, s:o, s:f, s:o, s:n, s:s, s:b, s:b, s:b, s:b, s:n, s:o, s:n,"
+        "{s:s, s:s, s:o, s:n, s:b, s:i, s:o, s:f, s:o, s:n, s:s, s:b, s:b, s:b, s:b, s:n, s:o, s:n,"
         " s:{}, s:{}, s:n, s:n, s:s, s:n, s:{}}",
-        "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", base_name,
-        "revision", "inference_mode", 1, "r", (int)c->r, "lora_alpha", alpha, "lora_dropout",
-        c->dropout, "target_modules", targets, "exclude_modules", "bias", "none", "fan_in_fan_out",
-        0, "use_rslora", (int)c->use_rslora, "use_dora", 0, "init_lora_weights", 1,
-        "modules_to_save", "layers_to_transform", layers, "layers_pattern", "rank_pattern",
-        "alpha_pattern", "auto_mapping", "megatron_config", "megatron_core", "megatron.core",
-        "layer_replication", "loftq_config");
+        "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path",
+        base ? base : json_null(), "revision", "inference_mode", 1, "r", (int)c->r, "lora_alpha",
+        alpha, "lora_dropout", c->dropout, "target_modules", targets, "exclude_modules", "bias",
+        "none", "fan_in_fan_out", 0, "use_rslora", (int)c->use_rslora, "use_dora", 0,
+        "init_lora_weights", 1, "modules_to_save", "layers_to_transform", layers, "layers_pattern",
+        "rank_pattern", "alpha_pattern", "auto_mapping", "megatron_config", "megatron_core",
+        "megatron.core", "layer_replication", "loftq_config");
     char *text =
         root ? json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(9)) : NULL;
     json_decref(root);
@@ -291,13 +299,15 @@ static int write_config(const char *path, const struct ps_trainer *t, const char
     return ret;
 }
 
-static int check_finite(struct ps_trainer *t, struct ps_error *err)
+/* A value that is finite as fp32 and too large for bf16 counts as non-finite when that is written.
+ */
+static int check_finite(struct ps_trainer *t, enum ps_dtype dtype, struct ps_error *err)
 {
     for (size_t i = 0; i < ps_trainer_trainable_count(t); i++) {
         const struct ps_trainable *x = ps_trainer_trainable(t, i);
         const float *w = x->weight;
         for (size_t j = 0; j < x->n; j++)
-            if (!isfinite(w[j]))
+            if (!isfinite(dtype == PS_DTYPE_BF16 ? ps_bf16_to_f32(ps_f32_to_bf16(w[j])) : w[j]))
                 return ps_error_full(err, PS_ENUMERIC, NULL, x->name, "lower the learning rate",
                                      "the adapter tensor %s holds NaN or Inf and is not saved",
                                      x->name);
@@ -379,7 +389,7 @@ int ps_adapter_dir_save(const char *dir, struct ps_trainer *t, const char *base_
 {
     char config[1024];
     char weights[1024];
-    int ret = check_finite(t, err);
+    int ret = check_finite(t, dtype, err);
     if (ret == 0)
         ret = join(config, sizeof config, dir, CONFIG_NAME, err);
     if (ret == 0)
