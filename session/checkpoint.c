@@ -170,77 +170,6 @@ static int write_state(struct ps_session *s, const char *dir, struct ps_error *e
     return ret;
 }
 
-/* manifest.json: {"version":1,"files":{"NAME":"xxh3 in hex"}} over every file of the directory. */
-static int write_manifest(const char *dir, struct ps_error *err)
-{
-    DIR *d = opendir(dir);
-    if (!d)
-        return ps_error_full(err, -errno, dir, NULL, NULL, "cannot list the checkpoint");
-    json_t *files = json_object();
-    int ret = 0;
-    const struct dirent *e;
-    while (ret == 0 && (e = readdir(d))) {
-        char path[PATH_BYTES];
-        char hex[24];
-        uint64_t hash;
-        if (e->d_name[0] == '.')
-            continue;
-        ret = path_in(path, dir, e->d_name, err);
-        if (ret == 0)
-            ret = ps_file_hash(path, &hash, err);
-        if (ret < 0)
-            break;
-        PS_IGNORE(snprintf(hex, sizeof hex, "%016" PRIx64, hash) < 0, "cannot fail");
-        json_object_set_new(files, e->d_name, json_string(hex));
-    }
-    closedir(d);
-    json_t *root = json_pack("{s:i, s:o}", "version", 1, "files", files);
-    char *text = root ? json_dumps(root, JSON_INDENT(1) | JSON_SORT_KEYS) : NULL;
-    char path[PATH_BYTES];
-    if (ret == 0)
-        ret = text ? path_in(path, dir, "manifest.json", err)
-                   : ps_error_set(err, -ENOMEM, "out of memory");
-    if (ret == 0)
-        ret = ps_file_write(path, text, strlen(text), err);
-    free(text);
-    json_decref(root);
-    return ret;
-}
-
-static int check_manifest(const char *dir, struct ps_error *err)
-{
-    char path[PATH_BYTES];
-    json_t *root = NULL;
-    int ret = path_in(path, dir, "manifest.json", err);
-    if (ret == 0)
-        ret = ps_json_load(path, (size_t)1 << 20, &root, err);
-    if (ret < 0)
-        return ps_error_advice(err, ret, "a checkpoint without its manifest was never finished");
-    const char *name;
-    json_t *value;
-    json_object_foreach(json_object_get(root, "files"), name, value)
-    {
-        char file[PATH_BYTES];
-        char hex[24];
-        uint64_t hash = 0;
-        if (ret == 0 && (strchr(name, '/') || !json_is_string(value)))
-            ret = ps_error_full(err, PS_EFORMAT, path, name, NULL, "bad entry in the manifest");
-        if (ret == 0)
-            ret = path_in(file, dir, name, err);
-        if (ret == 0)
-            ret = ps_file_hash(file, &hash, err);
-        if (ret == -ENOENT)
-            ret = ps_error_full(err, PS_EFORMAT, file, NULL, "resume from an older checkpoint",
-                                "the checkpoint lacks a file that its manifest names");
-        PS_IGNORE(snprintf(hex, sizeof hex, "%016" PRIx64, hash) < 0, "cannot fail");
-        if (ret == 0 && strcmp(hex, json_string_value(value)) != 0)
-            ret = ps_error_full(err, PS_ECHECKSUM, file, NULL, "resume from an older checkpoint",
-                                "the file does not match the checkpoint's manifest");
-    }
-    json_decref(root);
-    return ret;
-}
-
 /* Number N of "checkpoint-N", or -1. */
 static int64_t checkpoint_number(const char *name)
 {
@@ -309,18 +238,20 @@ static int write_parts(struct ps_session *s, const char *dir, struct ps_error *e
     if (ret == 0)
         ret = ps_file_write(path, s->config_text, strlen(s->config_text), err);
     if (ret == 0)
-        ret = write_manifest(dir, err);
+        ret = ps__manifest_write(dir, err);
     return ret == 0 ? ps_file_sync_dir(dir, err) : ret;
 }
 
 /* Put the new checkpoint under its name. One that is there (of the same step, from before a resume)
  * is exchanged, so that at every moment a whole one stands. */
-static int put_in_place(const char *tmp, const char *path, struct ps_error *err)
+static int put_in_place(const char *output, const char *tmp, const char *path, struct ps_error *err)
 {
     int ret = 0;
     if (access(path, F_OK) == 0) {
-        if (renameat2(AT_FDCWD, tmp, AT_FDCWD, path, RENAME_EXCHANGE) == 0)
-            return ps_file_remove_tree(tmp, err);
+        if (renameat2(AT_FDCWD, tmp, AT_FDCWD, path, RENAME_EXCHANGE) == 0) {
+            ret = ps_file_sync_dir(output, err);
+            return ret == 0 ? ps_file_remove_tree(tmp, err) : ret;
+        }
         ret = ps_file_remove_tree(path, err); /* this file system cannot exchange */
     }
     if (ret == 0 && rename(tmp, path) < 0) {
@@ -328,7 +259,7 @@ static int put_in_place(const char *tmp, const char *path, struct ps_error *err)
         return ps_error_full(err, ret, path, NULL, NULL, "cannot rename the checkpoint: %s",
                              ps_status_text(ret));
     }
-    return ret;
+    return ret == 0 ? ps_file_sync_dir(output, err) : ret;
 }
 
 /* In place of what a lower level, which knows no checkpoints, advised. */
@@ -371,9 +302,7 @@ int ps__checkpoint_save(struct ps_session *s, char *path, size_t size, struct ps
         return ret;
     ret = write_parts(s, tmp, err);
     if (ret == 0)
-        ret = put_in_place(tmp, path, err);
-    if (ret == 0)
-        ret = ps_file_sync_dir(s->opt->output, err);
+        ret = put_in_place(s->opt->output, tmp, path, err);
     if (ret < 0) {
         PS_IGNORE(ps_file_remove_tree(tmp, NULL) < 0, "the first error is the one to report");
         return replace_advice(err, ret, save_advice(ret));
@@ -495,7 +424,7 @@ static int read_tensors(struct ps_session *s, const char *dir, struct ps_error *
 
 int ps__checkpoint_load_tensors(struct ps_session *s, const char *dir, struct ps_error *err)
 {
-    int ret = check_manifest(dir, err);
+    int ret = ps__manifest_check(dir, err);
     if (ret == 0)
         ret = read_tensors(s, dir, err);
     return ret == 0 && is_full(s) ? read_optimizer(s, dir, err) : ret;
@@ -537,7 +466,7 @@ int ps__checkpoint_load(struct ps_session *s, const char *which, struct ps_error
         ret = ps_error_full(err, -ENAMETOOLONG, which, "resume", NULL, "the path is too long");
     }
     if (ret == 0)
-        ret = check_manifest(dir, err);
+        ret = ps__manifest_check(dir, err);
     if (ret < 0 && n >= 0)
         return advise_older(s, n, ret, err);
     if (ret == 0)

@@ -76,6 +76,11 @@ int ps__write_model(struct ps_session *s, const char *dir, struct ps_error *err)
 /* Re-open a model directory and compare it with what this session would write. */
 int ps__verify_model(struct ps_session *s, const char *dir, struct ps_error *err) PS_WARN_UNUSED;
 
+/* Write manifest.json, an XXH3 of each file of the checkpoint directory `dir`; compare the files with it
+ * (PS_ECHECKSUM, PS_EFORMAT when one is missing). See manifest.c. */
+int ps__manifest_write(const char *dir, struct ps_error *err) PS_WARN_UNUSED;
+int ps__manifest_check(const char *dir, struct ps_error *err) PS_WARN_UNUSED;
+
 /* checkpoint-N of the current state under opt->output; prunes older ones. path (size) receives its
  * name. */
 int ps__checkpoint_save(struct ps_session *s, char *path, size_t size,
