@@ -118,9 +118,10 @@ static int print_task(bool test, long count, uint64_t seed)
         struct sum s = draw(&seed);
         if (is_test_pair(s.a, s.b, s.less) != test)
             continue;
-        printf("{\"prompt\": \"%s has %s %s and %s %s%s. How many?\\n\", \"completion\": \"%d\"}\n",
-               s.name, number_word[s.a], s.thing, s.verb, number_word[s.b], s.less ? "" : " more",
-               s.result);
+        printf(
+            "{\"prompt\": \"%s has %s %s and %s %s%s. Now %s has\", \"completion\": \" %d %s.\"}\n",
+            s.name, number_word[s.a], s.thing, s.verb, number_word[s.b], s.less ? "" : " more",
+            s.name, s.result, s.thing);
         i++;
     }
     return 0;

@@ -20,5 +20,5 @@ EOF
     --tokenizer "$out/tokenizer"
 "$BUILD/penstock" train --model "$out/init" --output "$out/run" --method full --data "$out/base.jsonl" \
     --max-seq-len 256 --batch-size 16 --grad-accum 1 --learning-rate 3e-3 --weight-decay 0.1 \
-    --lr-scheduler wsd --max-steps "${STEPS:-900}" --logging-steps 10
+    --lr-scheduler wsd --max-steps "${STEPS:-1100}" --logging-steps 10
 echo "the base model is $out/run (config.json, generation_config.json, model.safetensors, tokenizer files)"

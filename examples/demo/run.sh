@@ -4,8 +4,8 @@
 #   make demo              one seed;  make demo SEEDS="1 2 3" for three
 #
 # examples/demo/base is a Llama of 0.8 million parameters that Penstock trained from scratch (make_base.sh) on short texts
-# about who has how many things, in words, and how numbers are written. The task asks "How many?" and wants digits.
-# The pairs of numbers in the held-out rows are never seen in the adapter's training.
+# about who has how many things, in words, and how numbers are written. The task is to go on with the result in digits,
+# where the base always writes words. The pairs of numbers in the held-out rows never occur in the adapter's training.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 BUILD=${BUILD:-build}
@@ -40,8 +40,8 @@ echo "before: held-out loss $loss_before, exact match $exact_before"
 SEEDS=${SEEDS:-1}
 for seed in $SEEDS; do
     echo
-    echo "== LoRA on 4000 rows of the task, seed $seed"
-    "$data" task train 4000 "$seed" >"$out/train.jsonl"
+    echo "== LoRA on 8000 rows of the task, seed $seed"
+    "$data" task train 8000 "$seed" >"$out/train.jsonl"
     "$penstock" train "$root/examples/demo/lora.yaml" --model "$base" --data "$out/train.jsonl" \
         --output "$out/adapter-$seed" --seed "$seed" --progress plain
     loss_after=$(held_out "$out/after.json" --adapter "$out/adapter-$seed")
