@@ -311,6 +311,33 @@ static void every_task_cut_loose_is_noticed(void **state)
         }
 }
 
+/* A task that keeps its own dependencies while nothing waits for it any more. Updates of different
+ * units do not feed one another, and nothing follows the last task. */
+static void results_that_nobody_waits_for_are_noticed(void **state)
+{
+    (void)state;
+    for (size_t k = 0; k < sizeof builders / sizeof builders[0]; k++)
+        for (int recompute = 0; recompute < 2; recompute++) {
+            struct ps_error err = {0};
+            struct ps_schedule s;
+            struct ps_resident_shape p = full_shape(recompute);
+            assert_int_equal(builders[k](&s, &p, &err), 0);
+            for (uint32_t i = 0; i + 1 < s.task_count; i++) {
+                if (s.task[i].kind == PS_TASK_UPDATE)
+                    continue;
+                uint32_t deps = s.task[i + 1].dep_count;
+                s.task[i].lane = PS_LANE_CPU_OPTIM;
+                s.task[i + 1].dep_count = 0;
+                if (validate(&s, &err) != PS_EUSAGE)
+                    fail_msg("%s: nothing waits for task %u (%s)", s.name, i,
+                             ps_task_kind_name(s.task[i].kind));
+                s.task[i].lane = PS_LANE_COMPUTE;
+                s.task[i + 1].dep_count = deps;
+            }
+            ps_schedule_fini(&s);
+        }
+}
+
 static void builders_report_the_nth_failed_allocation(void **state)
 {
     (void)state;
@@ -423,6 +450,7 @@ int main(void)
         cmocka_unit_test(update_segments_hold_one_norm_and_one_update_a_trained_unit),
         cmocka_unit_test(evaluation_holds_no_backward_task),
         cmocka_unit_test(every_task_cut_loose_is_noticed),
+        cmocka_unit_test(results_that_nobody_waits_for_are_noticed),
         cmocka_unit_test(builders_report_the_nth_failed_allocation),
         cmocka_unit_test(the_executor_runs_every_task_after_its_dependencies),
         cmocka_unit_test(the_executor_stops_at_the_first_error_and_returns_it),
