@@ -3,10 +3,11 @@
  *   gemm [--threads N] [--math f32|bf16] [--isa NAME] [--group llama|small|skinny|decode] [--reps
  * N]
  *
- * For each shape: best and median GFLOP/s of ps_gemm, the best and median share of the register
- * peak (a loop of independent products on the same number of threads, measured before each
- * repetition), and the bytes of A, B and C over the best time. On a shared machine the best of
- * several repetitions and the ratios mean something, single figures do not. */
+ * For each shape: best and median GFLOP/s of ps_gemm; its share of the register peak (a loop of
+ * independent products on the same number of threads, measured before each repetition), by wall
+ * time (best over best) and by processor time (median of the ratios, all threads' time counted,
+ * waiting included); and the bytes of A, B and C over the best time. On a machine that others use,
+ * only the share by processor time means something. */
 #include <immintrin.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -66,11 +67,30 @@ struct options {
     enum ps_isa isa;
 };
 
-static double now(void)
+static double seconds(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* GFLOP/s by wall time, and by the process's processor time a thread. */
+struct rate {
+    double wall, cpu;
+};
+
+static struct rate rate_start(void)
+{
+    struct rate start = {seconds(CLOCK_MONOTONIC), seconds(CLOCK_PROCESS_CPUTIME_ID)};
+    return start;
+}
+
+static struct rate rate_stop(struct rate start, double flop, int threads)
+{
+    double wall = seconds(CLOCK_MONOTONIC) - start.wall;
+    double cpu = seconds(CLOCK_PROCESS_CPUTIME_ID) - start.cpu;
+    struct rate r = {1e-9 * flop / wall, 1e-9 * flop / cpu * threads};
+    return r;
 }
 
 /* ---- register peak -------------------------------------------------------------------------- */
@@ -114,8 +134,8 @@ __attribute__((target("avx2,fma"))) static void peak_fma_256(void *arg, size_t t
     }
 }
 
-/* GFLOP/s of independent products held in registers. */
-static double peak_gflops(struct ps_pool *pool, const struct options *o, bool bf16)
+/* Independent products held in registers. */
+static struct rate peak_rate(struct ps_pool *pool, const struct options *o, bool bf16)
 {
     ps_pool_fn fn = peak_fma_256;
     double flop = 16;
@@ -126,9 +146,9 @@ static double peak_gflops(struct ps_pool *pool, const struct options *o, bool bf
         fn = peak_fma_512;
         flop = 32;
     }
-    double t = now();
+    struct rate start = rate_start();
     ps_pool_run(pool, fn, NULL, (size_t)o->threads);
-    return 1e-9 * flop * ACC_COUNT * PEAK_STEPS * o->threads / (now() - t);
+    return rate_stop(start, flop * ACC_COUNT * PEAK_STEPS * o->threads, o->threads);
 }
 
 /* ---- shapes --------------------------------------------------------------------------------- */
@@ -228,13 +248,14 @@ static void measure(struct ps_pool *pool, const struct options *o, const struct 
     double gflops[REPS_MAX], share[REPS_MAX], peak_best = 0;
     int runs = 1 + (int)(2e9 / flop);
     for (int r = 0; r < o->reps; r++) {
-        double peak = peak_gflops(pool, o, bf16);
-        double t = now();
+        struct rate peak = peak_rate(pool, o, bf16);
+        struct rate start = rate_start();
         for (int i = 0; i < runs; i++)
             ps_gemm(pool, o->isa, &args, workspace);
-        gflops[r] = 1e-9 * flop * runs / (now() - t);
-        share[r] = gflops[r] / peak;
-        peak_best = peak > peak_best ? peak : peak_best;
+        struct rate rate = rate_stop(start, flop * runs, o->threads);
+        gflops[r] = rate.wall;
+        share[r] = rate.cpu / peak.cpu;
+        peak_best = peak.wall > peak_best ? peak.wall : peak_best;
     }
     qsort(gflops, (size_t)o->reps, sizeof *gflops, compare);
     qsort(share, (size_t)o->reps, sizeof *share, compare);
@@ -242,8 +263,8 @@ static void measure(struct ps_pool *pool, const struct options *o, const struct 
     size_t size = ps_dtype_size(dtype);
     double bytes =
         (double)((s->m * s->k + s->k * s->n) * size + s->m * s->n * ps_dtype_size(args.c_dtype));
-    printf("%-4s %d thr  %-24s %5zu x %5zu x %5zu  %6.1f GFLOP/s (median %6.1f)  peak %6.1f  best "
-           "%5.1f%%  median %5.1f%%  %5.1f GB/s\n",
+    printf("%-4s %d thr  %-24s %5zu x %5zu x %5zu  %6.1f GFLOP/s (median %6.1f)  peak %6.1f  wall "
+           "%5.1f%%  cpu %5.1f%%  %5.1f GB/s\n",
            bf16 ? "bf16" : "f32", o->threads, s->name, s->m, s->n, s->k, best, median, peak_best,
            100 * best / peak_best, 100 * share[o->reps / 2], bytes * best / flop);
     fflush(stdout);
