@@ -230,6 +230,17 @@ static int fail_command(const struct ps_options *opt, const struct ps__option *o
     return fail(err, source, name, advice, message);
 }
 
+/* `why` is a predicate: of the value ("is not in this version"), or of the option. */
+static void describe(char *buf, size_t size, const char *name, const char *value, const char *why)
+{
+    if (!strncmp(why, "is ", 3))
+        PS_IGNORE(snprintf(buf, size, "`%.80s` as `%s` %s", value, name, why) < 0, "fits");
+    else if (!strncmp(why, "accepts ", 8))
+        PS_IGNORE(snprintf(buf, size, "`%s` %s, not `%.80s`", name, why, value) < 0, "fits");
+    else
+        PS_IGNORE(snprintf(buf, size, "`%s` %s", name, why) < 0, "fits");
+}
+
 int ps_options_set(struct ps_options *opt, const char *name, const char *value, const char *source,
                    struct ps_error *err)
 {
@@ -244,8 +255,7 @@ int ps_options_set(struct ps_options *opt, const char *name, const char *value, 
         return ps_error_set(err, -ENOMEM, "out of memory");
     if (ret) {
         char message[512];
-        PS_IGNORE(snprintf(message, sizeof message, "`%.80s`: `%s` %s", value, o->name, why) < 0,
-                  "fits");
+        describe(message, sizeof message, o->name, value, why);
         return fail(err, source, name, NULL, message);
     }
     size_t i = index_of(o);

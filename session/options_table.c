@@ -36,7 +36,7 @@ static const struct ps__option table[] = {
     {"output", PS__STRING, AT(output), .arg = "DIR", .aliases = "output_dir",
      .commands = TRAIN | EXPORT | INIT, .help = "directory to write"},
     {"adapter", PS__STRING, AT(adapter), .arg = "DIR", .commands = RUN | EXPORT,
-     .help = "PEFT adapter directory (train: go on from it)"},
+     .help = "PEFT adapter directory; train goes on from it"},
     {"resume", PS__STRING, AT(resume), .arg = "[auto|DIR]", .commands = TRAIN, .transient = true,
      .help = "go on from the newest checkpoint in --output, or from DIR"},
     {"dtype", PS__ENUM, AT(dtype), .choices = "bf16|fp32", .values = dtype_values, .shown = "bf16",

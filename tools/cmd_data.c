@@ -7,7 +7,7 @@
 int cmd_data_inspect(struct ps_options *opt, struct ps_error *err)
 {
     int ret = ps_options_resolve(opt, err);
-    return ret ? ret : ps_data_inspect(opt, &tool_log, stdout, err);
+    return ret ? ret : ps_data_inspect(opt, tool_log(opt), stdout, err);
 }
 
 int cmd_data_tokenize(struct ps_options *opt, struct ps_error *err)

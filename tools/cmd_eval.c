@@ -25,7 +25,7 @@ int cmd_eval(struct ps_options *opt, struct ps_error *err)
         return ret;
     struct ps_session *s = NULL;
     struct ps_eval_stats e;
-    ret = ps_session_open(&s, opt, &tool_log, err);
+    ret = ps_session_open(&s, opt, tool_log(opt), err);
     if (ret == 0)
         ret = ps_session_eval(s, &e, err);
     if (ret == 0 && opt->logits)

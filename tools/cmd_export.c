@@ -32,7 +32,7 @@ int cmd_export(struct ps_options *opt, struct ps_error *err)
     if (ret)
         return ret;
     struct ps_session *s = NULL;
-    ret = ps_session_open(&s, opt, &tool_log, err);
+    ret = ps_session_open(&s, opt, tool_log(opt), err);
     if (ret == 0)
         ret = ps_session_export(s, opt->format, opt->output, err);
     ps_session_close(s);

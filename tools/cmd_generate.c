@@ -194,7 +194,7 @@ int cmd_generate(struct ps_options *opt, struct ps_error *err)
     struct ps_session *s = NULL;
     ret = opt->prompt ? add_text(&p, opt->prompt, err) : load(&p, opt->prompts, err);
     if (ret == 0)
-        ret = ps_session_open(&s, opt, &tool_log, err);
+        ret = ps_session_open(&s, opt, tool_log(opt), err);
     if (ret == 0)
         ret = generate(s, opt, &p, err);
     ps_session_close(s);

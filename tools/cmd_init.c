@@ -16,7 +16,7 @@ int cmd_init(struct ps_options *opt, struct ps_error *err)
         .seed = opt->seed,
         .dtype = opt->dtype,
         .threads = opt->threads,
-        .log = &tool_log,
+        .log = tool_log(opt),
     };
     struct ps_init_result r;
     ret = ps_init_model(&init, &r, err);

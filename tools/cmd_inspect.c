@@ -18,6 +18,8 @@ int cmd_inspect(struct ps_options *opt, struct ps_error *err)
     if (ret)
         return ret;
     fputs(text, stdout);
+    if (opt->json)
+        putchar('\n');
     free(text);
     return 0;
 }

@@ -230,6 +230,11 @@ static int print_summary(struct view *v, double seconds, bool stopped, struct ps
             err);
     if (v->progress == PROGRESS_NONE)
         return 0;
+    if (v->steps == 0 && !stopped) {
+        printf("nothing was left to do after step %llu\nresult: %s\n",
+               (unsigned long long)v->last_step, v->opt->output);
+        return tool_flush(err);
+    }
     printf("%s after step %llu: loss %.4f -> %.4f", stopped ? "stopped" : "done",
            (unsigned long long)v->last_step, v->first_loss, v->last_loss);
     if (v->evaluated)
@@ -276,7 +281,7 @@ int cmd_train(struct ps_options *opt, struct ps_error *err)
         .opt = opt, .progress = choose_progress(opt), .first_loss = NAN, .last_loss = NAN};
     struct ps_session *s = NULL;
     tool_catch_signals(NULL);
-    ret = ps_session_open(&s, opt, &tool_log, err);
+    ret = ps_session_open(&s, opt, tool_log(opt), err);
     if (ret == 0) {
         tool_catch_signals(s);
         ret = run(s, &v, err);

@@ -18,7 +18,37 @@ static void log_line(void *arg, enum ps_log_level level, const char *message)
         fprintf(stderr, "penstock: %s%s\n", prefix[level], message);
 }
 
-const struct ps_log tool_log = {log_line, NULL};
+/* With --json: an object a warning, so that every line of standard error is JSON. */
+static void log_json(void *arg, enum ps_log_level level, const char *message)
+{
+    (void)arg;
+    if (level < PS_LOG_WARN)
+        return;
+    json_t *o = json_pack("{s:{s:s}}", "warning", "message", message);
+    char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
+    fprintf(stderr, "%s\n", text ? text : "{\"warning\":{\"message\":\"\"}}");
+    free(text);
+    json_decref(o);
+}
+
+static void log_warning(void *arg, enum ps_log_level level, const char *message)
+{
+    if (level >= PS_LOG_WARN)
+        log_line(arg, level, message);
+}
+
+const struct ps_log *tool_log(const struct ps_options *opt)
+{
+    static const struct ps_log all = {log_line, NULL};
+    static const struct ps_log warnings = {log_warning, NULL};
+    static const struct ps_log json = {log_json, NULL};
+    if (opt->json)
+        return &json;
+    /* data inspect reports the same and more; who wants no progress wants no news either */
+    bool quiet = opt->command == PS_CMD_DATA_INSPECT ||
+                 (opt->command == PS_CMD_TRAIN && !strcmp(opt->progress, "none"));
+    return quiet ? &warnings : &all;
+}
 
 static void print_json_error(const struct ps_error *err, int code)
 {

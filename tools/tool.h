@@ -23,8 +23,9 @@ int cmd_data_inspect(struct ps_options *opt, struct ps_error *err);
 int cmd_data_tokenize(struct ps_options *opt, struct ps_error *err);
 int cmd_data_render(struct ps_options *opt, struct ps_error *err);
 
-/* Warnings and errors of the library on standard error, a line each ("penstock: warning: ..."). */
-extern const struct ps_log tool_log;
+/* Where the library's messages go: standard error, a line each ("penstock: warning: ..."); with
+ * --json only the warnings, as `{"warning":{"message"}}`. */
+const struct ps_log *tool_log(const struct ps_options *opt);
 
 /* Print an error on standard error: `penstock: FILE: message (field)` and the advice on a second
  * line, or with json `{"error":{...}}`. code is the exit code. */
