@@ -36,7 +36,7 @@ make_rows() { # SEQ: random ids below 30000, one row a step
 }
 
 peak() { # DTYPE: register peak in GFLOP/s
-    "$BUILD/tools/bench/gemm" --threads "$threads" --math "$1" --peak-only
+    "$BUILD/tools/bench/gemm" --threads "$threads" --math "$1" --group peak
 }
 
 penstock_cell() { # MODEL SEQ DTYPE METHOD ACTIVATIONS
