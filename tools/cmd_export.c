@@ -42,6 +42,8 @@ int cmd_export(struct ps_options *opt, struct ps_error *err)
         return tool_print_json(json_pack("{s:s,s:s}", "format", opt->format, "output", opt->output),
                                err);
     printf("%s: %s written and verified\n", opt->output,
-           strcmp(opt->format, "peft") ? "merged model" : "adapter");
+           !strcmp(opt->format, "peft") ? "adapter"
+           : opt->adapter               ? "merged model"
+                                        : "model");
     return 0;
 }

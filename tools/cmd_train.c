@@ -119,7 +119,7 @@ static void format_step(const struct view *v, const struct ps_step_stats *s, cha
     double left = (double)(s->step_count - s->step) * v->mean_s;
     PS_IGNORE(snprintf(buf, size,
                        "step %llu/%llu  epoch %.2f  loss %.4f  grad %.3g  lr %.2e  %.0f tok/s  "
-                       "%.2f s/step  host %s/%s  eta %s%s",
+                       "%.3g s/step  host %s/%s  eta %s%s",
                        (unsigned long long)s->step, (unsigned long long)s->step_count, s->epoch,
                        s->loss, s->grad_norm, s->learning_rate, s->tokens_per_s, s->step_s,
                        tool_bytes(used, sizeof used, s->host_bytes),
