@@ -118,13 +118,13 @@ static void format_step(const struct view *v, const struct ps_step_stats *s, cha
     char eta[32];
     double left = (double)(s->step_count - s->step) * v->mean_s;
     PS_IGNORE(snprintf(buf, size,
-                       "step %llu/%llu  epoch %.2f  loss %.4f  grad %.3g  lr %.2e  %.0f tok/s  "
-                       "%.3g s/step  host %s/%s  eta %s%s",
-                       (unsigned long long)s->step, (unsigned long long)s->step_count, s->epoch,
-                       s->loss, s->grad_norm, s->learning_rate, s->tokens_per_s, s->step_s,
+                       "step %llu/%llu  eta %s  loss %.4f  grad %.3g  lr %.2e  %.0f tok/s  "
+                       "%.3g s/step  epoch %.2f  host %s/%s%s",
+                       (unsigned long long)s->step, (unsigned long long)s->step_count,
+                       tool_duration(eta, sizeof eta, left), s->loss, s->grad_norm,
+                       s->learning_rate, s->tokens_per_s, s->step_s, s->epoch,
                        tool_bytes(used, sizeof used, s->host_bytes),
                        tool_bytes(budget, sizeof budget, v->info.host_budget),
-                       tool_duration(eta, sizeof eta, left),
                        s->skipped ? "  SKIPPED: not finite, nothing updated" : "") < 0,
               "truncation is fine");
 }
