@@ -89,10 +89,12 @@ format:
 tidy:
 	$(Q)tools/tidy
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include/penstock
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib
+	install -d $(DESTDIR)$(PREFIX)/include/penstock/session $(DESTDIR)$(PREFIX)/include/penstock/runtime/base
 	install $(BUILD)/penstock $(DESTDIR)$(PREFIX)/bin/
 	install -m644 $(BUILD)/libpenstock.a $(BUILD)/libpenstock.so $(DESTDIR)$(PREFIX)/lib/
-	install -m644 session/*.h $(DESTDIR)$(PREFIX)/include/penstock/
+	install -m644 session/penstock.h session/options.h $(DESTDIR)$(PREFIX)/include/penstock/session/
+	install -m644 runtime/base/status.h runtime/base/log.h $(DESTDIR)$(PREFIX)/include/penstock/runtime/base/
 clean:
 	rm -rf $(BUILD)
 

@@ -151,16 +151,17 @@ static int write_state(struct ps_session *s, const char *dir, struct ps_error *e
     PS_IGNORE(snprintf(hash, sizeof hash, "%016" PRIx64, s->data_hash) < 0, "cannot fail");
     bool best = isfinite(s->best_eval);
     json_t *root = json_pack(
-        "{s:i, s:I, s:I, s:f, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:o}", "version", 1,
-        "global_step", (json_int_t)s->step, "updates", (json_int_t)ps_trainer_updates(s->trainer),
-        "epoch", s->step > 0 ? ps_batcher_epoch_at(s->batcher, s->step - 1) : 0.0, "max_steps",
+        "{s:i, s:I, s:I, s:f, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:o}",
+        "version", 1, "global_step", (json_int_t)s->step, "updates",
+        (json_int_t)ps_trainer_updates(s->trainer), "epoch",
+        s->step > 0 ? ps_batcher_epoch_at(s->batcher, s->step - 1) : 0.0, "max_steps",
         (json_int_t)ps_batcher_step_count(s->batcher), "best_metric",
         best ? json_real(s->best_eval) : json_null(), "last_metric",
         isfinite(s->last_eval_loss) ? json_real(s->last_eval_loss) : json_null(), "best_step",
         (json_int_t)s->best_step, "evals_without_gain", (json_int_t)s->evals_without_gain,
         "nonfinite_run", (json_int_t)s->nonfinite_run, "skipped", (json_int_t)s->skipped,
-        "data_hash", hash, "total_tokens", (json_int_t)s->total_tokens, "total_labels",
-        (json_int_t)s->total_labels, "log_history", history_json(s));
+        "data_hash", hash, "isa", ps_isa_name(s->isa), "total_tokens", (json_int_t)s->total_tokens,
+        "total_labels", (json_int_t)s->total_labels, "log_history", history_json(s));
     char *text = root ? json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(root);
     if (!text)
@@ -396,6 +397,13 @@ static int read_state(struct ps_session *s, const char *dir, struct ps_error *er
         ret = ps_error_full(err, PS_EUSAGE, s->opt->data, "data",
                             "resume with the data, tokenizer and template of the run",
                             "the training rows are not those of the checkpoint %s", dir);
+    const char *isa;
+    if (ret == 0)
+        ret = ps_json_get_string(root, "isa", ps_isa_name(s->isa), path, &isa, err);
+    if (ret == 0 && strcmp(isa, ps_isa_name(s->isa)) != 0)
+        ps_log(&s->log, PS_LOG_WARN,
+               "%s was computed with %s, this run computes with %s: it will not be bit-identical",
+               dir, isa, ps_isa_name(s->isa));
     if (ret == 0) {
         s->step = (uint64_t)v[0];
         ps_trainer_set_updates(s->trainer, (uint64_t)v[1]);

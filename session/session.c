@@ -360,7 +360,14 @@ static int allocate(struct ps_session *s, struct ps_error *err)
 static int open_parts(struct ps_session *s, struct ps_error *err)
 {
     const struct ps_options *o = s->opt;
+    bool train = is_command(s, PS_CMD_TRAIN);
     int ret = ps_model_config_load(&s->cfg, o->model, err);
+    if (ret == -ENOENT || ret == -ENOTDIR)
+        return ps_error_advice(err, ret, "--model takes a Hugging Face model directory");
+    if (ret < 0)
+        return ret;
+    if (train && !o->resume && !o->dry_run)
+        ret = ps__output_check(s, err);
     if (ret == 0)
         ret = open_tokenizer(s, err);
     if (ret < 0)

@@ -97,6 +97,9 @@ int ps__checkpoint_load_tensors(struct ps_session *s, const char *dir,
 /* Labelled mean of the evaluation rows. */
 int ps__eval(struct ps_session *s, struct ps_eval_stats *out, struct ps_error *err) PS_WARN_UNUSED;
 
+/* Refuse (PS_EUSAGE) an output directory that holds another run, a model or an adapter. */
+int ps__output_check(const struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
+
 /* Dump the gradients of the last step (fp32, before clipping) as safetensors. */
 int ps__dump_grads(struct ps_session *s, const char *path, struct ps_error *err) PS_WARN_UNUSED;
 

@@ -173,34 +173,47 @@ static bool is_left_over(const char *name)
     return sscanf(at, ".tmp-%lu-%u%n", &a, &b, &n) == 2 && at[n] == '\0';
 }
 
-/* A run that begins must not write into the directory of another run, or over a model. What a
- * killed process left half-written is deleted. */
-static int prepare_directory(struct ps_session *s, struct ps_error *err)
+/* A new run must not write into the directory of another one, nor over a model. */
+int ps__output_check(const struct ps_session *s, struct ps_error *err)
 {
     const char *out = s->opt->output;
     DIR *d = opendir(out);
     const struct dirent *e;
     bool run = false;
     bool model = false;
-    int ret = 0;
-    while (ret == 0 && d && (e = readdir(d))) {
-        char path[PATH_BYTES];
+    while (d && (e = readdir(d))) {
         run |= strncmp(e->d_name, "checkpoint-", 11) == 0;
         model |= strcmp(e->d_name, "config.json") == 0;
         model |= strcmp(e->d_name, "adapter_config.json") == 0;
-        if (is_left_over(e->d_name) && ps_path_join(path, sizeof path, out, e->d_name))
+    }
+    if (d)
+        closedir(d);
+    if (run && !s->opt->resume)
+        return ps_error_full(err, PS_EUSAGE, out, "output",
+                             "go on with --resume, or choose another --output",
+                             "the output directory already holds the checkpoints of a run");
+    if (model && s->step == 0)
+        return ps_error_full(err, PS_EUSAGE, out, "output", "choose another --output",
+                             "the output directory already holds a model or an adapter");
+    return 0;
+}
+
+/* Make the directory, and remove what kills have left half-written in it. */
+static int prepare_directory(struct ps_session *s, struct ps_error *err)
+{
+    int ret = ps__output_check(s, err);
+    if (ret < 0)
+        return ret;
+    DIR *d = opendir(s->opt->output);
+    const struct dirent *e;
+    while (ret == 0 && d && (e = readdir(d))) {
+        char path[PATH_BYTES];
+        if (is_left_over(e->d_name) && ps_path_join(path, sizeof path, s->opt->output, e->d_name))
             ret = ps_file_remove_tree(path, err);
     }
     if (d)
         closedir(d);
-    if (ret == 0 && run && !s->opt->resume)
-        return ps_error_full(err, PS_EUSAGE, out, "output",
-                             "go on with --resume, or choose another --output",
-                             "the output directory already holds the checkpoints of a run");
-    if (ret == 0 && model && s->step == 0)
-        return ps_error_full(err, PS_EUSAGE, out, "output", "choose another --output",
-                             "the output directory already holds a model or an adapter");
-    return ret == 0 ? ps_file_make_dirs(out, err) : ret;
+    return ret == 0 ? ps_file_make_dirs(s->opt->output, err) : ret;
 }
 
 static int prepare_output(struct ps_session *s, struct ps_error *err)

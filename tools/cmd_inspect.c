@@ -1,4 +1,5 @@
 /* penstock inspect: what a model directory, safetensors file, adapter or checkpoint holds. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -15,6 +16,11 @@ int cmd_inspect(struct ps_options *opt, struct ps_error *err)
                              "`inspect` needs the path of what to look at");
     char *text;
     ret = ps_inspect(opt->target, opt->json, &text, err);
+    if (ret == -ENOENT ||
+        ret == -ENOTDIR) { /* what the user named is not there: bad input, not a failure */
+        err->code = PS_EDATA;
+        return PS_EDATA;
+    }
     if (ret)
         return ret;
     fputs(text, stdout);
