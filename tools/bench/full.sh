@@ -100,7 +100,7 @@ EOF
             best = e; if (c > 0 && (e == 0 || c < e)) best = c
             printf "%-40s %8.2f s/step %8.1f tok/s  HFU %4.1f%%  MFU %4.1f%%  rss %6.2f GiB | torch eager %8.2f s %6.2f GiB  compile %8.2f s %6.2f GiB | speed-up %s\n",
                 cell, s, t / s, 100 * (fwd + bwd + re) * t / s / peak, 100 * (fwd + bwd) * t / s / peak, rss / 2^30,
-                e, er / 2^30, c, cr / 2^30, best > 0 ? sprintf("%.2f", best / s) : "-"
+                e, er / 2^30, c, cr / 2^30, (best > 0 ? sprintf("%.2f", best / s) : "-")
         }' "$root/examples/shapes/$model.json" >>"$table"
     tail -n 1 "$table"
 done
