@@ -68,7 +68,7 @@ resume 4 "a cut manifest"
 says "a cut manifest: the message names it" 'checkpoint-6/manifest.json'
 fresh
 rm run/checkpoint-6/manifest.json
-resume 0 "without a manifest it was never finished: the one before counts"
+resume 0 "without a manifest it was never finished: the one before counts" --progress plain
 says "the one before was taken" 'step 4'
 check "without a manifest: the same bits" cmp run/model.safetensors whole/model.safetensors
 fresh

@@ -28,7 +28,7 @@ ls -lR small >log 2>&1
 check "the checkpoint before is whole" test -f small/run/checkpoint-4/manifest.json
 check "the new one is not there" test ! -e small/run/checkpoint-8
 cp -r small/run moved
-train --output moved --resume auto
+train --output moved --resume auto --progress plain
 cp err log
 check "the copy resumes" test "$rc" -eq 0
 check "from the checkpoint before" grep -q 'at step 4$' err

@@ -35,7 +35,7 @@ interrupt() {
     fi
     done_steps=$(find part -maxdepth 1 -name 'checkpoint-*' | sed 's/.*-//' | sort -n | tail -n 1)
     # shellcheck disable=SC2086
-    if ! penstock $command --output part --resume auto; then
+    if ! penstock $command --output part --resume auto --progress plain; then
         not_ok "$label: resumes from step ${done_steps:-none}"
         return
     fi
