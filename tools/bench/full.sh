@@ -76,7 +76,7 @@ EOF
     [ "$dtype" = fp32 ] && math=f32
     before=$(peak "$math")
     penstock_cell "$model" "$seq" "$dtype" "$method" "$acts"
-    rm -f "$work"/torch.*.seconds
+    rm -f "$work"/torch.*.seconds "$work"/torch.*.rss
     if [ -n "${TORCH_PYTHON:-}" ]; then
         for mode in ${MODES:-eager compile}; do torch_cell "$mode" "$model" "$seq" "$dtype" "$method" "$acts" || true; done
     fi
