@@ -13,7 +13,7 @@ WARN += -Werror
 endif
 CPPFLAGS += -I. -I$(BUILD) -D_GNU_SOURCE
 ALL_CFLAGS = -std=c17 -fPIC -pthread -fno-fast-math $(WARN) $(CFLAGS)
-LIBS = -ljansson -lyaml -lpcre2-8 -lutf8proc -lxxhash -lm -pthread
+LIBS = -luring -lzstd -ljansson -lyaml -lpcre2-8 -lutf8proc -lxxhash -lm -pthread
 Q := $(if $(V),,@)
 
 DIRS := runtime/base runtime/device runtime/kernels runtime/model runtime/data runtime/train offload optim peft session

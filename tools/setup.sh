@@ -14,6 +14,8 @@ yaml.h libyaml-dev
 pcre2.h libpcre2-dev
 utf8proc.h libutf8proc-dev
 xxhash.h libxxhash-dev
+liburing.h liburing-dev
+zstd.h libzstd-dev
 cmocka.h libcmocka-dev
 '
 

@@ -1,0 +1,90 @@
+/* The planner: which layout, from shape, budgets and profile, by simulating candidates. */
+#ifndef PS_OFFLOAD_PLANNER_H
+#define PS_OFFLOAD_PLANNER_H
+
+#include "offload/profile.h"
+#include "offload/simulator.h"
+#include "runtime/train/step.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct ps_planner_request {
+    const struct ps_step_shape *shape;
+    const struct ps_profile *profile;
+    struct ps_cost_query cost;
+    bool discrete;
+    int32_t micro_count; /* micro-batches of a step */
+    int32_t eval_max;    /* most sequences that an evaluation or generation pass could use */
+    int64_t tokens;      /* planned tokens of one micro-batch */
+    uint64_t device_budget, host_budget, disk_budget; /* bytes for the buffers; UINT64_MAX: no limit */
+    const char *strategy;        /* "auto" or a name */
+    int32_t prefetch_depth;      /* slots read ahead; 0: the planner chooses */
+    int offload_weights;         /* -1 auto, else enum ps_tier */
+    int offload_activations;     /* -1 auto, PS_TIER_*, or PS_PLAN_RECOMPUTE */
+    unsigned ablate;
+    const struct ps_step_layout *placement; /* not NULL: take it as it is (--placement) */
+};
+#define PS_PLAN_RECOMPUTE 100
+
+struct ps_plan_candidate {
+    const char *strategy;
+    double step_s;
+    uint64_t device_bytes, host_bytes, disk_bytes;
+    bool fits;
+    char note[96]; /* "3 slots, 5 of 22 layers pinned, recompute" */
+};
+
+#define PS_PLAN_CANDIDATE_MAX 64
+
+struct ps_plan {
+    struct ps_step_layout layout;
+    struct ps_cost_model cost;
+    struct ps_sim_result step; /* one optimizer step in the steady state */
+    double step_s, serial_s, tokens_per_s;
+    uint64_t device_bytes, host_bytes, disk_bytes; /* buffers */
+    uint64_t disk_read, disk_write, h2d, d2h;      /* bytes a step */
+    double tokens_per_pass, break_even_tokens;     /* N*; 0 when nothing is streamed */
+    double slowdown; /* step time over that of the compute lane alone */
+    enum ps_lane bottleneck;
+    struct ps_plan_candidate candidate[PS_PLAN_CANDIDATE_MAX]; /* tried, best first */
+    int candidate_count;
+    char why[512]; /* in words */
+};
+
+/* Choose. PS_ENOFIT when nothing fits: then out->device_bytes, host_bytes, disk_bytes are those of the
+ * smallest sufficient layout (out->layout is empty) and err says it. PS_EUSAGE for a strategy that the
+ * method or device cannot have. */
+int ps_planner_choose(struct ps_plan *out, const struct ps_planner_request *req,
+                      struct ps_error *err) PS_WARN_UNUSED;
+void ps_plan_fini(struct ps_plan *p);
+
+/* One strategy: fills candidate layouts for the request. One file each, one line in strategies.c. */
+struct ps_strategy {
+    const char *name;
+    const char *help;
+    /* Candidate number i (0, 1, ...), best guesses first; 0: filled, 1: no more, negative: error. */
+    int (*candidate)(const struct ps_planner_request *req, int i, struct ps_step_layout *out,
+                     struct ps_error *err);
+    /* A layout that needs the least memory, for the message when nothing fits. */
+    int (*smallest)(const struct ps_planner_request *req, struct ps_step_layout *out,
+                    struct ps_error *err);
+};
+extern const struct ps_strategy ps_strategy_resident, ps_strategy_stream_lora,
+    ps_strategy_horizontal;
+const struct ps_strategy *ps_strategy_find(const char *name);
+const struct ps_strategy *ps_strategy_at(int i); /* NULL past the end */
+
+/* The placement file (--placement), JSON: {"version":1,"strategy":..,"group":..,"near_slots":..,
+ * "raw_slots":..,"x_ring":..,"weights":{"embed":TIER,"layers":[TIER,..],"head":TIER},
+ * "activations":[{"keep":bool,"boundary":TIER},..]}; written by plan, read back here. */
+int ps_placement_load(struct ps_step_layout *out, const char *path, const struct ps_step_shape *shape,
+                      bool discrete, struct ps_error *err) PS_WARN_UNUSED;
+int ps_placement_save(const struct ps_step_layout *l, const struct ps_step_shape *shape,
+                      const char *path, struct ps_error *err) PS_WARN_UNUSED;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

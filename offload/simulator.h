@@ -1,0 +1,47 @@
+/* Walks schedules with a cost model: time, traffic, stalls. The fluid model of runtime/train/cost.h,
+ * event by event. */
+#ifndef PS_OFFLOAD_SIMULATOR_H
+#define PS_OFFLOAD_SIMULATOR_H
+
+#include "runtime/base/status.h"
+#include "runtime/train/cost.h"
+#include "runtime/train/executor.h"
+#include "runtime/train/schedule.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One segment run `repeat` times in a row (periods): trailing tasks of a period overlap what follows. */
+struct ps_sim_segment {
+    const struct ps_schedule *schedule;
+    uint32_t repeat;
+};
+
+struct ps_sim_result {
+    double seconds; /* of the whole sequence, until the last task that does not trail has ended */
+    double busy_s[PS_LANE_COUNT];
+    double stall_s[PS_LANE_COUNT][PS_LANE_COUNT]; /* lane ready, waiting for a task of that lane */
+    uint64_t bytes[PS_LANE_COUNT];
+};
+
+/* Simulate the sequence `rounds` times (steps) with what trails carried over, and report the last round
+ * (steady state) alone. record, or NULL, receives for segment `record_segment` the last period's start and
+ * end of each task in ns from the beginning of the last round (task_count of them). 0 or -ENOMEM;
+ * PS_EUSAGE when a schedule cannot go on. */
+struct ps_sim_options {
+    const struct ps_cost_model *model;
+    const struct ps_sim_segment *segment;
+    int segment_count;
+    uint32_t rounds; /* >= 1; 2 gives the steady state */
+    bool serial;     /* one task at a time */
+    int record_segment;
+    struct ps_task_record *record;
+};
+int ps_simulate(struct ps_sim_result *out, const struct ps_sim_options *opt,
+                struct ps_error *err) PS_WARN_UNUSED;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,100 @@
+/* Walks schedules with real work: one thread a lane, each lane in order, tasks waiting only for their
+ * own dependencies.
+ *
+ * A schedule is bound once; a run is one period of it. Tasks marked PS_TASK_TRAILS go on in the
+ * background after ps_executor_run has returned; later periods wait for them through their dependencies,
+ * ps_executor_drain waits for all. Nothing is allocated between bind and destroy.
+ *
+ * Threads: one caller at a time. Task functions of a lane run on that lane's thread, one at a time. */
+#ifndef PS_TRAIN_EXECUTOR_H
+#define PS_TRAIN_EXECUTOR_H
+
+#include "runtime/base/status.h"
+#include "runtime/train/schedule.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Work of one kind. Lanes that are not async: run. Async lanes (disk): start queues the requests and
+ * returns, finish waits for them; the executor may start the next task before it finishes this one,
+ * and finishes in lane order. A negative result stops the run: no further task starts anywhere. */
+struct ps_task_ops {
+    int (*run)(void *ctx, const struct ps_task *task, struct ps_error *err);
+    int (*start)(void *ctx, const struct ps_task *task, struct ps_error *err);
+    int (*finish)(void *ctx, const struct ps_task *task, struct ps_error *err);
+};
+
+/* When each task of the last completed period ran, ns of CLOCK_MONOTONIC (or of the virtual clock). For
+ * a throttled task the wait is included in end_ns and told apart in throttle_ns. */
+struct ps_task_record {
+    uint64_t ready_ns; /* its lane was free to start it */
+    uint64_t start_ns; /* its dependencies were satisfied too */
+    uint64_t end_ns;
+    uint64_t throttle_ns;
+    int32_t waited_on; /* task that it waited for last, or -1 */
+};
+
+/* Sums over the runs since the last ps_executor_stats_reset. */
+struct ps_lane_stats {
+    uint64_t busy_ns;
+    uint64_t stall_ns[PS_LANE_COUNT]; /* ready, but waiting for a task of that lane */
+    uint64_t bytes;
+    uint64_t tasks;
+};
+
+struct ps_vclock; /* runtime/device/virtual_clock.h */
+
+struct ps_executor_options {
+    struct ps_task_ops ops[PS_TASK_KIND_COUNT];
+    void *ctx;
+    double throttle[PS_LANE_COUNT]; /* FLOP/s on compute, bytes/s elsewhere; 0: none */
+    bool serial;                    /* one task at a time, in program order, on the caller's thread */
+    uint64_t delay_seed;            /* not 0: a random wait of up to delay_max_ns before each task ends */
+    uint64_t delay_max_ns;
+    struct ps_vclock *vclock; /* not NULL: durations and order are the virtual clock's */
+};
+
+struct ps_executor;
+
+int ps_executor_create(struct ps_executor **out, const struct ps_executor_options *opt,
+                       struct ps_error *err) PS_WARN_UNUSED;
+/* Drains, joins the threads. NULL is legal. */
+void ps_executor_destroy(struct ps_executor *ex);
+
+/* Make a schedule known (it must live as long as the executor and not change). Returns its handle >= 0,
+ * or -ENOMEM. At most 8. */
+int ps_executor_bind(struct ps_executor *ex, const struct ps_schedule *s) PS_WARN_UNUSED;
+
+/* Run one period and return when all tasks that do not trail have ended. On an error every lane stops
+ * and err tells the first failure; the executor can then only be destroyed. */
+int ps_executor_run(struct ps_executor *ex, int handle, struct ps_error *err) PS_WARN_UNUSED;
+/* Wait for trailing tasks. */
+int ps_executor_drain(struct ps_executor *ex, struct ps_error *err) PS_WARN_UNUSED;
+/* After a drain: the next run of this schedule counts as its first period. */
+void ps_executor_restart(struct ps_executor *ex, int handle);
+
+/* The records of the last completed run of a schedule (task_count of them). */
+const struct ps_task_record *ps_executor_records(const struct ps_executor *ex, int handle);
+void ps_executor_stats(const struct ps_executor *ex, struct ps_lane_stats out[PS_LANE_COUNT]);
+void ps_executor_stats_reset(struct ps_executor *ex);
+
+/* Serial run in a random order that lane order and dependencies allow (seeded), calling before(arg,
+ * task) and after(arg, task) around each task: the checker protects undeclared pages there. Runs
+ * `periods` periods as one unrolled schedule. */
+struct ps_random_run {
+    uint64_t seed;
+    uint32_t periods;
+    void *arg;
+    int (*before)(void *arg, const struct ps_task *task, struct ps_error *err);
+    int (*after)(void *arg, const struct ps_task *task, struct ps_error *err);
+    /* called between periods (fill the next batch); may be NULL */
+    int (*between)(void *arg, uint32_t period, struct ps_error *err);
+};
+int ps_executor_run_random(struct ps_executor *ex, int handle, const struct ps_random_run *r,
+                           struct ps_error *err) PS_WARN_UNUSED;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,163 @@
+/* The shape of a training step, where everything in it lies, and the builder of its segments.
+ *
+ * A strategy chooses a layout; the builder turns shape and layout into schedules. Memory is what the
+ * schedules' buffers say: the planner adds them up, the trainer allocates them, the checker guards them.
+ *
+ * Segments:
+ *   train     one pass of `group` micro-batches through all layers and back, all micro-batches of a
+ *             layer before the next layer (group 1: the usual order). A step runs it
+ *             ceil(micro-batches / group) times; micro-batches that a window lacks are empty tasks.
+ *   update    norm, clip, update of every trained unit; no weights are moved.
+ *   eval      forward and loss of `eval_group` micro-batches; also logits and generation.
+ *   prologue_train, prologue_eval   bring into the slots what the segment expects there.
+ *
+ * Weights. Units in forward order: embedding (row blocks when streamed), layers, head with final norm.
+ * A unit is pinned (tier DEVICE), kept in host memory (HOST; discrete devices) or streamed (DISK) through
+ * `near_slots` slots; streamed unit number j always uses slot j mod near_slots. A unit that is still in its
+ * slot when it is needed is not read again: that is the cache at the turns, and between passes. The end of
+ * a pass reads what the next one needs first (trailing tasks). Head and, when tied, embedding are pinned.
+ *
+ * Layer boundaries x[l][m] (input of layer l): kept near, or moved to host or disk and back for the
+ * backward pass; the last ones that are still near then are not moved at all (forwarding). */
+#ifndef PS_TRAIN_STEP_H
+#define PS_TRAIN_STEP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "runtime/model/unit_source.h"
+#include "runtime/train/schedule.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Sizes in bytes; a pure function of model, method, batch and number formats. */
+struct ps_step_shape {
+    int32_t n_layer;
+    int32_t first_trained; /* lowest layer with something to train; n_layer: none */
+    bool trains;           /* false: only the eval segment exists */
+    bool frozen;           /* no base weight is trained: weights may be streamed */
+    bool embed_trained, head_trained, tied;
+    uint64_t x_bytes;     /* one layer boundary of one micro-batch */
+    uint64_t saved_bytes; /* one saved set */
+    uint64_t scratch_bytes, head_bytes, batch_bytes, rope_bytes, gemm_bytes;
+    uint64_t cache_bytes;  /* key-value cache of one layer and prompt, keys and values; 0: none */
+    uint64_t logits_bytes; /* of one prompt's last row (generation) */
+    uint64_t partial_bytes;
+    /* trained things by unit: index 0 embedding, 1 .. n_layer layers, n_layer + 1 head */
+    const uint64_t *adapter_bytes, *grad_bytes, *state_bytes;
+    const struct ps_unit_sources *source;
+    /* FLOPs of the planned micro-batch */
+    double layer_flops; /* linears and attention, forward */
+    double layer_backward_flops; /* without recompute */
+    double head_flops, head_backward_flops;
+};
+
+static inline int32_t ps_step_unit_idx(const struct ps_step_shape *p, int32_t unit)
+{
+    return unit >= 0 ? unit + 1 : unit == PS_UNIT_EMBED ? 0 : p->n_layer + 1;
+}
+
+/* Ideas that can be switched off, to measure them. */
+enum ps_ablation {
+    PS_ABLATE_PREFETCH = 1,    /* reads wait for the compute task before them: no reading ahead */
+    PS_ABLATE_TURNS = 2,       /* nothing stays in the slots at the turns */
+    PS_ABLATE_CROSS_STEP = 4,  /* nothing is read ahead for the next pass */
+    PS_ABLATE_FORWARDING = 8,  /* every moved boundary is written and read back */
+    PS_ABLATE_LAYER_MAJOR = 16 /* group 1 */
+};
+/* "prefetch", "turns", "cross-step", "forwarding", "layer-major"; 0 for another name. */
+unsigned ps_ablation_find(const char *name);
+const char *ps_ablation_name(unsigned bit);
+
+struct ps_step_layout {
+    const char *strategy;  /* static storage */
+    bool discrete;         /* the device has memory of its own */
+    int32_t group;         /* micro-batches a pass */
+    int32_t eval_group;    /* sequences a forward pass (prompts in generation) */
+    enum ps_tier *weight;  /* (n_layer + 2) by unit index: DEVICE, HOST, DISK */
+    int32_t near_slots;    /* 0 when nothing is streamed, else >= 1 */
+    int32_t raw_slots;     /* host slots that files are read into; 0: directly into near slots */
+    bool *keep;            /* (n_layer) the saved sets of this layer wait for backward */
+    enum ps_tier *boundary; /* (n_layer) where x[l] waits: DEVICE, HOST (discrete), DISK */
+    int32_t x_ring;        /* buffers for boundaries on the move; >= group + 1 when any moves */
+    int32_t host_ring;     /* discrete, boundaries on disk: host buffers on the way; >= 2 */
+    unsigned ablate;
+};
+
+/* Allocate the arrays, everything pinned, kept near and recomputed, group 1. 0 or -ENOMEM. */
+int ps_step_layout_init(struct ps_step_layout *l, const struct ps_step_shape *shape) PS_WARN_UNUSED;
+int ps_step_layout_copy(struct ps_step_layout *to, const struct ps_step_layout *from,
+                        const struct ps_step_shape *shape) PS_WARN_UNUSED;
+void ps_step_layout_fini(struct ps_step_layout *l);
+
+/* Buffers: the same numbers in every segment of a layout. */
+enum ps_step_buffer {
+    PS_BUF_BATCH,      /* (max(group, eval_group), batch_bytes) */
+    PS_BUF_BATCH_HOST, /* the same on the host; discrete only */
+    PS_BUF_ROPE,
+    PS_BUF_X,          /* (x_count, x_bytes): kept boundaries, then the ring */
+    PS_BUF_DX,         /* (group, x_bytes) */
+    PS_BUF_SAVED,      /* (saved_count, saved_bytes): kept sets, then one for recomputation */
+    PS_BUF_SCRATCH,
+    PS_BUF_HEAD_SCRATCH,
+    PS_BUF_GEMM,
+    PS_BUF_PINNED,     /* near copies of the pinned units, unit index order, 4096-aligned each */
+    PS_BUF_SLOTS,      /* (near_slots, slot_bytes) */
+    PS_BUF_RAW,        /* (raw_slots, raw_slot_bytes) host */
+    PS_BUF_HOST_UNITS, /* raw bytes of the units kept in host memory */
+    PS_BUF_HOST_X,     /* boundaries in host memory, then the host ring */
+    PS_BUF_DISK_X,     /* spill file */
+    PS_BUF_ADAPTER,    /* by unit, 4096-aligned each */
+    PS_BUF_GRAD,
+    PS_BUF_STATE,
+    PS_BUF_NORM,       /* partial square sums, then 4096 bytes for the coefficient */
+    PS_BUF_CACHE,      /* (eval_group, n_layer, cache_bytes) */
+    PS_BUF_LOGITS,     /* (eval_group, logits_bytes) */
+    PS_BUF_COUNT,
+};
+
+/* Where things lie inside the buffers. */
+struct ps_step_map {
+    uint64_t slot_bytes, raw_slot_bytes, x_stride;
+    uint64_t bytes[PS_BUF_COUNT];
+    enum ps_tier tier[PS_BUF_COUNT];
+    int32_t x_count, x_kept, saved_count, host_x_count, batch_count;
+    uint64_t *pinned_offset, *host_offset;             /* by source unit number; UINT64_MAX: not there */
+    uint64_t *adapter_offset, *grad_offset, *state_offset; /* by unit index (n_layer + 2) */
+    int32_t *stream_idx; /* by source unit number: number among the streamed, -1: not streamed */
+    int32_t stream_count;
+};
+int ps_step_map_create(struct ps_step_map *m, const struct ps_step_shape *shape,
+                       const struct ps_step_layout *layout, struct ps_error *err) PS_WARN_UNUSED;
+void ps_step_map_fini(struct ps_step_map *m);
+
+/* Bytes of a tier: device and host arenas (each buffer rounded up to 4096), spill on disk. */
+uint64_t ps_step_map_tier_bytes(const struct ps_step_map *m, enum ps_tier tier);
+
+enum ps_segment {
+    PS_SEGMENT_TRAIN,
+    PS_SEGMENT_UPDATE,
+    PS_SEGMENT_EVAL,
+    PS_SEGMENT_PROLOGUE_TRAIN,
+    PS_SEGMENT_PROLOGUE_EVAL,
+    PS_SEGMENT_COUNT,
+};
+const char *ps_segment_name(enum ps_segment s);
+
+/* Build, derive and validate one segment. */
+int ps_step_build(struct ps_schedule *s, enum ps_segment segment, const struct ps_step_shape *shape,
+                  const struct ps_step_layout *layout, const struct ps_step_map *map,
+                  struct ps_error *err) PS_WARN_UNUSED;
+
+/* The declared ranges of a task as its kind, unit, micro-batch and args imply them: what the builder
+ * declares and an imported schedule is held against. */
+void ps_step_declare(struct ps_schedule *s, const struct ps_task *task, enum ps_segment segment,
+                     const struct ps_step_shape *shape, const struct ps_step_layout *layout,
+                     const struct ps_step_map *map);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
