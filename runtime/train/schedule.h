@@ -1,8 +1,17 @@
-/* The static schedule: tasks with explicit dependencies, each on one lane, each declaring the byte
- * ranges that it reads and writes. A segment (training micro-batch, update, evaluation) is one
- * schedule.
+/* The static schedule: tasks on lanes, each declaring the byte ranges that it reads and writes, with
+ * explicit dependencies. A segment (training pass, update, evaluation pass, prologue) is one schedule.
  *
- * A builder (one a strategy) makes it before step 1; the executor walks it. */
+ * A builder (one a strategy) emits the tasks in program order, the order in which a single thread
+ * would run them; ps_schedule_derive then adds exactly the dependencies that the declared ranges ask
+ * for. The simulator, the executor and the checker read the result.
+ *
+ * Order. Two relations order tasks: dependencies, and the lane: on a lane that is not a disk lane a task
+ * starts when the one before it has ended; on a disk lane (ps_lane_is_async) it starts when the one
+ * before it has started, and tasks end in lane order. A task is done when it has ended.
+ *
+ * Periods. A segment is repeated: task i of period p is one run of it. A dependency of distance 1 is on
+ * the task of the period before; in the first period it counts as satisfied (what the segment needs
+ * from before, its live-in, is made by the prologue). */
 #ifndef PS_TRAIN_SCHEDULE_H
 #define PS_TRAIN_SCHEDULE_H
 
@@ -28,8 +37,18 @@ enum ps_lane {
     PS_LANE_COUNT,
 };
 
+/* True for the lanes whose tasks are disk requests: several may be in flight. */
+bool ps_lane_is_async(enum ps_lane l);
+
+enum ps_tier {
+    PS_TIER_DEVICE, /* where compute reads and writes: device memory; on `cpu` the host arena */
+    PS_TIER_HOST,
+    PS_TIER_DISK,
+    PS_TIER_COUNT,
+};
+
 enum ps_task_kind {
-    PS_TASK_EMBED,         /* ids -> x[0] */
+    PS_TASK_EMBED,         /* ids -> x[0] (rows of one block of the embedding) */
     PS_TASK_LAYER_FORWARD, /* x[l] -> x[l+1], saved[l] */
     PS_TASK_HEAD, /* x[L] -> loss, dx, head gradients (training) or loss only (evaluation) */
     PS_TASK_LAYER_RECOMPUTE, /* x[l] -> saved[l] */
@@ -38,6 +57,13 @@ enum ps_task_kind {
     PS_TASK_GRAD_NORM,       /* gradients of a unit -> partial square sums */
     PS_TASK_CLIP,            /* partial sums -> norm, coefficient, finite or not */
     PS_TASK_UPDATE,          /* gradients, states, weights of a unit -> states, weights */
+    PS_TASK_COPY_BATCH,      /* h2d: a micro-batch's ids, targets, positions */
+    PS_TASK_READ_WEIGHTS,    /* disk_weights: a unit from the model files into a slot */
+    PS_TASK_COPY_WEIGHTS,    /* h2d: a unit from host memory into a slot, converted where needed */
+    PS_TASK_SPILL_OUT,       /* d2h: a layer boundary to host memory */
+    PS_TASK_SPILL_WRITE,     /* disk_write: a layer boundary to the spill file */
+    PS_TASK_SPILL_READ,      /* disk_state: and back */
+    PS_TASK_SPILL_IN,        /* h2d: and back */
     PS_TASK_KIND_COUNT,
 };
 
@@ -46,25 +72,50 @@ enum ps_task_kind {
 #define PS_UNIT_HEAD (-2)
 #define PS_UNIT_ALL (-3)
 
+/* What the numbers in ps_task.arg mean; -1: not used by this task. */
+enum ps_task_arg {
+    PS_ARG_SLOT,  /* weight slot; -1: the unit is pinned */
+    PS_ARG_RAW,   /* host slot that holds the unit as it is in the files */
+    PS_ARG_BLOCK, /* row block of the embedding */
+    PS_ARG_X_IN,  /* buffer of layer boundaries */
+    PS_ARG_X_OUT,
+    PS_ARG_SAVED, /* saved set */
+    PS_ARG_DX,
+    PS_ARG_HOST_X, /* host buffer of a layer boundary; PS_TASK_SPILL_*: see step.h */
+    PS_ARG_COUNT,
+};
+
 /* A range of bytes [offset, offset + bytes) of a buffer. */
 struct ps_access {
     uint32_t buffer;
-    bool write;
+    bool write; /* reads and writes: a write access orders as both */
     uint64_t offset, bytes;
 };
 
+struct ps_dep {
+    uint32_t task;
+    uint32_t distance; /* 0: of the same period (then task < the dependent's id), 1: of the one before */
+};
+
+#define PS_TASK_TRAILS 1u /* the end of the period does not wait for it (reads for the next one) */
+
 struct ps_task {
-    uint32_t id;
+    uint32_t id; /* its index: program order */
     enum ps_task_kind kind;
     enum ps_lane lane;
     int32_t unit;
+    int32_t micro; /* micro-batch of the pass; -1: none */
+    int32_t arg[PS_ARG_COUNT];
+    uint32_t flags;
     uint32_t dep_begin, dep_count;       /* in ps_schedule.dep */
     uint32_t access_begin, access_count; /* in ps_schedule.access */
-    double flops;                        /* per token of the stream */
+    double flops;                        /* of the planned tokens; 0 outside compute */
+    uint64_t bytes;                      /* moved by copies and disk requests; 0 elsewhere */
 };
 
 struct ps_buffer {
     char name[32];
+    enum ps_tier tier;
     uint64_t bytes;
 };
 
@@ -72,7 +123,7 @@ struct ps_schedule {
     const char *name; /* static storage */
     struct ps_task *task;
     uint32_t task_count, task_capacity;
-    uint32_t *dep;
+    struct ps_dep *dep;
     uint32_t dep_count, dep_capacity;
     struct ps_access *access;
     uint32_t access_count, access_capacity;
@@ -84,58 +135,56 @@ struct ps_schedule {
 void ps_schedule_init(struct ps_schedule *s, const char *name);
 void ps_schedule_fini(struct ps_schedule *s);
 
-/* Building. Errors are remembered in fault and reported by ps_schedule_validate. */
-uint32_t ps_schedule_buffer(struct ps_schedule *s, uint64_t bytes, const char *fmt, ...)
-    PS_PRINTF(3, 4);
+/* Building. Errors are remembered in fault and reported by ps_schedule_derive and _validate. */
+uint32_t ps_schedule_buffer(struct ps_schedule *s, enum ps_tier tier, uint64_t bytes,
+                            const char *fmt, ...) PS_PRINTF(4, 5);
+/* Adds a task with micro -1, args -1; returns its id. */
 uint32_t ps_schedule_task(struct ps_schedule *s, enum ps_task_kind kind, enum ps_lane lane,
-                          int32_t unit, double flops);
-/* Of the task added last: a dependency on an earlier task, and a declared range. */
-void ps_schedule_dep(struct ps_schedule *s, uint32_t on_task);
+                          int32_t unit);
+/* Of the task added last: a declared range (0 bytes: ignored), a dependency. */
 void ps_schedule_access(struct ps_schedule *s, uint32_t buffer, bool write, uint64_t offset,
                         uint64_t bytes);
+void ps_schedule_dep(struct ps_schedule *s, uint32_t on_task, uint32_t distance);
 
-/* Check: dependencies point to earlier tasks, ranges lie in their buffers, and every two tasks that
- * touch the same bytes, one of them writing, are ordered by lane order and dependencies. PS_EUSAGE
- * names the two tasks. */
+/* Add to each task the dependencies that its ranges ask for, over two unrolled periods: on the last
+ * writer of every byte that it touches and, where it writes, on the readers since; none that lane order
+ * and other dependencies imply already. Dependencies that were there stay. Each task keeps its own
+ * contiguous piece of s->dep. Returns 0, -ENOMEM or the fault. */
+int ps_schedule_derive(struct ps_schedule *s, struct ps_error *err) PS_WARN_UNUSED;
+
+/* An ordering edge: dep_idx < dep_count: that dependency; else lane order between task and its
+ * predecessor on its lane, `distance` 1 when the predecessor is the last of the period before. */
+struct ps_edge {
+    uint32_t from, to, distance;
+    uint32_t dep_idx; /* UINT32_MAX: lane order */
+};
+
+/* Check, over two unrolled periods, independently of derive: dependencies of distance 0 point to earlier
+ * ids, the two relations together are acyclic, ranges lie in their buffers, every two tasks of one lane
+ * are ordered, and every two tasks that touch the same bytes, one of them writing, are ordered (first
+ * ended before second starts). `without`, or NULL, is an edge to leave out. PS_EUSAGE names the two
+ * tasks and the buffer. */
+int ps_schedule_validate_without(const struct ps_schedule *s, const struct ps_edge *without,
+                                 struct ps_error *err) PS_WARN_UNUSED;
 int ps_schedule_validate(const struct ps_schedule *s, struct ps_error *err) PS_WARN_UNUSED;
+
+/* The edges of the transitive reduction, lane order included, in *out (malloc'd; free it). Small
+ * schedules only (the work is tasks * edges). */
+int ps_schedule_reduction(const struct ps_schedule *s, struct ps_edge **out,
+                          size_t *count) PS_WARN_UNUSED;
+
+/* Sum of `bytes` over the tasks of a kind. */
+uint64_t ps_schedule_kind_bytes(const struct ps_schedule *s, enum ps_task_kind kind);
+/* Sum of the buffers of a tier, each rounded up to 4096 bytes. */
+uint64_t ps_schedule_tier_bytes(const struct ps_schedule *s, enum ps_tier tier);
 
 const char *ps_task_kind_name(enum ps_task_kind k);
 const char *ps_lane_name(enum ps_lane l);
-
-/* What the resident builder needs to know: sizes in bytes for the planned stream of tokens. */
-struct ps_resident_shape {
-    int32_t n_layer;
-    int32_t first_trained; /* lowest layer with something to train; n_layer: none */
-    bool embed_trained, head_trained;
-    bool recompute;
-    bool eval_only;       /* one x buffer, one saved set (recompute must be set), no dx */
-    uint64_t x_bytes;     /* one layer boundary */
-    uint64_t saved_bytes; /* one layer's saved set */
-    uint64_t scratch_bytes, head_bytes, batch_bytes;
-    const uint64_t *layer_weight_bytes; /* (n_layer,) */
-    const uint64_t *layer_grad_bytes;   /* (n_layer,) */
-    const uint64_t *layer_state_bytes;  /* (n_layer,) */
-    uint64_t embed_weight_bytes, embed_grad_bytes, embed_state_bytes;
-    uint64_t head_weight_bytes, head_grad_bytes, head_state_bytes;
-    bool tied;
-    double layer_flops; /* forward, per token */
-};
-
-/* The resident strategy's segments: everything lies in the host arena, one lane computes. */
-int ps_resident_build_micro(struct ps_schedule *s, const struct ps_resident_shape *shape,
-                            struct ps_error *err) PS_WARN_UNUSED;
-int ps_resident_build_update(struct ps_schedule *s, const struct ps_resident_shape *shape,
-                             struct ps_error *err) PS_WARN_UNUSED;
-int ps_resident_build_eval(struct ps_schedule *s, const struct ps_resident_shape *shape,
-                           struct ps_error *err) PS_WARN_UNUSED;
-
-/* Walk a schedule: fn[kind](ctx, task) for each task, in an order that its dependencies allow
- * (lanes that run at the same time come with the streaming strategies; the resident segments have
- * one lane). busy_ns, or NULL, receives the time spent by kind (PS_TASK_KIND_COUNT values, added).
- * Stops at the first error and returns it. Allocates nothing. */
-typedef int (*ps_task_fn)(void *ctx, const struct ps_task *task);
-int ps_executor_run(const struct ps_schedule *s, const ps_task_fn fn[PS_TASK_KIND_COUNT], void *ctx,
-                    uint64_t busy_ns[PS_TASK_KIND_COUNT]) PS_WARN_UNUSED;
+const char *ps_tier_name(enum ps_tier t);
+const char *ps_task_arg_name(enum ps_task_arg a);
+/* By name; -1 when there is none. */
+int ps_lane_find(const char *name);
+int ps_task_kind_find(const char *name);
 
 #ifdef __cplusplus
 }
