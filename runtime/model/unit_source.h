@@ -75,6 +75,7 @@ struct ps_unit_options {
                                  dtype (F32, BF16 or F16) */
     uint64_t embed_block_max; /* largest row block of the embedding in bytes; 0: one block */
     bool force_staged;        /* never direct (discrete devices): near slots get their own layout */
+    const bool *trained;      /* (params->count), or NULL: none. With dtype F32 these become F32 */
 };
 
 /* Plan the units of a model. `files` NULL: from the configuration alone, as if one file held all tensors
@@ -95,7 +96,8 @@ int ps_unit_check_finite(const struct ps_unit_source *u, const void *raw,
                          struct ps_error *err) PS_WARN_UNUSED;
 
 /* Checksums of an extent that has just been read: where they are known compare (PS_ECHECKSUM names file,
- * offset and what to do), else remember. Whole chunks of `expect`, the last one short. */
+ * offset and what to do), else remember. Whole chunks of `expect`, the last one short. `raw` is the raw
+ * slot: the extent lies at raw + e->raw_offset. Different extents may be verified at the same time. */
 int ps_unit_verify(struct ps_unit_sources *s, const struct ps_extent *e, const void *raw,
                    const char *file, struct ps_error *err) PS_WARN_UNUSED;
 
