@@ -42,6 +42,9 @@ static void list_adapters(struct list *l)
 static void list_strategies(struct list *l)
 {
     add(l, "resident");
+    add(l, "stream-lora");
+    add(l, "horizontal");
+    add(l, "auto"); /* not a strategy: the planner's choice among them */
 }
 
 static void list_models(struct list *l)

@@ -67,6 +67,33 @@ bool ps_options_given(const struct ps_options *opt, const char *name)
     return o && ps__option_given(opt, o);
 }
 
+bool ps_options_discrete(const struct ps_options *opt)
+{
+    if (!opt->device) /* a command without devices */
+        return false;
+    if (!strcmp(opt->device, "auto"))
+        return opt->command == PS_CMD_PLAN && ps_options_given(opt, "gpu-mem");
+    return strcmp(opt->device, "cpu") != 0;
+}
+
+bool ps_options_list_item(const char *list, size_t i, char *buf, size_t size)
+{
+    if (!list)
+        return false;
+    for (; i > 0; i--) {
+        list = strchr(list, ',');
+        if (!list)
+            return false;
+        list++;
+    }
+    size_t n = strcspn(list, ",");
+    if (n >= size)
+        return false;
+    memcpy(buf, list, n);
+    buf[n] = '\0';
+    return true;
+}
+
 bool ps_options_is_bool(const char *name)
 {
     const struct ps__option *o = ps__options_find(name, PS_CMD_TRAIN);
@@ -99,7 +126,7 @@ void ps_options_fini(struct ps_options *opt)
     size_t count;
     const struct ps__option *t = ps__options_table(&count);
     for (size_t i = 0; i < count; i++) {
-        if (t[i].type != PS__STRING && t[i].type != PS__CHOICE)
+        if (t[i].type != PS__STRING && t[i].type != PS__CHOICE && t[i].type != PS__LIST)
             continue;
         char **s = (char **)(void *)((char *)opt + t[i].offset);
         free(*s);
@@ -146,7 +173,7 @@ static const char *suggest(const char *name, enum ps_command command)
     int best = (limit < 2 ? 2 : limit) + 1;
     const char *found = NULL;
     for (size_t i = 0; i < count; i++) {
-        if (!(t[i].commands >> command & 1u))
+        if (!(t[i].commands >> command & 1u) || !t[i].help)
             continue;
         int d = ps__edit_distance(name, t[i].name);
         for (const char *p = t[i].aliases; p && *p;) {

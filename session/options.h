@@ -11,6 +11,7 @@
 #include <stdio.h>
 
 #include "runtime/base/status.h"
+#include "runtime/train/schedule.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -28,6 +29,9 @@ enum ps_command {
     PS_CMD_DATA_INSPECT,
     PS_CMD_DATA_TOKENIZE,
     PS_CMD_DATA_RENDER,
+    PS_CMD_PLAN, /* the options of train; --data and --output may be left out */
+    PS_CMD_BENCH,
+    PS_CMD_DOCTOR,
     PS_CMD_COUNT,
 };
 
@@ -39,13 +43,35 @@ struct ps_options {
     /* model and output */
     char *model, *output, *adapter, *resume; /* resume: "auto" or a directory; NULL: no */
     int dtype;                               /* enum ps_dtype: F32 or BF16; -1: not given (BF16) */
-    char *device;                            /* "auto" or "cpu" */
+    char *device;                            /* "auto", "cpu" or "emu"; see ps_options_discrete */
     int threads;                             /* 0: physical cores */
     uint64_t seed;
     int isa;                                 /* enum ps_isa cap; -1: auto */
-    /* memory */
-    int64_t host_mem;                        /* bytes; -1: auto (80% of what is free) */
+    /* memory: budgets in bytes, -1: auto (host: 80% of what is free, or of the cgroup's limit) */
+    int64_t host_mem;                        /* the whole process, without the page cache */
+    int64_t gpu_mem;                         /* of a discrete device; given on cpu: an error */
+    int64_t nvme_mem;                        /* spill files, imports; not the user's model files */
+    char *nvme_path;                         /* directories, joined by commas (ps_options_list_item);
+                                                NULL: `output`/spill */
+    /* where things live; what cannot be together is PS_EUSAGE in ps_options_resolve */
+    char *strategy;                          /* "auto" or a name of offload/planner.h */
+    int offload_weights;                     /* -1 auto, else enum ps_tier; never DEVICE on cpu (where
+                                                HOST means: not streamed) */
     int offload_activations;                 /* enum ps_act_mode below */
+    int offload_optimizer;                   /* -1 auto or PS_TIER_HOST */
+    int prefetch_depth;                      /* weight slots read ahead; 0: the planner chooses */
+    char *hardware;                          /* profile file; NULL: the user's own, else conservative */
+    char *placement, *schedule;              /* files to take instead of planning; NULL: none */
+    /* experiments */
+    double throttle[PS_LANE_COUNT];          /* bytes/s; FLOP/s on compute, parameters/s on cpu_optim;
+                                                0: none */
+    unsigned ablate;                         /* bits of enum ps_ablation */
+    bool serial;                             /* one task at a time */
+    char *storage;                           /* "auto", "io_uring", "threads", "ram" or "null" */
+    int queue_depth;                         /* disk requests in flight, 1..64; 0: auto */
+    uint64_t delay_seed;                     /* not 0: random waits around tasks and requests */
+    char *emu_clock;                         /* "real" or "virtual"; of --device emu */
+    char *trace;                             /* Chrome trace to write; NULL: none */
     /* method */
     char *method;                            /* "lora" or "full" */
     int lora_r;
@@ -88,15 +114,39 @@ struct ps_options {
     char *checkpoint, *config, *tokenizer, *text, *target;
     int show_mask;
     bool add_special_tokens;
+    /* bench */
+    char *bench_parts;                       /* "gemm", "copy", "disk", "cpu-optim", "sweep", joined by
+                                                commas; resolved: never NULL (all but sweep) */
+    char *grid;                              /* GRID.yaml of sweep */
+    int64_t disk_size;                       /* bytes of the test file; -1: auto */
+    int disk_seconds;                        /* of each sustained measurement */
+    bool simulate_only;                      /* sweep: no runs */
     /* what was given, for the resolved configuration and for the resume check */
     uint64_t given[4]; /* bit i: entry i of the table was set by flag or file */
 };
 
-enum ps_act_mode { PS_ACT_AUTO, PS_ACT_KEEP, PS_ACT_RECOMPUTE };
+/* Where what a layer keeps for the backward pass waits: layer boundaries and, unless recomputed, the
+ * saved sets. */
+enum ps_act_mode {
+    PS_ACT_AUTO,
+    PS_ACT_KEEP, /* `host`: in host memory; on cpu that is where they arise: nothing is moved */
+    PS_ACT_RECOMPUTE,
+    PS_ACT_DEVICE, /* in the memory of a discrete device; never on cpu */
+    PS_ACT_DISK,   /* boundaries in the spill file, layers recomputed */
+    PS_ACT_HOST = PS_ACT_KEEP,
+};
 
 /* Fill with the table's defaults. */
 void ps_options_init(struct ps_options *opt, enum ps_command command);
 void ps_options_fini(struct ps_options *opt);
+
+/* Does the run have a device with memory of its own? `--device emu`, and in `plan` also a `--gpu-mem`
+ * without `--device` (planning for another machine). */
+bool ps_options_discrete(const struct ps_options *opt);
+
+/* Item number i of a list joined by commas (nvme_path, bench_parts) in buf; false past the end (NULL has
+ * no items) or when it does not fit. */
+bool ps_options_list_item(const char *list, size_t i, char *buf, size_t size);
 
 /* Set one option. `name` is a flag name or alias, `source` says where it came from ("--lora-r", "run.yaml:7").
  * Returns 0 or PS_EUSAGE (unknown name with a suggestion, bad value with the accepted form). */
@@ -133,8 +183,8 @@ int ps_options_numerical_diff(const char *then, const char *now, char *text, siz
 
 /* Read the arguments of a command (without program and command names): `[CONFIG.yaml] [--flag value ...]`, flags as
  * `--name value`, `--name=value`, and for bool ones also `--name` alone. For inspect and list the argument without
- * a flag is the target instead of a configuration file. The file is read last, so a flag beats it wherever it
- * stands; of two equal flags the last counts. `--help` or `-h` sets *help and stops. Nothing is resolved yet.
+ * a flag is the target instead of a configuration file; for bench those are its parts, and a .yaml file the grid. The file is read last, so a flag beats it wherever it
+ * stands; of two equal flags the last counts (those of a list add up). `--help` or `-h` sets *help and stops. Nothing is resolved yet.
  * Returns 0 or PS_EUSAGE. */
 int ps_options_parse_args(struct ps_options *opt, int argc, char **argv, bool *help,
                           struct ps_error *err) PS_WARN_UNUSED;

@@ -33,6 +33,24 @@ static const char *take_value(const char *name, int argc, char **argv, int *i)
     return next;
 }
 
+/* An argument without a flag, one of what the command takes. */
+static int parse_argument(struct ps_options *opt, const char *arg, const char **config,
+                          struct ps_error *err)
+{
+    if (is_target_command(opt->command) && !opt->target)
+        return ps_options_set(opt, "target", arg, "--target", err);
+    if (opt->command == PS_CMD_BENCH && !is_config(arg))
+        return ps_options_set(opt, "parts", arg, "--parts", err);
+    if (opt->command == PS_CMD_BENCH && !opt->grid)
+        return ps_options_set(opt, "grid", arg, "--grid", err);
+    if (!is_target_command(opt->command) && opt->command != PS_CMD_BENCH && !*config) {
+        *config = arg;
+        return 0;
+    }
+    return ps_error_full(err, PS_EUSAGE, NULL, NULL, "flags are written `--name value`",
+                         "unexpected argument `%.200s`", arg);
+}
+
 static int parse_flag(struct ps_options *opt, int argc, char **argv, int *i, struct ps_error *err)
 {
     const char *arg = argv[*i];
@@ -73,13 +91,8 @@ int ps_options_parse_args(struct ps_options *opt, int argc, char **argv, bool *h
         else if (arg[0] == '-' && arg[1])
             ret = ps_error_full(err, PS_EUSAGE, NULL, arg, "flags begin with two dashes",
                                 "unknown flag `%.80s`", arg);
-        else if (is_target_command(opt->command) && !opt->target)
-            ret = ps_options_set(opt, "target", arg, "--target", err);
-        else if (!is_target_command(opt->command) && !config)
-            config = arg;
         else
-            ret = ps_error_full(err, PS_EUSAGE, NULL, NULL, "flags are written `--name value`",
-                                "unexpected argument `%.200s`", arg);
+            ret = parse_argument(opt, arg, &config, err);
         if (ret)
             return ret;
     }

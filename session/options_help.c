@@ -39,6 +39,15 @@ static const struct {
     [PS_CMD_DATA_RENDER] = {"Conversations as text, one JSON string a row.",
                             "[CONFIG.yaml] [--flag value ...]",
                             "penstock data render --chat-template chatml --data chats.jsonl"},
+    [PS_CMD_PLAN] = {"Where every byte of a run would live, and how fast it would go.",
+                     "[CONFIG.yaml] [--flag value ...]",
+                     "penstock plan --model Llama-3-8B --gpu-mem 24GiB --host-mem 64GiB"},
+    [PS_CMD_BENCH] = {"Measure this machine, for the planner; or run a grid of configurations.",
+                      "[gemm] [copy] [disk] [cpu-optim] | sweep GRID.yaml [--flag value ...]",
+                      "penstock bench --nvme-path /mnt/nvme"},
+    [PS_CMD_DOCTOR] =
+        {"What of this machine is right for streaming, and what to do about the rest.",
+         "[--nvme-path DIR] [--json]", "penstock doctor --nvme-path /mnt/nvme"},
 };
 
 static void print_option(FILE *to, const struct ps__option *o)
@@ -65,7 +74,8 @@ void ps_options_print_help(FILE *to, enum ps_command command)
     const struct ps__option *t = ps__options_table(&count);
     fprintf(to, "\nOptions [default]:\n");
     for (size_t i = 0; i < count; i++)
-        if ((t[i].commands >> command & 1u) && strcmp(t[i].name, "target"))
+        if ((t[i].commands >> command & 1u) && t[i].help && strcmp(t[i].name, "target") &&
+            strcmp(t[i].name, "parts") && strcmp(t[i].name, "grid"))
             print_option(to, &t[i]);
     fprintf(to, "  %-36s%s\n", "--help", "this text");
 }

@@ -18,7 +18,11 @@ enum ps__option_type {
     PS__UINT64,
     PS__REAL, /* double */
     PS__BOOL,
-    PS__SIZE, /* int64_t bytes; "auto" is -1 */
+    PS__SIZE,     /* int64_t bytes; "auto" is -1; percentages are of free host memory */
+    PS__BYTES,    /* int64_t bytes; "auto" is -1 */
+    PS__LIST,     /* a string of items joined by commas; setting it again appends */
+    PS__THROTTLE, /* double[PS_LANE_COUNT]: LANE=RATE,... */
+    PS__ABLATE,   /* unsigned, bits of enum ps_ablation: NAME,... */
 };
 
 /* Limits of an open interval: "above 0" and "below 1". */
@@ -40,7 +44,7 @@ struct ps__option {
     uint32_t commands;    /* bit c: the option exists in command c */
     bool numerical;       /* changes the bits of the result */
     bool transient;       /* belongs to one call, not to the configuration */
-    const char *help;
+    const char *help; /* NULL: hidden, for tests */
 };
 
 const struct ps__option *ps__options_table(size_t *count);
@@ -69,6 +73,18 @@ char *ps__option_format(const struct ps_options *opt, const struct ps__option *o
 /* Why the entry has no effect with the other values of opt, or NULL if it has one. Static storage.
  */
 const char *ps__option_without_effect(const struct ps_options *opt, const struct ps__option *o);
+
+/* options_value_lists.c: the types whose values are lists; as ps__option_parse and _format. format
+ * returns false when there is nothing to write. */
+int ps__parse_throttle(double rate[PS_LANE_COUNT], const char *text, char *why, size_t why_size);
+int ps__parse_ablate(unsigned *mask, const char *text, char *why, size_t why_size);
+bool ps__format_throttle(const double rate[PS_LANE_COUNT], char *buf, size_t size);
+bool ps__format_ablate(unsigned mask, char *buf, size_t size);
+
+/* Rates are numbers or sizes: "5e9", "200MiB". */
+bool ps__parse_rate(const char *text, double *out);
+/* Shortest decimal that reads back to the same double. */
+void ps__format_real(char *buf, size_t size, double v);
 
 /* Edit distance (insert, delete, replace, swap of neighbours), '-' and '_' alike, capped at 64. */
 int ps__edit_distance(const char *a, const char *b);

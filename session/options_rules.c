@@ -2,29 +2,38 @@
  */
 #include "session/options_internal.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "runtime/base/dtype.h"
 #include "runtime/data/chat_template.h"
+#include "runtime/train/step.h"
+#include "session/catalog.h"
 
 static bool is(const char *value, const char *choice)
 {
     return value && !strcmp(value, choice);
 }
 
+/* plan is train without the run */
+static bool trains(const struct ps_options *o)
+{
+    return o->command == PS_CMD_TRAIN || o->command == PS_CMD_PLAN;
+}
+
 static bool trains_full(const struct ps_options *o)
 {
-    return o->command == PS_CMD_TRAIN && is(o->method, "full");
+    return trains(o) && is(o->method, "full");
 }
 
 static bool trains_lora(const struct ps_options *o)
 {
-    return o->command == PS_CMD_TRAIN && !is(o->method, "full");
+    return trains(o) && !is(o->method, "full");
 }
 
 static bool continues_adapter(const struct ps_options *o)
 {
-    return o->command == PS_CMD_TRAIN && o->adapter;
+    return trains(o) && o->adapter;
 }
 
 static bool exports_model(const struct ps_options *o)
@@ -93,6 +102,47 @@ static bool has_no_messages(const struct ps_options *o)
     return is(f, "text") || is(f, "completion") || is(f, "alpaca") || is(f, "tokens");
 }
 
+static bool has_one_memory(const struct ps_options *o)
+{
+    return !ps_options_discrete(o);
+}
+
+static bool is_not_emu(const struct ps_options *o)
+{
+    return !is(o->device, "emu");
+}
+
+static bool is_resident(const struct ps_options *o)
+{
+    return is(o->strategy, "resident");
+}
+
+/* Nothing of a resident run is on the disk but the boundaries that were asked to be. */
+static bool uses_no_disk(const struct ps_options *o)
+{
+    return is_resident(o) && o->offload_activations != PS_ACT_DISK;
+}
+
+static bool has_placement(const struct ps_options *o)
+{
+    return o->placement != NULL;
+}
+
+static bool has_no_sweep(const struct ps_options *o)
+{
+    return !is(o->bench_parts, "sweep");
+}
+
+static bool has_no_disk_part(const struct ps_options *o)
+{
+    return o->bench_parts && !strstr(o->bench_parts, "disk");
+}
+
+static bool is_sweep(const struct ps_options *o)
+{
+    return is(o->bench_parts, "sweep");
+}
+
 /* `names` (comma-separated) have no effect while `off` holds. The text follows "option `x` ". */
 static const struct {
     const char *names;
@@ -120,6 +170,17 @@ static const struct {
      "has no effect with this `--format` (only messages and sharegpt are rendered)"},
     {"adapter-dtype", exports_model, "has no effect with `--format hf`"},
     {"top-k,top-p,seed", is_greedy, "has no effect with `--temperature 0`"},
+    {"gpu-mem", has_one_memory, "has no effect on the cpu device, where `--host-mem` counts all"},
+    {"emu-clock", is_not_emu, "has no effect without `--device emu`"},
+    {"strategy,offload-weights,offload-activations,prefetch-depth", has_placement,
+     "has no effect with `--placement`, which says where everything lives"},
+    {"offload-weights,prefetch-depth", is_resident,
+     "has no effect with `--strategy resident`, which streams no weights"},
+    {"storage,queue-depth,nvme-mem,nvme-path", uses_no_disk,
+     "has no effect with `--strategy resident`, which leaves the disk alone"},
+    {"grid,simulate-only", has_no_sweep, "has no effect without `bench sweep`"},
+    {"disk-size,disk-seconds", has_no_disk_part, "has no effect without `bench disk`"},
+    {"nvme-path,threads", is_sweep, "has no effect in `bench sweep`: the grid says it"},
 };
 
 static bool listed(const char *names, const char *name)
@@ -197,6 +258,8 @@ static int check_required(const struct ps_options *o, struct ps_error *err)
         if (ret == 0)
             ret = need(o->data, o, "data", "FILE", err);
         return ret || o->dry_run ? ret : need(o->output, o, "output", "DIR", err);
+    case PS_CMD_PLAN:
+        return need(o->model, o, "model", "DIR", err);
     case PS_CMD_EVAL:
         ret = need(o->model, o, "model", "DIR", err);
         return ret ? ret : need(o->data, o, "data", "FILE", err);
@@ -253,6 +316,106 @@ static int check_template(const struct ps_options *o, struct ps_error *err)
                          list);
 }
 
+static int refuse(const char *name, const char *advice, const char *message, struct ps_error *err)
+{
+    return ps_error_full(err, PS_EUSAGE, NULL, name, advice, "%s", message);
+}
+
+static int check_strategy(const struct ps_options *o, struct ps_error *err)
+{
+    if (!o->strategy)
+        return 0;
+    const char *names[PS_CATALOG_MAX + 1] = {NULL};
+    size_t count;
+    int ret = ps_catalog_list("strategies", names, &count, err);
+    if (ret)
+        return ret;
+    char list[160] = "";
+    size_t len = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (is(o->strategy, names[i]))
+            return 0;
+        int n = snprintf(list + len, sizeof list - len, "%s%s", len ? ", " : "", names[i]);
+        len += n > 0 && (size_t)n < sizeof list - len ? (size_t)n : 0;
+    }
+    const char *near = ps_catalog_nearest(o->strategy, names);
+    char advice[96];
+    PS_IGNORE(snprintf(advice, sizeof advice, near ? "did you mean `%s`?" : "%s",
+                       near ? near : "`penstock list strategies` lists them") < 0,
+              "fits");
+    return ps_error_full(err, PS_EUSAGE, NULL, "strategy", advice,
+                         "no strategy `%.64s` in this version, which has: %s", o->strategy, list);
+}
+
+/* Placements and experiments that the device or the strategy cannot have. */
+static int check_memory(const struct ps_options *o, struct ps_error *err)
+{
+    if (!o->strategy) /* a command without them */
+        return 0;
+    bool discrete = ps_options_discrete(o);
+    bool chosen = o->placement || !is(o->strategy, "auto");
+    const unsigned streaming = PS_ABLATE_PREFETCH | PS_ABLATE_TURNS | PS_ABLATE_CROSS_STEP;
+    if (!discrete && o->offload_weights == PS_TIER_DEVICE)
+        return refuse("offload-weights", "use host or disk",
+                      "`offload-weights` cannot be device on cpu, which has no memory of its own",
+                      err);
+    if (!discrete && o->offload_activations == PS_ACT_DEVICE)
+        return refuse("offload-activations", "use host, disk or recompute",
+                      "`offload-activations` cannot be device on cpu, which has no memory of its "
+                      "own",
+                      err);
+    if (!discrete && (o->throttle[PS_LANE_H2D] > 0 || o->throttle[PS_LANE_D2H] > 0))
+        return refuse("throttle", "use `--device emu`, or another lane",
+                      "`throttle` of h2d or d2h has no effect on cpu: nothing is copied there",
+                      err);
+    if (is(o->storage, "null") && !chosen)
+        return refuse("storage", "name the `--strategy` to be measured",
+                      "`storage` null needs a strategy other than auto: it is for measuring one",
+                      err);
+    if (is_resident(o) && (o->ablate & streaming))
+        return refuse("ablate", "remove them, or choose a strategy that streams weights",
+                      "`ablate` of prefetch, turns or cross-step has no effect with `--strategy "
+                      "resident`",
+                      err);
+    return 0;
+}
+
+static int check_bench(const struct ps_options *o, struct ps_error *err)
+{
+    static const char *const part[] = {"gemm", "copy", "disk", "cpu-optim", "sweep", NULL};
+    char word[64];
+    bool sweep = false;
+    size_t count = 0;
+    for (; ps_options_list_item(o->bench_parts, count, word, sizeof word); count++) {
+        int i = 0;
+        while (part[i] && strcmp(part[i], word))
+            i++;
+        sweep = sweep || i == 4;
+        if (part[i])
+            continue;
+        char advice[96];
+        const char *near = ps_catalog_nearest(word, part);
+        PS_IGNORE(snprintf(advice, sizeof advice, near ? "did you mean `%s`?" : "%s",
+                           near ? near : "choose gemm, copy, disk, cpu-optim or sweep") < 0,
+                  "fits");
+        return ps_error_full(err, PS_EUSAGE, NULL, NULL, advice, "`bench` cannot measure `%s`",
+                             word);
+    }
+    if (sweep && count > 1)
+        return refuse(NULL, "run them one after the other", "`bench sweep` stands alone", err);
+    if (sweep && !o->grid)
+        return refuse("grid", "give a GRID.yaml", "`bench sweep` needs a grid", err);
+    return 0;
+}
+
+static int fill_parts(struct ps_options *o, struct ps_error *err)
+{
+    if (o->bench_parts)
+        return 0;
+    o->bench_parts = strdup("gemm,copy,disk,cpu-optim");
+    return o->bench_parts ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
+}
+
 static void fill_defaults(struct ps_options *o)
 {
     bool full = is(o->method, "full");
@@ -271,6 +434,14 @@ int ps_options_resolve(struct ps_options *opt, struct ps_error *err)
     int ret = check_required(opt, err);
     if (ret == 0)
         ret = check_effects(opt, err);
+    if (ret == 0)
+        ret = check_strategy(opt, err);
+    if (ret == 0)
+        ret = check_memory(opt, err);
+    if (ret == 0 && opt->command == PS_CMD_BENCH)
+        ret = check_bench(opt, err);
+    if (ret == 0 && opt->command == PS_CMD_BENCH)
+        ret = fill_parts(opt, err);
     if (ret == 0)
         ret = check_loss(opt, err);
     if (ret == 0)

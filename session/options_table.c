@@ -6,7 +6,8 @@
 #include "runtime/base/dtype.h"
 #include "runtime/base/isa.h"
 
-#define TRAIN (1u << PS_CMD_TRAIN)
+#define PLAN (1u << PS_CMD_PLAN)
+#define TRAIN (1u << PS_CMD_TRAIN | PLAN) /* what trains can be planned */
 #define EVAL (1u << PS_CMD_EVAL)
 #define GENERATE (1u << PS_CMD_GENERATE)
 #define EXPORT (1u << PS_CMD_EXPORT)
@@ -16,8 +17,11 @@
 #define DATA_INSPECT (1u << PS_CMD_DATA_INSPECT)
 #define DATA_TOKENIZE (1u << PS_CMD_DATA_TOKENIZE)
 #define DATA_RENDER (1u << PS_CMD_DATA_RENDER)
+#define BENCH (1u << PS_CMD_BENCH)
+#define DOCTOR (1u << PS_CMD_DOCTOR)
 #define ALL ((1u << PS_CMD_COUNT) - 1u)
 #define RUN (TRAIN | EVAL | GENERATE)
+#define MEMORY (RUN | EXPORT)
 #define ROWS (TRAIN | EVAL | DATA_INSPECT)
 
 #define AT(member) .offset = offsetof(struct ps_options, member)
@@ -26,7 +30,10 @@
 static const int dtype_values[] = {PS_DTYPE_BF16, PS_DTYPE_F32};
 static const int isa_values[] = {-1, PS_ISA_PORTABLE, PS_ISA_AVX2, PS_ISA_AVX512,
                                  PS_ISA_AVX512_BF16};
-static const int act_values[] = {PS_ACT_AUTO, PS_ACT_KEEP, PS_ACT_RECOMPUTE};
+static const int act_values[] = {PS_ACT_AUTO, PS_ACT_DEVICE, PS_ACT_HOST, PS_ACT_DISK,
+                                 PS_ACT_RECOMPUTE};
+static const int tier_values[] = {-1, PS_TIER_DEVICE, PS_TIER_HOST, PS_TIER_DISK};
+static const int optimizer_tier_values[] = {-1, PS_TIER_HOST};
 
 static const struct ps__option table[] = {
     /* model and output */
@@ -35,6 +42,8 @@ static const struct ps__option table[] = {
      .help = "Hugging Face model directory"},
     {"output", PS__STRING, AT(output), .arg = "DIR", .aliases = "output_dir",
      .commands = TRAIN | EXPORT | INIT, .help = "directory to write"},
+    {"output", PS__STRING, AT(output), .arg = "FILE", .commands = BENCH,
+     .shown = "~/.config/penstock/hardware.json", .help = "hardware profile, or CSV, to write"},
     {"adapter", PS__STRING, AT(adapter), .arg = "DIR", .commands = RUN | EXPORT,
      .help = "PEFT adapter directory; train goes on from it"},
     {"resume", PS__STRING, AT(resume), .arg = "[auto|DIR]", .commands = TRAIN, .transient = true,
@@ -43,10 +52,11 @@ static const struct ps__option table[] = {
      .commands = RUN, .numerical = true, .help = "type of weights and activations"},
     {"dtype", PS__ENUM, AT(dtype), .choices = "bf16|fp32", .values = dtype_values,
      .shown = "the config's, else bf16", .commands = INIT, .help = "type of the weights"},
-    {"device", PS__CHOICE, AT(device), .fallback = "auto", .choices = "auto|cpu",
-     .not_yet = "cuda|emu", .commands = RUN | EXPORT, .help = "this version has the cpu device"},
+    {"device", PS__CHOICE, AT(device), .fallback = "auto", .choices = "auto|cpu|emu",
+     .not_yet = "cuda", .commands = RUN | EXPORT,
+     .help = "cpu, or emu: a discrete device made of threads and memory, to try plans on"},
     {"threads", PS__INT, AT(threads), .fallback = "0", .shown = "physical cores", .arg = "N",
-     .min = 0, .max = 1024, .commands = RUN | EXPORT | INIT, .help = "worker threads"},
+     .min = 0, .max = 1024, .commands = RUN | EXPORT | INIT | BENCH, .help = "worker threads"},
     {"seed", PS__UINT64, AT(seed), .fallback = "42", .arg = "N", .min = 0, .max = 1.8e19,
      .commands = TRAIN | GENERATE | INIT, .numerical = true, .help = "key of all random numbers"},
     {"isa", PS__ENUM, AT(isa), .fallback = "auto",
@@ -54,10 +64,49 @@ static const struct ps__option table[] = {
      .commands = RUN | EXPORT, .numerical = true, .help = "highest instruction set to use"},
     /* memory */
     {"host-mem", PS__SIZE, AT(host_mem), .fallback = "auto", .shown = "auto: 80% of what is free",
-     .arg = "SIZE", .commands = RUN | EXPORT, .help = "memory budget: 512MiB, 24GiB, 80%, auto"},
+     .arg = "SIZE", .commands = MEMORY, .help = "memory budget: 512MiB, 24GiB, 80%, auto"},
+    {"gpu-mem", PS__BYTES, AT(gpu_mem), .fallback = "auto", .arg = "SIZE", .commands = MEMORY,
+     .help = "budget of a discrete device's memory; plan: also of another machine's"},
+    {"nvme-mem", PS__BYTES, AT(nvme_mem), .fallback = "auto", .arg = "SIZE", .commands = MEMORY,
+     .help = "budget of spilled and imported bytes on disk"},
+    {"nvme-path", PS__LIST, AT(nvme_path), .arg = "DIR", .shown = "OUTPUT/spill",
+     .commands = MEMORY | BENCH | DOCTOR,
+     .help = "directory on a fast disk; several (repeat it) are striped"},
+    {"strategy", PS__STRING, AT(strategy), .fallback = "auto", .arg = "auto|NAME",
+     .commands = MEMORY, .help = "how the step is laid out, see `penstock list strategies`"},
+    {"offload-weights", PS__ENUM, AT(offload_weights), .fallback = "auto",
+     .choices = "auto|device|host|disk", .values = tier_values, .commands = MEMORY,
+     .help = "where frozen weights live; on cpu host or disk"},
     {"offload-activations", PS__ENUM, AT(offload_activations), .fallback = "auto",
-     .choices = "auto|host|recompute", .values = act_values, .not_yet = "device|disk",
-     .commands = TRAIN, .help = "keep activations in host memory, or recompute them per layer"},
+     .choices = "auto|device|host|disk|recompute", .values = act_values, .commands = TRAIN,
+     .help = "where activations wait for the backward pass, or recompute them per layer"},
+    {"offload-optimizer", PS__ENUM, AT(offload_optimizer), .fallback = "auto",
+     .choices = "auto|host", .values = optimizer_tier_values, .not_yet = "device|disk",
+     .commands = TRAIN, .help = "where optimizer states live"},
+    {"prefetch-depth", PS__INT, AT(prefetch_depth), .fallback = "0", .shown = "auto", .arg = "N",
+     .min = 1, .max = 4096, .commands = RUN, .help = "weight slots that are read ahead"},
+    {"hardware", PS__STRING, AT(hardware), .arg = "FILE",
+     .shown = "~/.config/penstock/hardware.json", .commands = RUN,
+     .help = "hardware profile, as `penstock bench` writes it"},
+    {"placement", PS__STRING, AT(placement), .arg = "FILE", .commands = RUN,
+     .help = "take this placement instead of planning"},
+    {"schedule", PS__STRING, AT(schedule), .arg = "FILE", .commands = TRAIN,
+     .help = "run this order of tasks instead of the strategy's"},
+    {"throttle", PS__THROTTLE, AT(throttle), .arg = "LANE=RATE,...", .commands = RUN,
+     .help = "slow lanes down: disk_weights=200MiB (a second), compute=5e9 (FLOP/s)"},
+    {"ablate", PS__ABLATE, AT(ablate), .arg = "NAME,...", .commands = RUN,
+     .help = "switch off prefetch, turns, cross-step, forwarding or layer-major, to measure it"},
+    {"serial", PS__BOOL, AT(serial), .fallback = "false", .commands = RUN,
+     .help = "run the same schedule one task at a time, to measure what overlap gains"},
+    {"storage", PS__CHOICE, AT(storage), .fallback = "auto",
+     .choices = "auto|io_uring|threads|ram|null", .commands = RUN,
+     .help = "disk back end; null reads nothing (the result is worthless, the time is not)"},
+    {"queue-depth", PS__INT, AT(queue_depth), .fallback = "0", .shown = "auto", .arg = "N",
+     .min = 1, .max = 64, .commands = RUN, .help = "disk requests in flight"},
+    {"delay-seed", PS__UINT64, AT(delay_seed), .fallback = "0", .arg = "N", .commands = RUN,
+     .transient = true},
+    {"emu-clock", PS__CHOICE, AT(emu_clock), .fallback = "real", .choices = "real|virtual",
+     .commands = RUN, .help = "time of --device emu: virtual counts what the profile says"},
     /* method */
     {"method", PS__CHOICE, AT(method), .fallback = "lora", .choices = "lora|full",
      .not_yet = "dora|pissa|olora", .commands = TRAIN, .numerical = true,
@@ -169,10 +218,12 @@ static const struct ps__option table[] = {
      .max = COUNT_MAX, .commands = TRAIN, .help = "log every N steps"},
     {"progress", PS__CHOICE, AT(progress), .fallback = "auto", .choices = "auto|plain|json|none",
      .commands = TRAIN, .help = "progress on standard output"},
+    {"trace", PS__STRING, AT(trace), .arg = "FILE", .commands = TRAIN,
+     .help = "Chrome trace of the first steps, predicted beside actual (opens in Perfetto)"},
     {"dump-grads", PS__STRING, AT(dump_grads), .arg = "FILE", .commands = TRAIN,
      .help = "write the gradients of the first step (before clipping) as safetensors"},
-    {"dry-run", PS__BOOL, AT(dry_run), .fallback = "false", .commands = TRAIN, .transient = true,
-     .help = "read 8 rows, print the plan and stop"},
+    {"dry-run", PS__BOOL, AT(dry_run), .fallback = "false", .commands = TRAIN & ~PLAN,
+     .transient = true, .help = "read 8 rows, print the plan and stop"},
     {"logits", PS__STRING, AT(logits), .arg = "FILE", .commands = EVAL,
      .help = "write the logits of each row as safetensors"},
     /* generate */
@@ -204,20 +255,25 @@ static const struct ps__option table[] = {
      .commands = DATA_INSPECT, .help = "show which tokens of N rows are trained"},
     {"target", PS__STRING, AT(target), .arg = "TARGET", .commands = INSPECT | LIST,
      .transient = true, .help = "what to look at (the argument without a flag)"},
+    {"parts", PS__LIST, AT(bench_parts), .arg = "PART", .commands = BENCH, .transient = true,
+     .help = "what to measure (the arguments without a flag)"},
+    {"grid", PS__STRING, AT(grid), .arg = "FILE", .commands = BENCH, .transient = true,
+     .help = "cells of `bench sweep` (the .yaml argument)"},
+    {"disk-size", PS__BYTES, AT(disk_size), .fallback = "auto", .arg = "SIZE", .commands = BENCH,
+     .help = "size of the file that `bench disk` writes and reads"},
+    {"disk-seconds", PS__INT, AT(disk_seconds), .fallback = "120", .arg = "N", .min = 1,
+     .max = 86400, .commands = BENCH, .help = "length of each sustained measurement"},
+    {"simulate-only", PS__BOOL, AT(simulate_only), .fallback = "false", .commands = BENCH,
+     .help = "`bench sweep` predicts every cell and runs none"},
     {"json", PS__BOOL, AT(json), .fallback = "false", .commands = ALL, .transient = true,
      .help = "report, and errors, as JSON"},
 };
 
-static const char *const not_yet[] = {"gpu-mem",        "nvme-mem",         "nvme-path",
-                                      "strategy",       "offload-weights",  "offload-optimizer",
-                                      "prefetch-depth", "nvme-write-limit", "commit-interval",
-                                      "spill-mode",     "hardware",         "placement",
-                                      "schedule",       "throttle",         "ablate",
-                                      "serial",         "use-rslora",       "use-dora",
-                                      "init",           "base-quant",       "optim-state",
-                                      "momentum",       "optim-rank",       "optim-update-gap",
-                                      "optim-scale",    "loraplus-ratio",   "trace",
-                                      "peft-exact",     "simulate-only",    NULL};
+static const char *const not_yet[] = {"nvme-write-limit", "commit-interval",  "spill-mode",
+                                      "use-rslora",       "use-dora",         "init",
+                                      "base-quant",       "optim-state",      "momentum",
+                                      "optim-rank",       "optim-update-gap", "optim-scale",
+                                      "loraplus-ratio",   "peft-exact",       NULL};
 
 static_assert(sizeof table / sizeof table[0] <= 256, "struct ps_options has 256 given bits");
 
@@ -235,7 +291,7 @@ const char *const *ps__options_not_yet(void)
 const char *ps__command_name(enum ps_command command)
 {
     static const char *const name[PS_CMD_COUNT] = {
-        "train", "eval",    "generate",     "export",        "init",       "inspect",
-        "list",  "version", "data inspect", "data tokenize", "data render"};
+        "train",   "eval",         "generate",      "export",      "init", "inspect", "list",
+        "version", "data inspect", "data tokenize", "data render", "plan", "bench",   "doctor"};
     return name[command];
 }

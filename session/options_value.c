@@ -107,9 +107,21 @@ static bool parse_bytes(const char *text, int64_t *out)
     return false;
 }
 
-static int parse_size(int64_t *out, const char *text, char *why, size_t why_size)
+bool ps__parse_rate(const char *text, double *out)
 {
-    static const char accepted[] = "accepts a size such as 512MiB, 24GiB, 1.5TB, 80% or auto";
+    int64_t bytes;
+    if (parse_real(text, out))
+        return *out > 0;
+    if (!parse_bytes(text, &bytes))
+        return false;
+    *out = (double)bytes;
+    return true;
+}
+
+static int parse_size(int64_t *out, const struct ps__option *o, const char *text, char *why,
+                      size_t why_size)
+{
+    bool percentages = o->type == PS__SIZE;
     size_t n = strlen(text);
     if (!strcmp(text, "auto")) {
         *out = -1;
@@ -117,7 +129,7 @@ static int parse_size(int64_t *out, const char *text, char *why, size_t why_size
     }
     double percent;
     char number[32];
-    if (n > 1 && n < sizeof number && text[n - 1] == '%') {
+    if (percentages && n > 1 && n < sizeof number && text[n - 1] == '%') {
         memcpy(number, text, n - 1);
         number[n - 1] = '\0';
         if (!parse_real(number, &percent) || percent <= 0 || percent > 100)
@@ -130,7 +142,8 @@ static int parse_size(int64_t *out, const char *text, char *why, size_t why_size
         return 0;
     }
     if (!parse_bytes(text, out))
-        return reject(why, why_size, "%s", accepted);
+        return reject(why, why_size, "accepts a size such as 512MiB, 24GiB, 1.5TB%s or auto",
+                      percentages ? ", 80%" : "");
     return 0;
 }
 
@@ -185,6 +198,21 @@ static int set_string(char **to, const char *text)
     return 0;
 }
 
+/* Items add up over several flags. */
+static int append_item(char **to, bool given, const char *text)
+{
+    if (!given || !*to)
+        return set_string(to, text);
+    size_t size = strlen(*to) + strlen(text) + 2;
+    char *joined = malloc(size);
+    if (!joined)
+        return -ENOMEM;
+    PS_IGNORE(snprintf(joined, size, "%s,%s", *to, text) < 0, "fits");
+    free(*to);
+    *to = joined;
+    return 0;
+}
+
 static int parse_number(void *to, const struct ps__option *o, const char *text, char *why,
                         size_t size)
 {
@@ -228,6 +256,10 @@ int ps__option_parse(struct ps_options *opt, const struct ps__option *o, const c
         if (!text[0] && strcmp(o->name, "prompt") && strcmp(o->name, "text"))
             return reject(why, why_size, "needs a value that is not empty");
         return set_string(to, text);
+    case PS__LIST:
+        if (!text[0])
+            return reject(why, why_size, "needs a value that is not empty");
+        return append_item(to, ps__option_given(opt, o), text);
     case PS__CHOICE:
         ret = parse_choice(o, text, &idx, why, why_size);
         return ret ? ret : set_string(to, text);
@@ -243,14 +275,18 @@ int ps__option_parse(struct ps_options *opt, const struct ps__option *o, const c
         *(bool *)to = idx == 1;
         return 0;
     case PS__SIZE:
-        return parse_size(to, text, why, why_size);
+    case PS__BYTES:
+        return parse_size(to, o, text, why, why_size);
+    case PS__THROTTLE:
+        return ps__parse_throttle(to, text, why, why_size);
+    case PS__ABLATE:
+        return ps__parse_ablate(to, text, why, why_size);
     default:
         return parse_number(to, o, text, why, why_size);
     }
 }
 
-/* Shortest decimal that reads back to the same double. */
-static void format_real(char *buf, size_t size, double v)
+void ps__format_real(char *buf, size_t size, double v)
 {
     locale_t c = newlocale(LC_ALL_MASK, "C", (locale_t)0);
     locale_t old = c ? uselocale(c) : (locale_t)0;
@@ -284,10 +320,11 @@ static bool format_choice(char *buf, size_t size, const struct ps__option *o, in
 char *ps__option_format(const struct ps_options *opt, const struct ps__option *o, bool *oom)
 {
     const void *from = member(opt, o);
-    char buf[64] = "";
+    char buf[384] = "";
     const char *text = buf;
     switch (o->type) {
     case PS__STRING:
+    case PS__LIST:
     case PS__CHOICE:
         text = *(char *const *)from;
         break;
@@ -302,7 +339,15 @@ char *ps__option_format(const struct ps_options *opt, const struct ps__option *o
         if (*(const double *)from < 0)
             text = NULL;
         else
-            format_real(buf, sizeof buf, *(const double *)from);
+            ps__format_real(buf, sizeof buf, *(const double *)from);
+        break;
+    case PS__THROTTLE:
+        if (!ps__format_throttle(from, buf, sizeof buf))
+            text = NULL;
+        break;
+    case PS__ABLATE:
+        if (!ps__format_ablate(*(const unsigned *)from, buf, sizeof buf))
+            text = NULL;
         break;
     case PS__UINT64:
         PS_IGNORE(snprintf(buf, sizeof buf, "%llu", (unsigned long long)*(const uint64_t *)from) <
@@ -312,7 +357,7 @@ char *ps__option_format(const struct ps_options *opt, const struct ps__option *o
     default: {
         long long v = o->type == PS__INT ? *(const int *)from : *(const int64_t *)from;
         if (v < 0)
-            text = o->type == PS__SIZE ? "auto" : NULL;
+            text = o->type == PS__SIZE || o->type == PS__BYTES ? "auto" : NULL;
         else
             PS_IGNORE(snprintf(buf, sizeof buf, "%lld", v) < 0, "fits");
     }

@@ -323,7 +323,7 @@ static void add_line(void *arg, const struct ps__option *o, const char *value)
         name[i] = o->name[i] == '-' ? '_' : o->name[i];
     add(t, name, false);
     add(t, ": ", false);
-    add(t, value, o->type == PS__STRING || o->type == PS__CHOICE);
+    add(t, value, o->type == PS__STRING || o->type == PS__CHOICE || o->type >= PS__LIST);
     add(t, "\n", false);
 }
 
