@@ -14,6 +14,7 @@ static const struct {
     const char *summary;
 } commands[] = {
     {"train", NULL, PS_CMD_TRAIN, cmd_train, "fine-tune a model"},
+    {"plan", NULL, PS_CMD_PLAN, cmd_plan, "what a run would need, and how fast it would go"},
     {"eval", NULL, PS_CMD_EVAL, cmd_eval, "mean loss and perplexity on a data set"},
     {"generate", NULL, PS_CMD_GENERATE, cmd_generate, "continue prompts"},
     {"export", NULL, PS_CMD_EXPORT, cmd_export, "write an adapter, or the merged model"},
@@ -23,6 +24,8 @@ static const struct {
     {"data", "tokenize", PS_CMD_DATA_TOKENIZE, cmd_data_tokenize, "token ids of texts"},
     {"data", "render", PS_CMD_DATA_RENDER, cmd_data_render, "conversations as text"},
     {"inspect", NULL, PS_CMD_INSPECT, cmd_inspect, "what a model, adapter or checkpoint holds"},
+    {"bench", NULL, PS_CMD_BENCH, cmd_bench, "measure this machine, for plan"},
+    {"doctor", NULL, PS_CMD_DOCTOR, cmd_doctor, "what to set right on this machine"},
     {"list", NULL, PS_CMD_LIST, cmd_list, "names of optimizers, models, schedules, ..."},
     {"version", NULL, PS_CMD_VERSION, cmd_version, "version, commit and build"},
 };
@@ -55,13 +58,8 @@ static bool wants_json(int argc, char **argv)
 
 static int unknown_command(const char *name, const char *sub, struct ps_error *err)
 {
-    static const char *const later[] = {"plan", "bench", "doctor"};
     const char *words[COMMAND_COUNT + 1] = {NULL};
     char advice[96] = "`penstock --help` lists the commands";
-    for (size_t i = 0; i < sizeof later / sizeof later[0]; i++)
-        if (!strcmp(name, later[i]))
-            return ps_error_full(err, PS_EUSAGE, NULL, NULL, advice,
-                                 "`penstock %s` is not in this version", name);
     if (!strcmp(name, "data"))
         return ps_error_full(err, PS_EUSAGE, NULL, NULL, "use data inspect, tokenize or render",
                              sub ? "there is no command `data %.64s`"
