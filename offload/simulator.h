@@ -18,6 +18,10 @@ struct ps_sim_segment {
     uint32_t repeat;
 };
 
+/* The last round. busy_s and stall_s count what lies between its begin and its end: also work of the round
+ * before that trails into it, not what trails past its end. bytes are those of the round's own tasks. Time
+ * that a throttle adds is busy time. A lane that waits for the end of a period does not stall; in a
+ * serial simulation nothing stalls. */
 struct ps_sim_result {
     double seconds; /* of the whole sequence, until the last task that does not trail has ended */
     double busy_s[PS_LANE_COUNT];
@@ -27,8 +31,12 @@ struct ps_sim_result {
 
 /* Simulate the sequence `rounds` times (steps) with what trails carried over, and report the last round
  * (steady state) alone. record, or NULL, receives for segment `record_segment` the last period's start and
- * end of each task in ns from the beginning of the last round (task_count of them). 0 or -ENOMEM;
- * PS_EUSAGE when a schedule cannot go on. */
+ * end of each task in ns from the beginning of the last round (task_count of them); start_ns is when the
+ * task is served, also on disk lanes, where the executor may have queued it before. What trails past
+ * the end is recorded as if nothing came after it.
+ *
+ * Returns 0, -ENOMEM, or PS_EUSAGE when a schedule cannot go on (a dependency on a later task, a task of
+ * no finite duration); *out is then untouched. Work: tasks * lanes, plus the dependencies. */
 struct ps_sim_options {
     const struct ps_cost_model *model;
     const struct ps_sim_segment *segment;
