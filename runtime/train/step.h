@@ -47,6 +47,7 @@ struct ps_step_shape {
     uint64_t partial_bytes;
     /* trained things by unit: index 0 embedding, 1 .. n_layer layers, n_layer + 1 head */
     const uint64_t *adapter_bytes, *grad_bytes, *state_bytes;
+    const uint64_t *pinned_bytes; /* weights of a pinned unit, tensors 64-byte aligned */
     const struct ps_unit_sources *source;
     /* FLOPs of the planned micro-batch */
     double layer_flops; /* linears and attention, forward */
@@ -81,7 +82,7 @@ struct ps_step_layout {
     int32_t raw_slots;     /* host slots that files are read into; 0: directly into near slots */
     bool *keep;            /* (n_layer) the saved sets of this layer wait for backward */
     enum ps_tier *boundary; /* (n_layer) where x[l] waits: DEVICE, HOST (discrete), DISK */
-    int32_t x_ring;        /* buffers for boundaries on the move; >= group + 1 when any moves */
+    int32_t x_ring;        /* buffers for boundaries that are not kept: >= group, > group when any moves */
     int32_t host_ring;     /* discrete, boundaries on disk: host buffers on the way; >= 2 */
     unsigned ablate;
 };
@@ -115,6 +116,7 @@ enum ps_step_buffer {
     PS_BUF_NORM,       /* partial square sums, then 4096 bytes for the coefficient */
     PS_BUF_CACHE,      /* (eval_group, n_layer, cache_bytes) */
     PS_BUF_LOGITS,     /* (eval_group, logits_bytes) */
+    PS_BUF_MIRROR,     /* host; discrete: adapters, states, gradients, trained weights, for files */
     PS_BUF_COUNT,
 };
 
@@ -124,7 +126,11 @@ struct ps_step_map {
     uint64_t bytes[PS_BUF_COUNT];
     enum ps_tier tier[PS_BUF_COUNT];
     int32_t x_count, x_kept, saved_count, host_x_count, batch_count;
-    uint64_t *pinned_offset, *host_offset;             /* by source unit number; UINT64_MAX: not there */
+    /* (n_layer) number of a layer's boundaries among the kept, on the host, on disk; of its kept saved
+     * sets; -1: none. Multiply by group and add the micro-batch. */
+    int32_t *x_kept_idx, *x_host_idx, *x_disk_idx, *saved_idx;
+    uint64_t *pinned_offset;  /* by unit index; UINT64_MAX: not pinned */
+    uint64_t *host_offset;    /* by source unit number; UINT64_MAX: not in host memory */
     uint64_t *adapter_offset, *grad_offset, *state_offset; /* by unit index (n_layer + 2) */
     int32_t *stream_idx; /* by source unit number: number among the streamed, -1: not streamed */
     int32_t stream_count;

@@ -1,0 +1,224 @@
+/* The byte ranges of each kind of task: see step.h. */
+#include <assert.h>
+
+#include "runtime/train/step_internal.h"
+
+struct declare {
+    struct ps_schedule *s;
+    const struct ps_task *t;
+    enum ps_segment segment;
+    const struct ps_step_shape *p;
+    const struct ps_step_layout *l;
+    const struct ps_step_map *m;
+};
+
+static void whole(const struct declare *d, enum ps_step_buffer b, bool write)
+{
+    ps_schedule_access(d->s, (uint32_t)b, write, 0, d->m->bytes[b]);
+}
+
+/* Element idx of a buffer of elements of `stride` bytes. */
+static void element(const struct declare *d, enum ps_step_buffer b, bool write, int64_t idx,
+                    uint64_t stride)
+{
+    ps_schedule_access(d->s, (uint32_t)b, write, (uint64_t)idx * stride, stride);
+}
+
+static void x(const struct declare *d, enum ps_task_arg arg, bool write)
+{
+    element(d, PS_BUF_X, write, d->t->arg[arg], d->m->x_stride);
+}
+
+static void batch(const struct declare *d, bool write)
+{
+    element(d, PS_BUF_BATCH, write, d->t->micro, ps__page_up(d->p->batch_bytes));
+}
+
+/* The weights of a unit where compute uses them. */
+static void weights(const struct declare *d, int32_t unit, int32_t slot, int32_t block, bool write)
+{
+    int32_t i = ps_step_unit_idx(d->p, unit);
+    if (slot < 0) {
+        if (d->m->pinned_offset[i] != UINT64_MAX)
+            ps_schedule_access(d->s, PS_BUF_PINNED, write, d->m->pinned_offset[i],
+                               d->p->pinned_bytes[i]);
+        return;
+    }
+    uint32_t number = ps__source_number(d->p, unit, block);
+    ps_schedule_access(d->s, PS_BUF_SLOTS, write, (uint64_t)slot * d->m->slot_bytes,
+                       d->p->source->unit[number].near_bytes);
+}
+
+static void by_unit(const struct declare *d, enum ps_step_buffer b, bool write, int32_t unit,
+                    const uint64_t *offset, const uint64_t *bytes)
+{
+    int32_t i = ps_step_unit_idx(d->p, unit);
+    if (bytes)
+        ps_schedule_access(d->s, (uint32_t)b, write, offset[i], bytes[i]);
+}
+
+static void adapter(const struct declare *d, bool write)
+{
+    by_unit(d, PS_BUF_ADAPTER, write, d->t->unit, d->m->adapter_offset, d->p->adapter_bytes);
+}
+
+static void grad(const struct declare *d, int32_t unit, bool write)
+{
+    if (d->p->trains)
+        by_unit(d, PS_BUF_GRAD, write, unit, d->m->grad_offset, d->p->grad_bytes);
+}
+
+static void layer(const struct declare *d)
+{
+    const struct ps_task *t = d->t;
+    weights(d, t->unit, t->arg[PS_ARG_SLOT], 0, false);
+    adapter(d, false);
+    batch(d, false);
+    whole(d, PS_BUF_ROPE, false);
+    x(d, PS_ARG_X_IN, false);
+    element(d, PS_BUF_SAVED, true, t->arg[PS_ARG_SAVED], ps__page_up(d->p->saved_bytes));
+    whole(d, PS_BUF_SCRATCH, true);
+    whole(d, PS_BUF_GEMM, true);
+    if (t->kind == PS_TASK_LAYER_FORWARD)
+        x(d, PS_ARG_X_OUT, true);
+    if (t->kind == PS_TASK_LAYER_FORWARD && d->segment == PS_SEGMENT_EVAL)
+        element(d, PS_BUF_CACHE, true, (int64_t)t->micro * d->p->n_layer + t->unit,
+                ps__page_up(d->p->cache_bytes));
+    if (t->kind == PS_TASK_LAYER_BACKWARD) {
+        element(d, PS_BUF_DX, true, t->arg[PS_ARG_DX], d->m->x_stride);
+        grad(d, t->unit, true);
+    }
+}
+
+static void head(const struct declare *d)
+{
+    weights(d, PS_UNIT_HEAD, -1, 0, false);
+    if (d->p->tied)
+        weights(d, PS_UNIT_EMBED, -1, 0, false);
+    batch(d, false);
+    x(d, PS_ARG_X_IN, false);
+    whole(d, PS_BUF_HEAD_SCRATCH, true);
+    whole(d, PS_BUF_GEMM, true);
+    if (d->segment == PS_SEGMENT_EVAL) {
+        element(d, PS_BUF_LOGITS, true, d->t->micro, ps__page_up(d->p->logits_bytes));
+        return;
+    }
+    element(d, PS_BUF_DX, true, d->t->arg[PS_ARG_DX], d->m->x_stride);
+    grad(d, PS_UNIT_HEAD, true);
+    if (d->p->tied)
+        grad(d, PS_UNIT_EMBED, true);
+}
+
+static void copy_weights(const struct declare *d)
+{
+    const struct ps_task *t = d->t;
+    uint32_t number = ps__source_number(d->p, t->unit, t->arg[PS_ARG_BLOCK]);
+    const struct ps_unit_source *u = &d->p->source->unit[number];
+    if (t->arg[PS_ARG_RAW] >= 0)
+        ps_schedule_access(d->s, PS_BUF_RAW, false,
+                           (uint64_t)t->arg[PS_ARG_RAW] * d->m->raw_slot_bytes, u->raw_bytes);
+    else
+        ps_schedule_access(d->s, PS_BUF_HOST_UNITS, false, d->m->host_offset[number], u->raw_bytes);
+    weights(d, t->unit, t->arg[PS_ARG_SLOT], t->arg[PS_ARG_BLOCK], true);
+}
+
+static void read_weights(const struct declare *d)
+{
+    const struct ps_task *t = d->t;
+    uint32_t number = ps__source_number(d->p, t->unit, t->arg[PS_ARG_BLOCK]);
+    if (t->arg[PS_ARG_RAW] >= 0)
+        ps_schedule_access(d->s, PS_BUF_RAW, true,
+                           (uint64_t)t->arg[PS_ARG_RAW] * d->m->raw_slot_bytes,
+                           d->p->source->unit[number].raw_bytes);
+    else
+        weights(d, t->unit, t->arg[PS_ARG_SLOT], t->arg[PS_ARG_BLOCK], true);
+}
+
+/* A boundary between near memory, host memory and the spill file. */
+static void spill(const struct declare *d)
+{
+    const struct ps_task *t = d->t;
+    bool out = t->kind == PS_TASK_SPILL_OUT || t->kind == PS_TASK_SPILL_WRITE;
+    bool disk = t->kind == PS_TASK_SPILL_WRITE || t->kind == PS_TASK_SPILL_READ;
+    if (t->arg[PS_ARG_HOST_X] >= 0)
+        element(d, PS_BUF_HOST_X, disk ? !out : out, t->arg[PS_ARG_HOST_X], d->m->x_stride);
+    if (t->arg[PS_ARG_X_IN] >= 0)
+        x(d, PS_ARG_X_IN, false);
+    if (t->arg[PS_ARG_X_OUT] >= 0)
+        x(d, PS_ARG_X_OUT, true);
+    if (disk)
+        element(d, PS_BUF_DISK_X, out, (int64_t)d->m->x_disk_idx[t->unit] * d->l->group + t->micro,
+                d->m->x_stride);
+}
+
+static void update(const struct declare *d)
+{
+    const struct ps_task *t = d->t;
+    uint64_t partials = ps__page_up(d->p->partial_bytes);
+    if (t->kind == PS_TASK_GRAD_NORM) {
+        grad(d, t->unit, true); /* full bf16 training rounds the gradient here */
+        ps_schedule_access(d->s, PS_BUF_NORM, true, 0, partials);
+        return;
+    }
+    if (t->kind == PS_TASK_CLIP) {
+        ps_schedule_access(d->s, PS_BUF_NORM, false, 0, partials);
+        ps_schedule_access(d->s, PS_BUF_NORM, true, partials, 4096);
+        return;
+    }
+    ps_schedule_access(d->s, PS_BUF_NORM, false, partials, 4096);
+    grad(d, t->unit, false);
+    adapter(d, true);
+    by_unit(d, PS_BUF_STATE, true, t->unit, d->m->state_offset, d->p->state_bytes);
+    if (!d->p->frozen)
+        weights(d, t->unit, -1, 0, true);
+}
+
+void ps_step_declare(struct ps_schedule *s, const struct ps_task *task, enum ps_segment segment,
+                     const struct ps_step_shape *shape, const struct ps_step_layout *layout,
+                     const struct ps_step_map *map)
+{
+    struct declare d = {.s = s, .t = task, .segment = segment, .p = shape, .l = layout, .m = map};
+    switch (task->kind) {
+    case PS_TASK_EMBED:
+        weights(&d, PS_UNIT_EMBED, task->arg[PS_ARG_SLOT], task->arg[PS_ARG_BLOCK], false);
+        batch(&d, false);
+        x(&d, PS_ARG_X_OUT, true);
+        break;
+    case PS_TASK_LAYER_FORWARD:
+    case PS_TASK_LAYER_RECOMPUTE:
+    case PS_TASK_LAYER_BACKWARD:
+        layer(&d);
+        break;
+    case PS_TASK_HEAD:
+        head(&d);
+        break;
+    case PS_TASK_EMBED_BACKWARD:
+        batch(&d, false);
+        element(&d, PS_BUF_DX, false, task->arg[PS_ARG_DX], map->x_stride);
+        grad(&d, PS_UNIT_EMBED, true);
+        break;
+    case PS_TASK_GRAD_NORM:
+    case PS_TASK_CLIP:
+    case PS_TASK_UPDATE:
+        update(&d);
+        break;
+    case PS_TASK_COPY_BATCH:
+        element(&d, PS_BUF_BATCH_HOST, false, task->micro, ps__page_up(shape->batch_bytes));
+        batch(&d, true);
+        break;
+    case PS_TASK_READ_WEIGHTS:
+        read_weights(&d);
+        break;
+    case PS_TASK_COPY_WEIGHTS:
+        copy_weights(&d);
+        break;
+    case PS_TASK_SPILL_OUT:
+    case PS_TASK_SPILL_WRITE:
+    case PS_TASK_SPILL_READ:
+    case PS_TASK_SPILL_IN:
+        spill(&d);
+        break;
+    case PS_TASK_KIND_COUNT:
+        assert(!"no such task");
+    }
+}
