@@ -128,19 +128,19 @@ static bool has_placement(const struct ps_options *o)
     return o->placement != NULL;
 }
 
-static bool has_no_sweep(const struct ps_options *o)
+static bool is_sweep(const struct ps_options *o)
 {
-    return !is(o->bench_parts, "sweep");
+    return o->bench_parts && strstr(o->bench_parts, "sweep");
+}
+
+static bool is_no_sweep(const struct ps_options *o)
+{
+    return !is_sweep(o);
 }
 
 static bool has_no_disk_part(const struct ps_options *o)
 {
     return o->bench_parts && !strstr(o->bench_parts, "disk");
-}
-
-static bool is_sweep(const struct ps_options *o)
-{
-    return is(o->bench_parts, "sweep");
 }
 
 /* `names` (comma-separated) have no effect while `off` holds. The text follows "option `x` ". */
@@ -178,7 +178,7 @@ static const struct {
      "has no effect with `--strategy resident`, which streams no weights"},
     {"storage,queue-depth,nvme-mem,nvme-path", uses_no_disk,
      "has no effect with `--strategy resident`, which leaves the disk alone"},
-    {"grid,simulate-only", has_no_sweep, "has no effect without `bench sweep`"},
+    {"grid,simulate-only", is_no_sweep, "has no effect without `bench sweep`"},
     {"disk-size,disk-seconds", has_no_disk_part, "has no effect without `bench disk`"},
     {"nvme-path,threads", is_sweep, "has no effect in `bench sweep`: the grid says it"},
 };

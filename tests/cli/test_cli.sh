@@ -13,7 +13,8 @@ refused() { # NAME REGEX ARG...: exit 2, and stderr says REGEX
     says "$refused_name: said why" "$refused_regex" err
 }
 
-for command in train eval generate export init inspect list version "data inspect" "data tokenize"; do
+for command in train eval generate export init inspect list version "data inspect" "data tokenize" \
+    plan bench doctor; do
     # shellcheck disable=SC2086
     expect_exit "$command --help: exit 0" 0 $command --help
     says "$command --help names the command" "penstock $command" out
@@ -38,7 +39,15 @@ base="--model $tiny/model --data $tiny/rows.jsonl --output run --format tokens -
     refused "a training option in eval" "learning-rate" eval --model "$tiny/model" \
         --data "$tiny/rows.jsonl" --format tokens --learning-rate 1
     refused "a sampling option in train" "temperature" train $base --temperature 1
-    refused "an option of another version" "gpu-mem" train $base --gpu-mem 1GiB
+    refused "an option of another version" "commit-interval" train $base --commit-interval 60s
+    refused "a GPU's budget on cpu" "gpu-mem.*cpu" train $base --gpu-mem 1GiB
+    refused "weights on a device that cpu has not" "offload-weights" train $base --offload-weights device
+    refused "prefetching what is resident" "prefetch-depth.*resident" train $base --strategy resident \
+        --prefetch-depth 2
+    refused "a misspelt strategy" "stream-lora" train $base --strategy stream-lorra
+    refused "a lane that is none" "disk_weights" train $base --throttle disk=1GiB
+    refused "an idea that is none" "forwarding" train $base --ablate everything
+    refused "an unknown part of bench" "gemm" bench gem
     refused "epochs beside max-steps" "epochs" train $base --epochs 2 --max-steps 3
     refused "an unknown chat template" "chatml" train --model "$tiny/model" --data "$tiny/rows.jsonl" \
         --output run --format messages --chat-template chatm
@@ -84,6 +93,10 @@ check "inspect: an adapter" test "$(json_get out kind)" = adapter
 expect_exit "list models: exit 0" 0 list models
 for family in llama mistral qwen2 qwen3; do
     check "list models has $family" grep -qx $family out
+done
+expect_exit "list strategies: exit 0" 0 list strategies
+for strategy in resident stream-lora horizontal auto; do
+    check "list strategies has $strategy" grep -qx $strategy out
 done
 expect_exit "list --json: exit 0" 0 list optimizers --json
 check "list --json is an array" test "$(json_get out 0)" = adamw

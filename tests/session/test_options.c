@@ -228,9 +228,8 @@ static void mistakes_get_a_suggestion(void **state)
 static void options_of_later_versions_are_named_as_such(void **state)
 {
     (void)state;
-    static const char *const later[] = {"gpu-mem",         "nvme-path",  "strategy",
-                                        "commit-interval", "trace",      "use-dora",
-                                        "optim-state",     "base_quant", "throttle"};
+    static const char *const later[] = {"commit-interval", "nvme-write-limit", "spill-mode",
+                                        "use-dora",        "optim-state",      "base_quant"};
     for (size_t i = 0; i < COUNT(later); i++) {
         struct ps_options o;
         struct ps_error err = {0};
@@ -259,11 +258,19 @@ static void values_are_checked(void **state)
         {"seed", "18446744073709551616", "whole number"},
         {"max-steps", "9999999999999999999999", "whole number"},
         {"packing", "maybe", "true or false"},
-        {"device", "cuda", "not in this version, which has auto/cpu"},
-        {"device", "emu", "not in this version"},
+        {"device", "cuda", "not in this version, which has auto/cpu/emu"},
         {"device", "tpu", "accepts auto/cpu"},
-        {"offload-activations", "disk", "not in this version, which has auto/host/recompute"},
-        {"offload-activations", "device", "not in this version"},
+        {"offload-activations", "tape", "accepts auto/device/host/disk/recompute"},
+        {"offload-weights", "recompute", "accepts auto/device/host/disk"},
+        {"offload-optimizer", "disk", "not in this version, which has auto/host"},
+        {"gpu-mem", "80%", "accepts a size such as 512MiB, 24GiB, 1.5TB or auto"},
+        {"nvme-mem", "lots", "accepts a size"},
+        {"nvme-path", "", "not empty"},
+        {"prefetch-depth", "-1", "from 1 to"},
+        {"queue-depth", "65", "from 1 to 64"},
+        {"storage", "floppy", "accepts auto/io_uring/threads/ram/null"},
+        {"emu-clock", "slow", "accepts real/virtual"},
+        {"serial", "yes", "true or false"},
         {"method", "dora", "not in this version"},
         {"clip", "delayed", "not in this version"},
         {"optimizer", "adafactor", "accepts adamw"},
@@ -427,6 +434,7 @@ static void what_a_command_needs_is_named(void **state)
         {PS_CMD_DATA_INSPECT, {NULL}, "--data"},
         {PS_CMD_DATA_TOKENIZE, {"--text", "x"}, "--model"},
         {PS_CMD_DATA_RENDER, {NULL}, "--data"},
+        {PS_CMD_PLAN, {NULL}, "--model"},
     };
     for (size_t i = 0; i < COUNT(cases); i++) {
         struct ps_options o;
@@ -514,8 +522,8 @@ static void yaml_errors_name_file_and_line(void **state)
         {"model: \"m\n", "bad.yaml:2", "not valid YAML"},
         {"model: m\n\tlora_r: 8\n", "bad.yaml:2", "not valid YAML"},
         {"logits: f\n", "bad.yaml:1", "no effect in `train`"},
-        {"gpu_mem: 24GiB\n", "bad.yaml:1", "not in this version"},
-        {"gpu_mem:\n", "bad.yaml:1", "not in this version"},
+        {"commit_interval: 60s\n", "bad.yaml:1", "not in this version"},
+        {"commit_interval:\n", "bad.yaml:1", "not in this version"},
         {"\"lora_r\\0x\": 8\n", "bad.yaml:1", "a key is a name"},
         {"model: \"a\\0b\"\n", "bad.yaml:1", "NUL"},
     };
@@ -558,7 +566,7 @@ static void an_empty_file_sets_nothing(void **state)
 static void a_resolved_configuration_gives_itself_again(void **state)
 {
     (void)state;
-    static const char *const runs[][24] = {
+    static const char *const runs[][28] = {
         {NULL},
         {"--method", "full", "--dtype", "fp32", "--train-layers", "last:2", "--threads", "2"},
         {"--max-steps", "100", "--warmup-steps", "7", "--lr-scheduler", "wsd", "--wsd-decay-ratio",
@@ -569,6 +577,10 @@ static void a_resolved_configuration_gives_itself_again(void **state)
          "18446744073709551615", "--resume", "auto", "--format", "completion", "--field-map",
          "prompt=question,completion=answer", "--isa", "avx512", "--offload-activations",
          "recompute"},
+        {"--device", "emu", "--gpu-mem", "8GiB", "--nvme-path", "/a", "--nvme-path", "/b d",
+         "--strategy", "stream-lora", "--offload-weights", "disk", "--prefetch-depth", "3",
+         "--throttle", "h2d=2.5e8,disk_weights=200MiB", "--ablate", "turns,prefetch", "--serial",
+         "--emu-clock", "virtual", "--queue-depth", "4", "--storage", "null"},
     };
     for (size_t i = 0; i < COUNT(runs); i++) {
         struct ps_options a;
@@ -618,6 +630,12 @@ static void only_numerical_options_change_the_hash(void **state)
         {{"--threads", "2"}, false, ""},
         {{"--host-mem", "1GiB"}, false, ""},
         {{"--offload-activations", "recompute"}, false, ""},
+        {{"--strategy", "horizontal"}, false, ""},
+        {{"--offload-weights", "disk"}, false, ""},
+        {{"--nvme-mem", "1GiB"}, false, ""},
+        {{"--device", "emu"}, false, ""},
+        {{"--serial"}, false, ""},
+        {{"--ablate", "turns"}, false, ""},
         {{"--progress", "none"}, false, ""},
         {{"--save-steps", "5"}, false, ""},
         {{"--logging-steps", "5"}, false, ""},
@@ -682,7 +700,7 @@ static void help_lists_each_option_of_the_command_only(void **state)
         assert_int_equal(fclose(f), 0);
         assert_contains(text, "Example:\n  penstock ");
         assert_contains(text, "--json");
-        assert_true(!!strstr(text, "--lora-r ") == (c == PS_CMD_TRAIN));
+        assert_true(!!strstr(text, "--lora-r ") == (c == PS_CMD_TRAIN || c == PS_CMD_PLAN));
         assert_true(!!strstr(text, "--prompts ") == (c == PS_CMD_GENERATE));
         for (const char *line = text; line; line = strchr(line + 1, '\n'))
             assert_true(strcspn(line + 1, "\n") <= 130);
