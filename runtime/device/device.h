@@ -1,8 +1,8 @@
 /* Devices: where compute happens and how bytes get there.
  *
- * A device has one arena. Addresses in it that the host holds ("device addresses") may be unreadable to
- * the host: only ps_device_ops.map gives an address that the device's own threads may use. On `cpu` the
- * arena is host memory and map is the identity. */
+ * A device has one arena. Addresses in it that the host holds ("device addresses") may be
+ * unreadable to the host: only ps_device_ops.map gives an address that the device's own threads may
+ * use. On `cpu` the arena is host memory and map is the identity. */
 #ifndef PS_DEVICE_DEVICE_H
 #define PS_DEVICE_DEVICE_H
 
@@ -21,14 +21,15 @@ struct ps_device;
 struct ps_device_ops {
     const char *name; /* "cpu", "emu" */
     bool discrete;    /* has memory of its own: weights and batches are copied there */
-    /* One arena of `bytes` (a multiple of 2 MiB), zero-filled (cpu) or poisoned (emu). *base receives
-     * its device address, 2 MiB aligned. -ENOMEM or -errno. */
+    /* One arena of `bytes` (a multiple of 2 MiB), zero-filled (cpu) or poisoned (emu). *base
+     * receives its device address, 2 MiB aligned. -ENOMEM or -errno. */
     int (*open)(struct ps_device **out, size_t bytes, struct ps_error *err);
     void (*close)(struct ps_device *d);
     void *(*base)(const struct ps_device *d);
     /* Address for the device's threads of a device address; NULL for NULL. */
     void *(*map)(const struct ps_device *d, const void *device_address);
-    /* Copies, complete on return; called by the thread of a copy lane, or by the host between runs. */
+    /* Copies, complete on return; called by the thread of a copy lane, or by the host between runs.
+     */
     int (*copy_h2d)(struct ps_device *d, void *dst_device, const void *src_host, size_t bytes,
                     struct ps_error *err);
     int (*copy_d2h)(struct ps_device *d, void *dst_host, const void *src_device, size_t bytes,

@@ -1,10 +1,10 @@
 /* A clock that does not pass: running tasks finish in the order and at the times that a cost model
- * gives, whatever the host does meanwhile. The executor's lane threads really run; each, after its real
- * work, hands its task to the clock and sleeps; when no lane can go on, the executor asks the clock which
- * task ends next. See runtime/train/cost.h for the rules of contention.
+ * gives, whatever the host does meanwhile. The executor's lane threads really run; each, after its
+ * real work, hands its task to the clock and sleeps; when no lane can go on, the executor asks the
+ * clock which task ends next. See runtime/train/cost.h for the rules of contention.
  *
- * Not thread-safe: the executor calls it under its own lock. Written independently of the simulator in
- * offload/, which must predict it exactly. */
+ * Not thread-safe: the executor calls it under its own lock. Written independently of the simulator
+ * in offload/, which must predict it exactly. */
 #ifndef PS_DEVICE_VIRTUAL_CLOCK_H
 #define PS_DEVICE_VIRTUAL_CLOCK_H
 
@@ -33,6 +33,10 @@ int ps_vclock_running(const struct ps_vclock *c);
 /* Let time pass until the next task ends; returns its token. Ties: the lower lane first, then the
  * earlier begun. Asserts that some task runs. */
 uint64_t ps_vclock_next(struct ps_vclock *c);
+
+/* Of the task that ps_vclock_next returned last: how long it stayed after its own work was done,
+ * because of a throttle. */
+uint64_t ps_vclock_throttle_ns(const struct ps_vclock *c);
 
 #ifdef __cplusplus
 }
