@@ -101,9 +101,9 @@ int ps_unit_check_finite(const struct ps_unit_source *u, const void *raw,
 int ps_unit_verify(struct ps_unit_sources *s, const struct ps_extent *e, const void *raw,
                    const char *file, struct ps_error *err) PS_WARN_UNUSED;
 
-/* The table on disk: keyed by each file's size and modification time, and by the extents' layout; written
- * atomically. Load: 1 when it fits this model, 0 when there is none or it is another's (then *why says
- * which file changed; may be NULL). */
+/* The table on disk: keyed by each file's name, size and modification time, and by the extents' layout;
+ * written atomically. Load: 1 when it fits this model, 0 when there is none or it is damaged or another's
+ * (then *why says what, naming the file that changed; may be NULL). */
 int ps_unit_checksums_save(const struct ps_unit_sources *s, const struct ps_st_set *files,
                            const char *path, struct ps_error *err) PS_WARN_UNUSED;
 int ps_unit_checksums_load(struct ps_unit_sources *s, const struct ps_st_set *files, const char *path,
