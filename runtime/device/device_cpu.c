@@ -1,0 +1,114 @@
+/* The device `cpu`: its arena is host memory, its addresses are the host's. See device.h. */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "runtime/base/checked.h"
+#include "runtime/device/device.h"
+
+#define ARENA_ALIGN ((size_t)2 << 20)
+
+struct cpu_device {
+    struct ps_device device; /* first: the two pointers are one */
+    unsigned char *base;
+    size_t bytes;
+    void *map;
+    size_t map_bytes;
+};
+
+static void cpu_close(struct ps_device *d)
+{
+    struct cpu_device *c = (struct cpu_device *)d;
+    if (!c)
+        return;
+    munmap(c->map, c->map_bytes);
+    free(c);
+}
+
+static int cpu_open(struct ps_device **out, size_t bytes, struct ps_error *err)
+{
+    assert(bytes % ARENA_ALIGN == 0);
+    struct cpu_device *c = calloc(1, sizeof *c);
+    if (!c)
+        return ps_error_set(err, -ENOMEM, "no memory for the device cpu");
+    c->device.ops = &ps_device_cpu;
+    c->bytes = bytes;
+    if (!ps_add_size(bytes, ARENA_ALIGN, &c->map_bytes)) {
+        free(c);
+        return ps_error_set(err, -ENOMEM, "an arena of %zu bytes is too large", bytes);
+    }
+    c->map = mmap(NULL, c->map_bytes, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (c->map == MAP_FAILED) {
+        int ret = -errno;
+        free(c);
+        return ps_error_full(err, ret, NULL, "host-mem", "lower --host-mem",
+                             "cannot map %zu MiB of memory: %s", bytes >> 20, ps_status_text(ret));
+    }
+    c->base = (unsigned char *)ps_align_up((size_t)c->map, ARENA_ALIGN);
+    if (bytes > 0) {
+        PS_IGNORE(madvise(c->base, bytes, MADV_HUGEPAGE), "huge pages are a bonus");
+        PS_IGNORE(madvise(c->base, bytes, MADV_DONTFORK), "a hint");
+    }
+    *out = &c->device;
+    return 0;
+}
+
+static void *cpu_base(const struct ps_device *d)
+{
+    return ((const struct cpu_device *)d)->base;
+}
+
+static bool holds(const struct ps_device *d, const void *at, size_t bytes)
+{
+    const struct cpu_device *c = (const struct cpu_device *)d;
+    uintptr_t first = (uintptr_t)c->base, a = (uintptr_t)at;
+    return a >= first && a - first <= c->bytes && bytes <= c->bytes - (a - first);
+}
+
+static void *cpu_map(const struct ps_device *d, const void *device_address)
+{
+    if (!device_address)
+        return NULL;
+    assert(holds(d, device_address, 0));
+    return (void *)device_address;
+}
+
+static int cpu_copy_h2d(struct ps_device *d, void *dst_device, const void *src_host, size_t bytes,
+                        struct ps_error *err)
+{
+    (void)err;
+    assert(holds(d, dst_device, bytes));
+    if (bytes > 0)
+        memmove(dst_device, src_host, bytes);
+    return 0;
+}
+
+static int cpu_copy_d2h(struct ps_device *d, void *dst_host, const void *src_device, size_t bytes,
+                        struct ps_error *err)
+{
+    (void)err;
+    assert(holds(d, src_device, bytes));
+    if (bytes > 0)
+        memmove(dst_host, src_device, bytes);
+    return 0;
+}
+
+static void cpu_poison(struct ps_device *d, void *device_address, size_t bytes)
+{
+    assert(holds(d, device_address, bytes));
+}
+
+const struct ps_device_ops ps_device_cpu = {
+    .name = "cpu",
+    .discrete = false,
+    .open = cpu_open,
+    .close = cpu_close,
+    .base = cpu_base,
+    .map = cpu_map,
+    .copy_h2d = cpu_copy_h2d,
+    .copy_d2h = cpu_copy_d2h,
+    .poison = cpu_poison,
+};
