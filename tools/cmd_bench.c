@@ -1,12 +1,96 @@
-/* penstock bench: only its options so far. */
+/* penstock bench: measure this machine and write the hardware profile. */
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
+#include "session/bench.h"
 #include "tools/tool.h"
+
+#define PATH_BYTES 4096
+
+/* Progress goes to standard error; with --json it must not. */
+static void progress(void *arg, enum ps_log_level level, const char *message)
+{
+    (void)arg;
+    static const char *const prefix[] = {"debug: ", "", "warning: ", "error: "};
+    if (level != PS_LOG_DEBUG)
+        fprintf(stderr, "penstock: %s%s\n", prefix[level], message);
+}
+
+static unsigned parts_of(const struct ps_options *opt)
+{
+    unsigned parts = 0;
+    char name[32];
+    for (size_t i = 0; ps_options_list_item(opt->bench_parts, i, name, sizeof name); i++)
+        parts |= ps_bench_part_find(name);
+    /* what runs at the same time can be measured where everything is */
+    return (parts | PS_BENCH_INTERFERENCE) == PS_BENCH_ALL ? PS_BENCH_ALL : parts;
+}
+
+/* The directories of --nvme-path; free() each. */
+static int split_paths(const struct ps_options *opt, const char *path[PS_PROFILE_DISK_MAX],
+                       size_t *count, struct ps_error *err)
+{
+    char item[PATH_BYTES];
+    *count = 0;
+    for (size_t i = 0; ps_options_list_item(opt->nvme_path, i, item, sizeof item); i++) {
+        if (*count == PS_PROFILE_DISK_MAX)
+            return ps_error_full(err, PS_EUSAGE, NULL, "nvme-path", NULL,
+                                 "at most %d directories can be measured", PS_PROFILE_DISK_MAX);
+        path[*count] = strdup(item);
+        if (!path[*count])
+            return ps_error_set(err, -ENOMEM, "out of memory");
+        ++*count;
+    }
+    return 0;
+}
+
+static int measure(struct ps_options *opt, const struct ps_bench_options *bench,
+                   struct ps_error *err)
+{
+    struct ps_bench_report *report = malloc(sizeof *report);
+    if (!report)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    char *text = NULL;
+    int ret = ps_bench_run(report, bench, err);
+    if (ret == 0)
+        ret = ps_bench_print(report, opt->json, &text, err);
+    if (ret == 0) {
+        fputs(text, stdout);
+        if (opt->json)
+            putchar('\n');
+    }
+    free(text);
+    free(report);
+    return ret;
+}
 
 int cmd_bench(struct ps_options *opt, struct ps_error *err)
 {
+    static const struct ps_log log = {progress, NULL};
     int ret = ps_options_resolve(opt, err);
     if (ret)
         return ret;
-    return ps_error_set(err, -ENOSYS, "`bench` is not in this version");
+    if (!strcmp(opt->bench_parts, "sweep"))
+        return ps_error_set(err, -ENOSYS, "`bench sweep` is not in this version");
+    tool_catch_signals(NULL);
+    const char *path[PS_PROFILE_DISK_MAX];
+    size_t count;
+    ret = split_paths(opt, path, &count, err);
+    struct ps_bench_options bench = {
+        .parts = parts_of(opt),
+        .paths = path,
+        .path_count = count,
+        .threads = opt->threads,
+        .disk_bytes = opt->disk_size > 0 ? (uint64_t)opt->disk_size : 0,
+        .disk_seconds = ps_options_given(opt, "disk-seconds") ? opt->disk_seconds : -1,
+        .output = opt->output,
+        .log = opt->json ? tool_log(opt) : &log,
+    };
+    if (ret == 0)
+        ret = measure(opt, &bench, err);
+    for (size_t i = 0; i < count; i++)
+        free((void *)(size_t)path[i]);
+    return ret;
 }
