@@ -2,6 +2,8 @@
 #ifndef PS_OFFLOAD_PLANNER_H
 #define PS_OFFLOAD_PLANNER_H
 
+#include <jansson.h>
+
 #include "offload/profile.h"
 #include "offload/simulator.h"
 #include "runtime/train/step.h"
@@ -76,13 +78,19 @@ extern const struct ps_strategy ps_strategy_resident, ps_strategy_stream_lora,
 const struct ps_strategy *ps_strategy_find(const char *name);
 const struct ps_strategy *ps_strategy_at(int i); /* NULL past the end */
 
-/* The placement file (--placement), JSON: {"version":1,"strategy":..,"group":..,"near_slots":..,
- * "raw_slots":..,"x_ring":..,"weights":{"embed":TIER,"layers":[TIER,..],"head":TIER},
- * "activations":[{"keep":bool,"boundary":TIER},..]}; written by plan, read back here. */
+/* The placement file (--placement), JSON: {"version":1,"strategy":..,"group":..,"eval_group":..,
+ * "near_slots":..,"raw_slots":..,"x_ring":..,"host_ring":..,
+ * "weights":{"embed":TIER,"layers":[TIER,..],"head":TIER},
+ * "activations":[{"keep":bool,"boundary":TIER},..]}; written by plan, read back here. TIER is "device",
+ * "host" or "disk"; on a device without memory of its own device and host are the same, written as
+ * "host". Reading: PS_EFORMAT (a member of the wrong type, range, name or number of layers), PS_EUSAGE
+ * (a layout that cannot be), or -errno; each names file and member. */
 int ps_placement_load(struct ps_step_layout *out, const char *path, const struct ps_step_shape *shape,
                       bool discrete, struct ps_error *err) PS_WARN_UNUSED;
 int ps_placement_save(const struct ps_step_layout *l, const struct ps_step_shape *shape,
                       const char *path, struct ps_error *err) PS_WARN_UNUSED;
+/* The same as a JSON value (a new reference); NULL when out of memory. */
+json_t *ps_placement_json(const struct ps_step_layout *l, const struct ps_step_shape *shape);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,430 @@
+/* From a few choices to a layout that uses the budgets: see strategy_internal.h.
+ *
+ * A layout is described by a handful of counts ("knobs"), each of which takes more memory the
+ * larger it is. They begin at their least and are raised one after the other, each to the largest
+ * value that still fits: first what the choice cannot do without (slots to read ahead, buffers on
+ * the way), then boundaries and kept activations, then the cache of weights. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "offload/strategy_internal.h"
+
+/* Ring buffers beyond the group: one is needed, more let writes and reads lag a little. */
+#define RING_EXTRA 3
+#define HOST_RING 4
+#define RAW_SLOTS 3
+
+struct knobs {
+    int32_t near_x;     /* needed boundaries that stay near */
+    int32_t host_x;     /* moved ones that wait in host memory, the others on disk */
+    int32_t keep;       /* last layers whose saved sets are kept */
+    int32_t slots;      /* weight slots */
+    int32_t pins;       /* pinned layers */
+    int32_t host_units; /* streamed layers in host memory; one more: the embedding too */
+    int32_t raw_slots, ring_extra, host_ring;
+    bool embed_pinned;
+};
+
+struct fill {
+    const struct ps_planner_request *req;
+    const struct ps__choice *choice;
+    struct ps_cost_model cost;
+    struct knobs k;
+    struct ps_step_layout *l;
+    struct ps_error *err;
+};
+
+/* One of `count` out of n, spread evenly: is element i chosen? */
+static bool chosen(int32_t i, int32_t count, int32_t n)
+{
+    return n > 0 && ((int64_t)i + 1) * count / n != (int64_t)i * count / n;
+}
+
+static int32_t least_of(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
+static int32_t needed_x(const struct ps_step_shape *p)
+{
+    return p->trains ? p->n_layer - p->first_trained : 0;
+}
+
+bool ps__unit_streamable(const struct ps_planner_request *req, int32_t unit_idx)
+{
+    const struct ps_step_shape *p = req->shape;
+    if (!p->frozen || unit_idx > p->n_layer)
+        return false;
+    return unit_idx > 0 || !p->tied;
+}
+
+static void assemble_weights(const struct fill *f)
+{
+    const struct ps_planner_request *req = f->req;
+    const struct ps_step_shape *p = req->shape;
+    const struct knobs *k = &f->k;
+    struct ps_step_layout *l = f->l;
+    int32_t n = p->n_layer;
+    bool embed_streams = f->choice->stream && ps__unit_streamable(req, 0) && !k->embed_pinned;
+    int32_t streamed = 0;
+    for (int32_t i = 1; i <= n; i++)
+        streamed += f->choice->stream && ps__unit_streamable(req, i) && !chosen(i - 1, k->pins, n);
+    int32_t at = 0;
+    bool any_disk = false;
+    for (int32_t i = 0; i < n + 2; i++) {
+        bool off =
+            i == 0 ? embed_streams
+                   : f->choice->stream && ps__unit_streamable(req, i) && !chosen(i - 1, k->pins, n);
+        bool host = off && (i == 0 ? k->host_units > streamed
+                                   : chosen(at, least_of(k->host_units, streamed), streamed));
+        at += off && i > 0;
+        l->weight[i] = !off ? PS_TIER_DEVICE : host ? PS_TIER_HOST : PS_TIER_DISK;
+        any_disk |= off && !host;
+    }
+    int32_t sources = streamed + (embed_streams ? (int32_t)p->source->embed_block_count : 0);
+    l->near_slots = least_of(k->slots, sources);
+    bool raw = any_disk && (req->discrete || !p->source->all_direct);
+    l->raw_slots = raw ? k->raw_slots : 0;
+}
+
+static void assemble(const struct fill *f)
+{
+    const struct ps_planner_request *req = f->req;
+    const struct ps_step_shape *p = req->shape;
+    const struct knobs *k = &f->k;
+    struct ps_step_layout *l = f->l;
+    int32_t n = needed_x(p);
+    int32_t moved = n - k->near_x;
+    int32_t at = 0;
+    bool disk = false;
+    assemble_weights(f);
+    for (int32_t i = 0; i < p->n_layer; i++) {
+        int32_t x = i - p->first_trained;
+        bool near = !p->trains || x < 0 || chosen(x, k->near_x, n);
+        bool host = !near && chosen(at, k->host_x, moved);
+        at += !near;
+        l->boundary[i] = near ? PS_TIER_DEVICE : host ? PS_TIER_HOST : PS_TIER_DISK;
+        l->keep[i] = x >= 0 && p->trains && i >= p->n_layer - k->keep;
+        disk |= !near && !host;
+    }
+    l->x_ring = l->group + (moved > 0 ? k->ring_extra : 0);
+    l->host_ring = req->discrete && disk ? k->host_ring : 0;
+}
+
+int ps__layout_bytes(const struct ps_planner_request *req, const struct ps_step_layout *l,
+                     uint64_t bytes[PS_TIER_COUNT], struct ps_error *err)
+{
+    struct ps_step_map map;
+    int ret = ps_step_map_create(&map, req->shape, l, err);
+    if (ret < 0)
+        return ret;
+    for (int t = 0; t < PS_TIER_COUNT; t++)
+        bytes[t] = ps_step_map_tier_bytes(&map, (enum ps_tier)t);
+    ps_step_map_fini(&map);
+    if (!req->discrete) {
+        bytes[PS_TIER_HOST] += bytes[PS_TIER_DEVICE];
+        bytes[PS_TIER_DEVICE] = 0;
+    }
+    return 0;
+}
+
+bool ps__bytes_fit(const struct ps_planner_request *req, const uint64_t bytes[PS_TIER_COUNT])
+{
+    return bytes[PS_TIER_DEVICE] <= req->device_budget && bytes[PS_TIER_HOST] <= req->host_budget &&
+           bytes[PS_TIER_DISK] <= req->disk_budget;
+}
+
+/* 1: fits, 0: does not, negative: error. */
+static int fits(const struct fill *f)
+{
+    uint64_t bytes[PS_TIER_COUNT];
+    assemble(f);
+    int ret = ps__layout_bytes(f->req, f->l, bytes, f->err);
+    return ret < 0 ? ret : ps__bytes_fit(f->req, bytes);
+}
+
+/* Raise a knob to the largest value in [*knob, max] that fits; as it is, it is known to fit. */
+static int raise(const struct fill *f, int32_t *knob, int32_t max)
+{
+    int32_t low = *knob;
+    int32_t high = max;
+    while (low < high) {
+        *knob = low + (high - low + 1) / 2;
+        int ret = fits(f);
+        if (ret < 0)
+            return ret;
+        if (ret)
+            low = *knob;
+        else
+            high = *knob - 1;
+    }
+    *knob = low;
+    return 0;
+}
+
+static bool pins_allowed(const struct fill *f)
+{
+    return f->choice->stream && f->req->offload_weights < 0;
+}
+
+static bool caches_slots(const struct fill *f)
+{
+    enum ps__cache_choice c = f->choice->cache;
+    return c == PS__CACHE_SLOTS || c == PS__CACHE_EMBED_SLOTS || !pins_allowed(f);
+}
+
+static int32_t slots_wanted(const struct fill *f)
+{
+    if (f->choice->cache == PS__CACHE_LEAST)
+        return 1;
+    if (f->req->prefetch_depth > 0)
+        return f->req->prefetch_depth + 1;
+    return f->choice->cache == PS__CACHE_PINS_2 || caches_slots(f) ? 2 : 3;
+}
+
+/* Weights with what is left: slots or pins, then the host tier. */
+static int fill_cache(struct fill *f)
+{
+    const struct ps_step_shape *p = f->req->shape;
+    bool host_ok = f->req->discrete && f->choice->stream;
+    int ret = 0;
+    f->k.pins = 0;
+    f->k.host_units = host_ok && f->req->offload_weights == PS_TIER_HOST ? p->n_layer + 1 : 0;
+    if (f->choice->cache == PS__CACHE_LEAST || !f->choice->stream)
+        return 0;
+    f->k.slots = slots_wanted(f);
+    ret = fits(f);
+    if (ret == 0)
+        f->k.slots = 1;
+    /* Something is always streamed: that all of it fits is what resident says. */
+    int32_t blocks = ps__unit_streamable(f->req, 0) && !f->k.embed_pinned
+                         ? (int32_t)p->source->embed_block_count
+                         : 0;
+    if (ret > 0 && caches_slots(f) && f->req->prefetch_depth == 0)
+        ret = raise(f, &f->k.slots, p->n_layer + blocks - 1);
+    else if (ret > 0 && pins_allowed(f))
+        ret = raise(f, &f->k.pins, p->n_layer - f->k.slots - 1);
+    if (ret >= 0 && host_ok && f->req->offload_weights < 0)
+        ret = raise(f, &f->k.host_units, p->n_layer + 1);
+    return ret < 0 ? ret : 0;
+}
+
+/* Compute takes no longer than the slowest other lane. */
+static int compute_hides(const struct fill *f)
+{
+    struct ps__estimate e;
+    assemble(f);
+    int ret = ps__estimate_layout(&e, f->req, &f->cost, f->l);
+    if (ret < 0)
+        return ps_error_set(f->err, ret, "out of memory");
+    double most = 0;
+    for (int i = 0; i < PS_LANE_COUNT; i++)
+        if (i != PS_LANE_COMPUTE && e.lane_s[i] > most)
+            most = e.lane_s[i];
+    return e.lane_s[PS_LANE_COMPUTE] <= most;
+}
+
+/* The fewest kept layers with which compute no longer is the slowest; all that fit if it always is.
+ */
+static int balance(struct fill *f, int32_t most)
+{
+    int32_t low = 0;
+    int32_t high = most;
+    while (low < high) {
+        f->k.keep = low + (high - low) / 2;
+        int ret = fill_cache(f);
+        if (ret == 0)
+            ret = compute_hides(f);
+        if (ret < 0)
+            return ret;
+        if (ret)
+            high = f->k.keep;
+        else
+            low = f->k.keep + 1;
+    }
+    f->k.keep = low;
+    return 0;
+}
+
+static bool keeps_all(const struct ps_planner_request *req)
+{
+    return req->offload_activations == PS_TIER_DEVICE ||
+           (!req->discrete && req->offload_activations == PS_TIER_HOST);
+}
+
+/* What the request says of the activations; returns whether the choice of keep still counts. */
+static bool begin_activations(struct fill *f)
+{
+    const struct ps_planner_request *req = f->req;
+    int32_t n = needed_x(req->shape);
+    int act = req->offload_activations;
+    bool moved = act == PS_TIER_DISK || (act == PS_TIER_HOST && req->discrete);
+    f->k.near_x = (f->choice->x == PS__X_NEAR || keeps_all(req)) && !moved ? n : 0;
+    f->k.host_x = act == PS_TIER_HOST && req->discrete ? n : 0;
+    f->k.keep = keeps_all(req) ? n : 0;
+    return act < 0;
+}
+
+/* The least memory, but no more on disk than its budget: the fewest boundaries elsewhere. */
+static int relieve_disk(struct fill *f, int32_t *knob)
+{
+    int32_t low = 0;
+    int32_t high = needed_x(f->req->shape);
+    while (low < high) {
+        uint64_t bytes[PS_TIER_COUNT];
+        *knob = low + (high - low) / 2;
+        assemble(f);
+        int ret = ps__layout_bytes(f->req, f->l, bytes, f->err);
+        if (ret < 0)
+            return ret;
+        if (bytes[PS_TIER_DISK] <= f->req->disk_budget)
+            high = *knob;
+        else
+            low = *knob + 1;
+    }
+    *knob = low;
+    return 0;
+}
+
+/* Everything but kept activations and weights. 1: goes on, 0: nothing more fits. */
+static int fill_ways(struct fill *f)
+{
+    struct knobs *k = &f->k;
+    int32_t n = needed_x(f->req->shape);
+    int act = f->req->offload_activations;
+    bool free_x = f->choice->x != PS__X_NEAR && (act < 0 || act == PS_PLAN_RECOMPUTE);
+    if (free_x && f->choice->cache == PS__CACHE_LEAST)
+        return relieve_disk(f, f->req->discrete ? &k->host_x : &k->near_x);
+    int ret = fits(f);
+    if (ret <= 0)
+        return ret;
+    if (free_x && f->req->discrete)
+        ret = raise(f, &k->host_x, n);
+    if (ret >= 0) {
+        ret = raise(f, &k->slots, slots_wanted(f));
+        if (ret >= 0)
+            ret = raise(f, &k->raw_slots, RAW_SLOTS);
+        if (ret >= 0)
+            ret = raise(f, &k->ring_extra, RING_EXTRA);
+        if (ret >= 0)
+            ret = raise(f, &k->host_ring, HOST_RING);
+    }
+    if (ret >= 0 && free_x && f->choice->x == PS__X_MIXED) {
+        int32_t host = k->host_x;
+        k->host_x = 0; /* among the moved: set again below */
+        ret = fits(f) > 0 ? raise(f, &k->near_x, n) : 0;
+        int32_t moved = n - k->near_x;
+        k->host_x = 0;
+        if (ret >= 0 && f->req->discrete && fits(f) > 0)
+            ret = raise(f, &k->host_x, moved);
+        else
+            k->host_x = least_of(host, moved);
+    }
+    return ret < 0 ? ret : 1;
+}
+
+static int fill(struct fill *f)
+{
+    bool free_keep = begin_activations(f);
+    f->k.slots = f->choice->stream ? 1 : 0;
+    f->k.raw_slots = 1;
+    f->k.ring_extra = 1;
+    f->k.host_ring = 2;
+    f->k.embed_pinned =
+        (f->choice->cache == PS__CACHE_EMBED_SLOTS || f->choice->cache == PS__CACHE_EMBED_PINS) &&
+        f->req->offload_weights < 0;
+    if (f->choice->stream && f->req->discrete && f->req->offload_weights == PS_TIER_HOST)
+        f->k.host_units = f->req->shape->n_layer + 1;
+    int ret = fill_ways(f);
+    if (ret <= 0)
+        return ret;
+    if (free_keep && f->choice->keep != PS__KEEP_NONE) {
+        ret = raise(f, &f->k.keep, needed_x(f->req->shape));
+        if (ret >= 0 && f->choice->keep == PS__KEEP_BALANCED)
+            ret = balance(f, f->k.keep);
+        if (ret < 0)
+            return ret;
+    }
+    return fill_cache(f);
+}
+
+int ps__choice_layout(const struct ps_planner_request *req, const struct ps__choice *choice,
+                      struct ps_step_layout *out, struct ps_error *err)
+{
+    struct fill f = {.req = req, .choice = choice, .l = out, .err = err};
+    int ret = ps_step_layout_init(out, req->shape);
+    if (ret < 0)
+        return ps_error_set(err, ret, "out of memory");
+    ps_profile_cost(req->profile, &req->cost, &f.cost);
+    out->strategy = choice->strategy;
+    out->discrete = req->discrete;
+    out->ablate = req->ablate;
+    out->group = req->shape->trains ? choice->group : 1;
+    out->eval_group = req->shape->trains ? least_of(choice->group, req->eval_max) : choice->group;
+    if (out->eval_group < 1)
+        out->eval_group = 1;
+    ret = fill(&f);
+    if (ret < 0) {
+        ps_step_layout_fini(out);
+        return ret;
+    }
+    assemble(&f);
+    return 0;
+}
+
+int32_t ps__choice_group(const struct ps_planner_request *req, int i)
+{
+    static const int32_t passes[] = {1, 2, 3, 4, 6, 8, 16};
+    const int count = (int)(sizeof passes / sizeof *passes);
+    int32_t total = req->shape->trains ? req->micro_count : req->eval_max;
+    int32_t last = 0;
+    for (int k = 0; k <= count; k++) {
+        int32_t group = k < count ? (total + passes[k] - 1) / passes[k] : 1;
+        if (group == last || group < 1)
+            continue;
+        last = group;
+        if (i-- == 0)
+            return group;
+    }
+    return 0;
+}
+
+void ps__layout_note(const struct ps_step_shape *p, const struct ps_step_layout *l, char *note,
+                     size_t size)
+{
+    int32_t pinned = 0, host = 0, kept = 0, x_host = 0, x_disk = 0;
+    for (int32_t i = 0; i < p->n_layer; i++) {
+        bool needed = p->trains && i >= p->first_trained;
+        pinned += l->weight[i + 1] == PS_TIER_DEVICE;
+        host += l->weight[i + 1] == PS_TIER_HOST;
+        kept += needed && l->keep[i];
+        x_host += needed && l->boundary[i] == PS_TIER_HOST;
+        x_disk += needed && l->boundary[i] == PS_TIER_DISK;
+    }
+    size_t len = 0;
+    note[0] = '\0';
+#define ADD(...)                                                                                   \
+    do {                                                                                           \
+        int n = snprintf(note + len, size - len, __VA_ARGS__);                                     \
+        len += n < 0 ? 0 : (size_t)n < size - len ? (size_t)n : size - len - 1;                    \
+    } while (0)
+    int32_t needed = needed_x(p);
+    ADD("group %d", p->trains ? l->group : l->eval_group);
+    if (l->near_slots > 0)
+        ADD(", %d slot%s, %d of %d layers pinned", l->near_slots, l->near_slots == 1 ? "" : "s",
+            pinned, p->n_layer);
+    if (host > 0)
+        ADD(", %d in RAM", host);
+    if (needed > 0 && kept == needed)
+        ADD(", keep");
+    else if (kept > 0)
+        ADD(", keep last %d", kept);
+    else if (needed > 0)
+        ADD(", recompute");
+    if (x_host > 0)
+        ADD(", %d x to RAM", x_host);
+    if (x_disk > 0)
+        ADD(", %d x to disk", x_disk);
+#undef ADD
+}

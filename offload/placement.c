@@ -1,0 +1,252 @@
+/* The placement file: see planner.h.
+ *
+ * What is read is another person's file: every member is checked by type and range, the lengths of
+ * the lists against the model, unknown members are refused by name. What the parts mean together
+ * (x_ring against group, slots for streamed weights) is checked where every layout is, in
+ * ps_step_map_create. */
+#include <errno.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "offload/planner.h"
+#include "runtime/base/file.h"
+#include "runtime/base/json.h"
+
+#define PLACEMENT_VERSION 1
+#define FILE_BYTES_MAX ((size_t)4 << 20)
+#define COUNT_MAX (1 << 20)
+
+struct reader {
+    const char *path;
+    const struct ps_step_shape *shape;
+    bool discrete;
+    struct ps_error *err;
+};
+
+static int bad(const struct reader *r, const char *field, const char *fmt, ...) PS_PRINTF(3, 4);
+static int bad(const struct reader *r, const char *field, const char *fmt, ...)
+{
+    char text[256];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    return ps_error_full(r->err, PS_EFORMAT, r->path, field,
+                         "`penstock plan --json` prints a placement of the right form", "%s", text);
+}
+
+static int known_keys(const struct reader *r, const json_t *obj, const char *const *key,
+                      const char *where)
+{
+    const char *name;
+    const json_t *value;
+    json_object_foreach((json_t *)obj, name, value)
+    {
+        int i = 0;
+        while (key[i] && strcmp(key[i], name) != 0)
+            i++;
+        if (!key[i])
+            return bad(r, where, "'%.64s' is no member of a placement", name);
+    }
+    return 0;
+}
+
+/* A tier's name, one that the device has. */
+static int read_tier(const struct reader *r, const json_t *v, const char *field, enum ps_tier *out)
+{
+    const char *name = json_string_value(v);
+    for (int t = 0; name && t < PS_TIER_COUNT; t++) {
+        if (strcmp(name, ps_tier_name((enum ps_tier)t)) != 0)
+            continue;
+        /* One memory: where compute reads is the host. */
+        *out = t == PS_TIER_HOST && !r->discrete ? PS_TIER_DEVICE : (enum ps_tier)t;
+        return 0;
+    }
+    return name ? bad(r, field, "'%.32s' is no tier: device, host or disk", name)
+                : bad(r, field, "a tier must be a string: device, host or disk");
+}
+
+static int read_list(const struct reader *r, const json_t *obj, const char *key, const json_t **out)
+{
+    const json_t *list = json_object_get(obj, key);
+    if (!json_is_array(list))
+        return bad(r, key, "'%s' must be a list with one element a layer", key);
+    if (json_array_size(list) != (size_t)r->shape->n_layer)
+        return bad(r, key, "'%s' has %zu elements, but the model has %d layers", key,
+                   json_array_size(list), r->shape->n_layer);
+    *out = list;
+    return 0;
+}
+
+static int read_weights(const struct reader *r, const json_t *root, struct ps_step_layout *l)
+{
+    static const char *const keys[] = {"embed", "layers", "head", NULL};
+    const json_t *w = json_object_get(root, "weights");
+    const json_t *layers;
+    int32_t n = r->shape->n_layer;
+    if (!json_is_object(w))
+        return bad(r, "weights", "'weights' must be an object");
+    int ret = known_keys(r, w, keys, "weights");
+    if (ret == 0)
+        ret = read_tier(r, json_object_get(w, "embed"), "weights.embed", &l->weight[0]);
+    if (ret == 0)
+        ret = read_tier(r, json_object_get(w, "head"), "weights.head", &l->weight[n + 1]);
+    if (ret == 0)
+        ret = read_list(r, w, "layers", &layers);
+    for (int32_t i = 0; ret == 0 && i < n; i++) {
+        char field[48];
+        snprintf(field, sizeof field, "weights.layers[%d]", i);
+        ret = read_tier(r, json_array_get(layers, (size_t)i), field, &l->weight[i + 1]);
+    }
+    return ret;
+}
+
+static int read_activations(const struct reader *r, const json_t *root, struct ps_step_layout *l)
+{
+    static const char *const keys[] = {"keep", "boundary", NULL};
+    const json_t *list;
+    int ret = read_list(r, root, "activations", &list);
+    for (int32_t i = 0; ret == 0 && i < r->shape->n_layer; i++) {
+        const json_t *a = json_array_get(list, (size_t)i);
+        const json_t *keep = json_object_get(a, "keep");
+        char field[48];
+        snprintf(field, sizeof field, "activations[%d]", i);
+        if (!json_is_object(a))
+            return bad(r, field, "must be an object with keep and boundary");
+        ret = known_keys(r, a, keys, field);
+        if (ret == 0 && !json_is_boolean(keep))
+            return bad(r, field, "'keep' must be true or false");
+        l->keep[i] = json_is_true(keep);
+        if (ret == 0)
+            ret = read_tier(r, json_object_get(a, "boundary"), field, &l->boundary[i]);
+    }
+    return ret;
+}
+
+static int read_count(const struct reader *r, const json_t *root, const char *key, int32_t min,
+                      int32_t fallback, int32_t *out)
+{
+    int64_t v;
+    int ret = ps_json_get_int(root, key, min, COUNT_MAX, fallback, r->path, &v, r->err);
+    if (ret == 0)
+        *out = (int32_t)v;
+    return ret;
+}
+
+static int read_root(const struct reader *r, const json_t *root, struct ps_step_layout *l)
+{
+    static const char *const keys[] = {"version",    "strategy",    "group",  "eval_group",
+                                       "near_slots", "raw_slots",   "x_ring", "host_ring",
+                                       "weights",    "activations", NULL};
+    int64_t version;
+    const char *name;
+    if (!json_is_object(root))
+        return bad(r, NULL, "a placement must be an object");
+    int ret = ps_json_get_int(root, "version", 1, INT32_MAX, 0, r->path, &version, r->err);
+    if (ret < 0)
+        return ret;
+    if (version != PLACEMENT_VERSION)
+        return bad(r, "version", "version %lld of the placement file is not known to this program",
+                   (long long)version);
+    ret = known_keys(r, root, keys, NULL);
+    if (ret == 0)
+        ret = ps_json_get_string(root, "strategy", "", r->path, &name, r->err);
+    const struct ps_strategy *s = ret == 0 ? ps_strategy_find(name) : NULL;
+    if (ret == 0 && !s)
+        return bad(r, "strategy", "there is no strategy '%.64s'", name);
+    if (ret == 0) {
+        l->strategy = s->name;
+        ret = read_count(r, root, "group", 1, 1, &l->group);
+    }
+    if (ret == 0)
+        ret = read_count(r, root, "eval_group", 1, 1, &l->eval_group);
+    if (ret == 0)
+        ret = read_count(r, root, "near_slots", 0, 0, &l->near_slots);
+    if (ret == 0)
+        ret = read_count(r, root, "raw_slots", 0, 0, &l->raw_slots);
+    if (ret == 0)
+        ret = read_count(r, root, "x_ring", 1, l->group, &l->x_ring);
+    if (ret == 0)
+        ret = read_count(r, root, "host_ring", 0, r->discrete ? 2 : 0, &l->host_ring);
+    if (ret == 0)
+        ret = read_weights(r, root, l);
+    return ret == 0 ? read_activations(r, root, l) : ret;
+}
+
+int ps_placement_load(struct ps_step_layout *out, const char *path,
+                      const struct ps_step_shape *shape, bool discrete, struct ps_error *err)
+{
+    struct reader r = {path, shape, discrete, err};
+    struct ps_step_layout l;
+    struct ps_step_map map;
+    json_t *root = NULL;
+    int ret = ps_json_load(path, FILE_BYTES_MAX, &root, err);
+    if (ret < 0)
+        return ret;
+    ret = ps_step_layout_init(&l, shape);
+    if (ret < 0) {
+        json_decref(root);
+        return ps_error_set(err, ret, "out of memory");
+    }
+    l.discrete = discrete;
+    ret = read_root(&r, root, &l);
+    json_decref(root);
+    if (ret == 0) {
+        ret = ps_step_map_create(&map, shape, &l, err); /* what the parts mean together */
+        if (ret == 0)
+            ps_step_map_fini(&map);
+        else
+            ps_error_file(err, ret, path);
+    }
+    if (ret < 0)
+        ps_step_layout_fini(&l);
+    else
+        *out = l;
+    return ret;
+}
+
+/* The tier as the file says it: on a device without memory of its own, all memory is the host's. */
+static const char *tier_text(const struct ps_step_layout *l, enum ps_tier t)
+{
+    return ps_tier_name(t == PS_TIER_DEVICE && !l->discrete ? PS_TIER_HOST : t);
+}
+
+json_t *ps_placement_json(const struct ps_step_layout *l, const struct ps_step_shape *shape)
+{
+    json_t *layers = json_array();
+    json_t *activations = json_array();
+    int failed = 0;
+    for (int32_t i = 0; i < shape->n_layer; i++) {
+        failed |= json_array_append_new(layers, json_string(tier_text(l, l->weight[i + 1])));
+        failed |=
+            json_array_append_new(activations, json_pack("{s:b,s:s}", "keep", l->keep[i] ? 1 : 0,
+                                                         "boundary", tier_text(l, l->boundary[i])));
+    }
+    json_t *root = json_pack(
+        "{s:i,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:{s:s,s:o,s:s},s:o}", "version", PLACEMENT_VERSION,
+        "strategy", l->strategy, "group", l->group, "eval_group", l->eval_group, "near_slots",
+        l->near_slots, "raw_slots", l->raw_slots, "x_ring", l->x_ring, "host_ring", l->host_ring,
+        "weights", "embed", tier_text(l, l->weight[0]), "layers", layers, "head",
+        tier_text(l, l->weight[shape->n_layer + 1]), "activations", activations);
+    if (failed) {
+        json_decref(root);
+        return NULL;
+    }
+    return root;
+}
+
+int ps_placement_save(const struct ps_step_layout *l, const struct ps_step_shape *shape,
+                      const char *path, struct ps_error *err)
+{
+    json_t *root = ps_placement_json(l, shape);
+    char *text = root ? json_dumps(root, JSON_INDENT(1)) : NULL;
+    json_decref(root);
+    if (!text)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    int ret = ps_file_write(path, text, strlen(text), err);
+    free(text);
+    return ret;
+}

@@ -1,0 +1,245 @@
+/* The planner: see planner.h.
+ *
+ * Design. The strategies propose layouts that fill the budgets. A bound from the layout alone (how
+ * much each lane and resource must do) orders them; from the best on they are built and simulated
+ * until no bound is left below the best time. The choice is a function of the request alone: it
+ * never looks at a clock.
+ *
+ * Of plans that are equally fast (TIE) the one that writes less to the disk wins, then the strategy
+ * that comes first in the registry (what streams needlessly has more to lose when the disk is
+ * slower than its profile), then the one with less memory. */
+#include "offload/planner.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "offload/planner_internal.h"
+
+#define TIE 0.005
+/* A bound counts overheads and rounding a little differently from a schedule. */
+#define BOUND_SLACK 0.005
+#define PROPOSALS_MAX 640
+/* Tasks to simulate, all candidates together: what about a second does. */
+#define TASKS_MAX 4000000
+
+static void trial_fini(struct ps__trial *t)
+{
+    ps_step_layout_fini(&t->layout);
+}
+
+static void trials_fini(struct ps__trials *t)
+{
+    for (int i = 0; i < t->count; i++)
+        trial_fini(&t->trial[i]);
+    free(t->trial);
+}
+
+static bool same_layout(const struct ps_step_shape *p, const struct ps_step_layout *a,
+                        const struct ps_step_layout *b)
+{
+    size_t n = (size_t)p->n_layer;
+    return a->group == b->group && a->eval_group == b->eval_group &&
+           a->near_slots == b->near_slots && a->raw_slots == b->raw_slots &&
+           a->x_ring == b->x_ring && a->host_ring == b->host_ring &&
+           memcmp(a->weight, b->weight, (n + 2) * sizeof *a->weight) == 0 &&
+           memcmp(a->keep, b->keep, n * sizeof *a->keep) == 0 &&
+           memcmp(a->boundary, b->boundary, n * sizeof *a->boundary) == 0;
+}
+
+/* Takes over *l. One that is there already is dropped. */
+static int add_trial(struct ps__trials *t, const struct ps_planner_request *req,
+                     const struct ps_cost_model *cost, struct ps_step_layout *l, int strategy,
+                     struct ps_error *err)
+{
+    for (int i = 0; i < t->count; i++) {
+        if (same_layout(req->shape, &t->trial[i].layout, l)) {
+            ps_step_layout_fini(l);
+            return 0;
+        }
+    }
+    if (t->count == t->capacity) {
+        int capacity = t->capacity ? 2 * t->capacity : 64;
+        struct ps__trial *grown = realloc(t->trial, (size_t)capacity * sizeof *grown);
+        if (!grown) {
+            ps_step_layout_fini(l);
+            return ps_error_set(err, -ENOMEM, "out of memory");
+        }
+        t->trial = grown;
+        t->capacity = capacity;
+    }
+    struct ps__trial *n = &t->trial[t->count++];
+    memset(n, 0, sizeof *n);
+    n->layout = *l;
+    n->strategy = strategy;
+    int ret = ps__layout_bytes(req, &n->layout, n->bytes, err);
+    if (ret < 0)
+        return ret;
+    n->fits = ps__bytes_fit(req, n->bytes);
+    ret = ps__estimate_layout(&n->estimate, req, cost, &n->layout);
+    return ret < 0 ? ps_error_set(err, ret, "out of memory") : 0;
+}
+
+/* What a strategy cannot have with this request; NULL: it can. */
+static const char *refusal(const struct ps_planner_request *req, const struct ps_strategy *s)
+{
+    bool resident = s == &ps_strategy_resident;
+    bool near = req->offload_weights == PS_TIER_DEVICE ||
+                (req->offload_weights == PS_TIER_HOST && !req->discrete);
+    if (!resident && !req->shape->frozen)
+        return "streams a frozen base, and here base weights are trained";
+    if (!resident && near)
+        return "streams weights, which --offload-weights keeps in memory";
+    if (resident && req->offload_weights >= 0 && !near)
+        return "keeps all weights in memory, which --offload-weights forbids";
+    return NULL;
+}
+
+static int propose(struct ps__trials *t, const struct ps_planner_request *req,
+                   const struct ps_cost_model *cost, int strategy, struct ps_error *err)
+{
+    const struct ps_strategy *s = ps_strategy_at(strategy);
+    for (int i = 0; i <= PROPOSALS_MAX; i++) {
+        struct ps_step_layout l;
+        int ret = i < PROPOSALS_MAX ? s->candidate(req, i, &l, err) : 1;
+        if (ret == 1) {
+            ret = s->smallest(req, &l, err);
+            i = PROPOSALS_MAX;
+        }
+        if (ret == 0)
+            ret = add_trial(t, req, cost, &l, strategy, err);
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+static int collect(struct ps__trials *t, const struct ps_planner_request *req,
+                   const struct ps_cost_model *cost, struct ps_error *err)
+{
+    bool automatic = strcmp(req->strategy, "auto") == 0;
+    const char *why = NULL;
+    int tried = 0;
+    for (int i = 0; ps_strategy_at(i); i++) {
+        const struct ps_strategy *s = ps_strategy_at(i);
+        if (!automatic && strcmp(req->strategy, s->name) != 0)
+            continue;
+        const char *no = refusal(req, s);
+        why = no ? no : why;
+        if (no)
+            continue;
+        tried++;
+        int ret = propose(t, req, cost, i, err);
+        if (ret < 0)
+            return ret;
+    }
+    if (tried == 0 && !why)
+        return ps_error_full(err, PS_EUSAGE, NULL, "strategy",
+                             "`penstock list strategies` lists them",
+                             "there is no strategy '%.64s'", req->strategy);
+    if (tried == 0)
+        return ps_error_full(err, PS_EUSAGE, NULL, "strategy", "use --strategy auto",
+                             "strategy %.64s %s", req->strategy, why);
+    return 0;
+}
+
+static int by_guess(const void *a, const void *b)
+{
+    const struct ps__trial *x = a;
+    const struct ps__trial *y = b;
+    if (x->fits != y->fits)
+        return x->fits ? -1 : 1;
+    if (x->estimate.guess_s != y->estimate.guess_s)
+        return x->estimate.guess_s < y->estimate.guess_s ? -1 : 1;
+    for (int t = 0; t < PS_TIER_COUNT; t++)
+        if (x->bytes[t] != y->bytes[t])
+            return x->bytes[t] < y->bytes[t] ? -1 : 1;
+    return x->strategy - y->strategy;
+}
+
+/* Is a the better plan? Both are simulated. */
+static bool better(const struct ps__trial *a, const struct ps__trial *b)
+{
+    if (a->step_s < b->step_s * (1 - TIE))
+        return true;
+    if (b->step_s < a->step_s * (1 - TIE))
+        return false;
+    uint64_t a_write = a->sim.bytes[PS_LANE_DISK_WRITE];
+    uint64_t b_write = b->sim.bytes[PS_LANE_DISK_WRITE];
+    if (a_write != b_write)
+        return a_write < b_write;
+    if (a->strategy != b->strategy)
+        return a->strategy < b->strategy;
+    uint64_t a_memory = a->bytes[PS_TIER_DEVICE] + a->bytes[PS_TIER_HOST];
+    uint64_t b_memory = b->bytes[PS_TIER_DEVICE] + b->bytes[PS_TIER_HOST];
+    return a_memory < b_memory;
+}
+
+/* Simulate in the order of the guesses. The index of the best, -1: nothing fits. */
+static int search(struct ps__trials *t, const struct ps_planner_request *req,
+                  const struct ps_cost_model *cost, int *best, struct ps_error *err)
+{
+    double fastest = 0;
+    uint64_t tasks = 0;
+    bool seen[PS__STRATEGY_MAX] = {false};
+    qsort(t->trial, (size_t)t->count, sizeof *t->trial, by_guess);
+    *best = -1;
+    for (int i = 0; i < t->count && t->trial[i].fits; i++) {
+        struct ps__trial *c = &t->trial[i];
+        bool hopeless = *best >= 0 && c->estimate.bound_s * (1 - BOUND_SLACK) > fastest * (1 - TIE);
+        if (seen[c->strategy] && (hopeless || tasks > TASKS_MAX))
+            continue;
+        seen[c->strategy] = true;
+        int ret = ps__trial_simulate(c, req, cost, &tasks, err);
+        if (ret < 0)
+            return ret;
+        if (*best < 0 || c->step_s < fastest)
+            fastest = c->step_s;
+        if (*best < 0 || better(c, &t->trial[*best]))
+            *best = i;
+    }
+    return 0;
+}
+
+/* The layout that is taken as it is. */
+static int take_placement(struct ps__trials *t, const struct ps_planner_request *req,
+                          const struct ps_cost_model *cost, struct ps_error *err)
+{
+    struct ps_step_layout l;
+    int ret = ps_step_layout_copy(&l, req->placement, req->shape);
+    if (ret < 0)
+        return ps_error_set(err, ret, "out of memory");
+    l.discrete = req->discrete;
+    l.ablate |= req->ablate;
+    const struct ps_strategy *s = ps_strategy_find(l.strategy);
+    int strategy = 0;
+    for (int i = 0; ps_strategy_at(i); i++)
+        strategy = ps_strategy_at(i) == s ? i : strategy;
+    return add_trial(t, req, cost, &l, strategy, err);
+}
+
+int ps_planner_choose(struct ps_plan *out, const struct ps_planner_request *req,
+                      struct ps_error *err)
+{
+    struct ps__trials t = {0};
+    struct ps_cost_model cost;
+    int best = -1;
+    memset(out, 0, sizeof *out);
+    ps_profile_cost(req->profile, &req->cost, &cost);
+    int ret = req->placement ? take_placement(&t, req, &cost, err) : collect(&t, req, &cost, err);
+    if (ret == 0)
+        ret = search(&t, req, &cost, &best, err);
+    if (ret == 0 && best < 0)
+        ret = ps__plan_no_fit(out, &t, req, err);
+    if (ret == 0 && !req->placement)
+        ret = ps__grow_eval_group(&t.trial[best], req, &cost, err);
+    if (ret == 0)
+        ret = ps__plan_describe(out, &t, best, req, &cost, err);
+    trials_fini(&t);
+    return ret;
+}
+
+void ps_plan_fini(struct ps_plan *p)
+{
+    ps_step_layout_fini(&p->layout);
+}

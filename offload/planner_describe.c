@@ -1,0 +1,361 @@
+/* From the chosen layout to the plan: simulation in full, break-even, words. See planner.h. */
+#include <assert.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "offload/planner_internal.h"
+
+#define GIB 1073741824.0
+
+int ps__schedules_build(struct ps__schedules *s, const struct ps_planner_request *req,
+                        const struct ps_step_layout *l, struct ps_error *err)
+{
+    const struct ps_step_shape *p = req->shape;
+    int32_t micros = p->trains ? req->micro_count : req->eval_max;
+    int32_t group = p->trains ? l->group : l->eval_group;
+    enum ps_segment pass = p->trains ? PS_SEGMENT_TRAIN : PS_SEGMENT_EVAL;
+    memset(s, 0, sizeof *s);
+    int ret = ps_step_map_create(&s->map, p, l, err);
+    if (ret < 0)
+        return ret;
+    ps_schedule_init(&s->pass, ps_segment_name(pass));
+    ps_schedule_init(&s->update, ps_segment_name(PS_SEGMENT_UPDATE));
+    ret = ps_step_build(&s->pass, pass, p, l, &s->map, err);
+    if (ret == 0 && p->trains)
+        ret = ps_step_build(&s->update, PS_SEGMENT_UPDATE, p, l, &s->map, err);
+    if (ret < 0) {
+        ps__schedules_fini(s);
+        return ret;
+    }
+    s->segment[0].schedule = &s->pass;
+    s->segment[0].repeat = (uint32_t)((micros + group - 1) / group);
+    s->segment[1].schedule = &s->update;
+    s->segment[1].repeat = 1;
+    s->segment_count = p->trains ? 2 : 1;
+    return 0;
+}
+
+void ps__schedules_fini(struct ps__schedules *s)
+{
+    ps_schedule_fini(&s->pass);
+    ps_schedule_fini(&s->update);
+    ps_step_map_fini(&s->map);
+}
+
+static int simulate(struct ps_sim_result *out, const struct ps__schedules *s,
+                    const struct ps_cost_model *cost, bool serial, struct ps_error *err)
+{
+    struct ps_sim_options o = {.model = cost,
+                               .segment = s->segment,
+                               .segment_count = s->segment_count,
+                               .rounds = serial ? 1 : 2,
+                               .serial = serial};
+    return ps_simulate(out, &o, err);
+}
+
+int ps__trial_simulate(struct ps__trial *t, const struct ps_planner_request *req,
+                       const struct ps_cost_model *cost, uint64_t *tasks, struct ps_error *err)
+{
+    struct ps__schedules s;
+    int ret = ps__schedules_build(&s, req, &t->layout, err);
+    if (ret < 0)
+        return ret;
+    for (int i = 0; i < s.segment_count; i++)
+        *tasks += 2ull * s.segment[i].schedule->task_count * s.segment[i].repeat;
+    ret = simulate(&t->sim, &s, cost, false, err);
+    t->step_s = t->sim.seconds;
+    t->simulated = ret == 0;
+    ps__schedules_fini(&s);
+    return ret;
+}
+
+int ps__grow_eval_group(struct ps__trial *t, const struct ps_planner_request *req,
+                        const struct ps_cost_model *cost, struct ps_error *err)
+{
+    struct ps_step_layout *l = &t->layout;
+    if (!req->shape->trains || l->near_slots == 0 || l->eval_group >= req->eval_max)
+        return 0;
+    struct ps_step_shape eval = *req->shape;
+    struct ps_planner_request of = *req;
+    struct ps__estimate e;
+    eval.trains = false;
+    of.shape = &eval;
+    of.eval_max = l->eval_group; /* one pass */
+    int ret = ps__estimate_layout(&e, &of, cost, l);
+    if (ret < 0)
+        return ps_error_set(err, ret, "out of memory");
+    double moved = e.lane_s[PS_LANE_DISK_WEIGHTS] > e.lane_s[PS_LANE_H2D]
+                       ? e.lane_s[PS_LANE_DISK_WEIGHTS]
+                       : e.lane_s[PS_LANE_H2D];
+    double one = e.lane_s[PS_LANE_COMPUTE] / l->eval_group;
+    double wanted = one > 0 ? 2 * moved / one + 1 : req->eval_max;
+    int32_t low = l->eval_group;
+    int32_t high = wanted < req->eval_max ? (int32_t)wanted : req->eval_max;
+    while (low < high) {
+        uint64_t bytes[PS_TIER_COUNT];
+        l->eval_group = low + (high - low + 1) / 2;
+        ret = ps__layout_bytes(req, l, bytes, err);
+        if (ret < 0)
+            return ret;
+        if (ps__bytes_fit(req, bytes))
+            low = l->eval_group;
+        else
+            high = l->eval_group - 1;
+    }
+    l->eval_group = low;
+    return ps__layout_bytes(req, l, t->bytes, err);
+}
+
+static uint64_t memory(const struct ps__trial *t)
+{
+    return t->bytes[PS_TIER_DEVICE] + t->bytes[PS_TIER_HOST];
+}
+
+/* The trial of least memory, of one strategy or (-1) of all. */
+static const struct ps__trial *smallest(const struct ps__trials *t, int strategy)
+{
+    const struct ps__trial *least = NULL;
+    for (int i = 0; i < t->count; i++) {
+        const struct ps__trial *c = &t->trial[i];
+        bool fits_disk = true;
+        if (strategy >= 0 && c->strategy != strategy)
+            continue;
+        if (!least || (fits_disk && memory(c) < memory(least)))
+            least = c;
+    }
+    return least;
+}
+
+int ps__plan_no_fit(struct ps_plan *out, const struct ps__trials *t,
+                    const struct ps_planner_request *req, struct ps_error *err)
+{
+    const struct ps__trial *least = smallest(t, -1);
+    assert(least);
+    out->device_bytes = least->bytes[PS_TIER_DEVICE];
+    out->host_bytes = least->bytes[PS_TIER_HOST];
+    out->disk_bytes = least->bytes[PS_TIER_DISK];
+    const struct {
+        const char *flag, *what;
+        uint64_t need, budget;
+    } tier[] = {
+        {"gpu-mem", "device memory", out->device_bytes, req->device_budget},
+        {"host-mem", "host memory", out->host_bytes, req->host_budget},
+        {"nvme-mem", "disk", out->disk_bytes, req->disk_budget},
+    };
+    char text[512] = "";
+    size_t len = 0;
+    const char *field = NULL;
+    for (size_t i = 0; i < sizeof tier / sizeof *tier; i++) {
+        if (tier[i].need <= tier[i].budget)
+            continue;
+        int n =
+            snprintf(text + len, sizeof text - len, "%s%.1f MiB of %s (%.1f MiB are left for it)",
+                     len ? " and " : "", (double)tier[i].need / 1048576.0, tier[i].what,
+                     (double)tier[i].budget / 1048576.0);
+        len += n > 0 && (size_t)n < sizeof text - len ? (size_t)n : 0;
+        field = field ? field : tier[i].flag;
+    }
+    return ps_error_full(err, PS_ENOFIT, NULL, field,
+                         req->shape->trains ? "raise the budget, or lower --max-seq-len, "
+                                              "--batch-size or --lora-r"
+                                            : "raise the budget, or lower --max-seq-len",
+                         "%s needs at least %s",
+                         req->placement ? "the placement" : ps_strategy_at(least->strategy)->name,
+                         text);
+}
+
+/* Seconds of a schedule's tasks on a lane, alone; of one kind, or (PS_TASK_KIND_COUNT) all. */
+static double alone_s(const struct ps_schedule *s, const struct ps_cost_model *cost,
+                      enum ps_lane lane, enum ps_task_kind kind)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < s->task_count; i++) {
+        const struct ps_task *t = &s->task[i];
+        if (t->lane != lane || (kind != PS_TASK_KIND_COUNT && t->kind != kind))
+            continue;
+        double solo = ps_cost_solo_s(cost, t);
+        double stay = ps_cost_throttle_s(cost, t);
+        sum += stay > solo ? stay : solo;
+    }
+    return sum;
+}
+
+/* Break-even, serial time, slowdown: what needs the schedules again. */
+static int measure(struct ps_plan *out, const struct ps_planner_request *req,
+                   const struct ps_cost_model *cost, struct ps_error *err)
+{
+    struct ps__schedules s;
+    struct ps_sim_result serial, update;
+    int ret = ps__schedules_build(&s, req, &out->layout, err);
+    if (ret < 0)
+        return ret;
+    ret = simulate(&serial, &s, cost, true, err);
+    double compute = alone_s(&s.pass, cost, PS_LANE_COMPUTE, PS_TASK_KIND_COUNT);
+    double read = alone_s(&s.pass, cost, PS_LANE_DISK_WEIGHTS, PS_TASK_READ_WEIGHTS);
+    double copy = alone_s(&s.pass, cost, PS_LANE_H2D, PS_TASK_COPY_WEIGHTS);
+    double moved = read > copy ? read : copy;
+    double passes = s.segment[0].repeat;
+    double updates = 0;
+    if (ret == 0 && s.segment_count == 2) {
+        struct ps_sim_options o = {
+            .model = cost, .segment = &s.segment[1], .segment_count = 1, .rounds = 1};
+        ret = ps_simulate(&update, &o, err);
+        updates = update.seconds;
+    }
+    ps__schedules_fini(&s);
+    if (ret < 0)
+        return ret;
+    out->serial_s = serial.seconds;
+    out->break_even_tokens = compute > 0 ? out->tokens_per_pass * moved / compute : 0;
+    double bare = passes * compute + updates;
+    out->slowdown = bare > 0 ? out->step_s / bare : 1;
+    return 0;
+}
+
+static void list_candidate(struct ps_plan *out, const struct ps_planner_request *req,
+                           const struct ps__trial *t)
+{
+    if (out->candidate_count == PS_PLAN_CANDIDATE_MAX)
+        return;
+    struct ps_plan_candidate *c = &out->candidate[out->candidate_count++];
+    c->strategy = ps_strategy_at(t->strategy)->name;
+    c->step_s = t->simulated ? t->step_s : t->estimate.bound_s;
+    c->device_bytes = t->bytes[PS_TIER_DEVICE];
+    c->host_bytes = t->bytes[PS_TIER_HOST];
+    c->disk_bytes = t->bytes[PS_TIER_DISK];
+    c->fits = t->fits;
+    ps__layout_note(req->shape, &t->layout, c->note, sizeof c->note);
+    size_t len = strlen(c->note);
+    if (t->fits && !t->simulated)
+        snprintf(c->note + len, sizeof c->note - len, " (at least)");
+}
+
+static int by_time(const void *a, const void *b)
+{
+    const struct ps__trial *x = *(struct ps__trial *const *)a;
+    const struct ps__trial *y = *(struct ps__trial *const *)b;
+    if (x->fits != y->fits)
+        return x->fits ? -1 : 1;
+    double s = x->simulated ? x->step_s : x->estimate.bound_s;
+    double r = y->simulated ? y->step_s : y->estimate.bound_s;
+    if (x->simulated != y->simulated)
+        return x->simulated ? -1 : 1;
+    if (s != r)
+        return s < r ? -1 : 1;
+    return memory(x) < memory(y) ? -1 : memory(x) > memory(y);
+}
+
+/* The chosen one first, then by time. */
+static int list_candidates(struct ps_plan *out, const struct ps__trials *t, int best,
+                           const struct ps_planner_request *req)
+{
+    const struct ps__trial **order = malloc((size_t)t->count * sizeof *order);
+    if (!order)
+        return -ENOMEM;
+    for (int i = 0; i < t->count; i++)
+        order[i] = &t->trial[i];
+    qsort(order, (size_t)t->count, sizeof *order, by_time);
+    list_candidate(out, req, &t->trial[best]);
+    for (int i = 0; i < t->count; i++)
+        if (order[i] != &t->trial[best])
+            list_candidate(out, req, order[i]);
+    free(order);
+    return 0;
+}
+
+struct text {
+    char *at;
+    size_t size, len;
+};
+
+static void say(struct text *t, const char *fmt, ...) PS_PRINTF(2, 3);
+static void say(struct text *t, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    int n = vsnprintf(t->at + t->len, t->size - t->len, fmt, args);
+    va_end(args);
+    if (n > 0)
+        t->len += (size_t)n < t->size - t->len ? (size_t)n : t->size - t->len - 1;
+}
+
+static void say_rival(struct text *w, const struct ps__trials *t, int strategy, double step_s)
+{
+    const struct ps__trial *best = NULL;
+    for (int i = 0; i < t->count; i++) {
+        const struct ps__trial *c = &t->trial[i];
+        if (c->strategy == strategy && c->simulated && (!best || c->step_s < best->step_s))
+            best = c;
+    }
+    const char *name = ps_strategy_at(strategy)->name;
+    const struct ps__trial *least = smallest(t, strategy);
+    if (best)
+        say(w, "; %s would take %.3g s (%+.0f%%)", name, best->step_s,
+            100 * (best->step_s / step_s - 1));
+    else if (least && least->bytes[PS_TIER_DEVICE] > 0)
+        say(w, "; %s needs %.2f GiB on the device and %.2f GiB on the host", name,
+            (double)least->bytes[PS_TIER_DEVICE] / GIB, (double)least->bytes[PS_TIER_HOST] / GIB);
+    else if (least)
+        say(w, "; %s needs %.2f GiB", name, (double)least->bytes[PS_TIER_HOST] / GIB);
+}
+
+static void explain(struct ps_plan *out, const struct ps__trials *t,
+                    const struct ps_planner_request *req, int strategy)
+{
+    struct text w = {out->why, sizeof out->why, 0};
+    char note[96];
+    ps__layout_note(req->shape, &out->layout, note, sizeof note);
+    say(&w, "%s: %s; ", out->layout.strategy, note);
+    double busy = out->step_s > 0 ? 100 * out->step.busy_s[out->bottleneck] / out->step_s : 0;
+    say(&w, "%s is the bottleneck, busy %.0f%% of the step", ps_lane_name(out->bottleneck), busy);
+    if (out->break_even_tokens > 0)
+        say(&w, "; a pass has %.0f tokens and needs %.0f to hide its reads", out->tokens_per_pass,
+            out->break_even_tokens);
+    for (int i = 0; ps_strategy_at(i); i++)
+        if (i != strategy)
+            say_rival(&w, t, i, out->step_s);
+}
+
+int ps__plan_describe(struct ps_plan *out, struct ps__trials *t, int best,
+                      const struct ps_planner_request *req, const struct ps_cost_model *cost,
+                      struct ps_error *err)
+{
+    struct ps__trial *b = &t->trial[best];
+    const struct ps_sim_result *r = &b->sim;
+    int ret = ps_step_layout_copy(&out->layout, &b->layout, req->shape);
+    if (ret == 0)
+        ret = list_candidates(out, t, best, req);
+    if (ret < 0) {
+        ps_step_layout_fini(&out->layout);
+        return ps_error_set(err, ret, "out of memory");
+    }
+    bool trains = req->shape->trains;
+    out->cost = *cost;
+    out->step = *r;
+    out->step_s = r->seconds;
+    double micros = trains ? req->micro_count : req->eval_max;
+    out->tokens_per_s = r->seconds > 0 ? micros * (double)req->tokens / r->seconds : 0;
+    out->device_bytes = b->bytes[PS_TIER_DEVICE];
+    out->host_bytes = b->bytes[PS_TIER_HOST];
+    out->disk_bytes = b->bytes[PS_TIER_DISK];
+    out->disk_read = r->bytes[PS_LANE_DISK_WEIGHTS] + r->bytes[PS_LANE_DISK_STATE];
+    out->disk_write = r->bytes[PS_LANE_DISK_WRITE] + r->bytes[PS_LANE_COMMIT];
+    out->h2d = r->bytes[PS_LANE_H2D];
+    out->d2h = r->bytes[PS_LANE_D2H];
+    out->tokens_per_pass =
+        (double)req->tokens * (trains ? out->layout.group : out->layout.eval_group);
+    out->bottleneck = PS_LANE_COMPUTE;
+    for (int i = 0; i < PS_LANE_COUNT; i++)
+        if (r->busy_s[i] > r->busy_s[out->bottleneck])
+            out->bottleneck = (enum ps_lane)i;
+    ret = measure(out, req, cost, err);
+    if (ret < 0) {
+        ps_step_layout_fini(&out->layout);
+        return ret;
+    }
+    explain(out, t, req, b->strategy);
+    return 0;
+}
