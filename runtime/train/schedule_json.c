@@ -36,6 +36,8 @@ static int broken(const struct reader *r, const char *key, const char *fmt, ...)
 {
     char field[128], what[256];
     snprintf(field, sizeof field, "%s%s", r->where, key);
+    if (!*key && *field) /* the object itself */
+        field[strlen(field) - 1] = '\0';
     va_list args;
     va_start(args, fmt);
     PS_IGNORE(vsnprintf(what, sizeof what, fmt, args) < 0, "a cut message is still one");
@@ -43,7 +45,8 @@ static int broken(const struct reader *r, const char *key, const char *fmt, ...)
     for (char *p = what; *p; p++) /* it may quote the file */
         if ((unsigned char)*p < 0x20 || (unsigned char)*p >= 0x7f)
             *p = '?';
-    return ps_error_full(r->err, PS_EFORMAT, r->path, field, NULL, "\"%s\" %s", field, what);
+    return ps_error_full(r->err, PS_EFORMAT, r->path, field, NULL, "%s%s%s %s",
+                         *field ? "\"" : "the file", field, *field ? "\"" : "", what);
 }
 
 static int no_memory(const struct reader *r)
