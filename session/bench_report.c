@@ -78,7 +78,7 @@ static void text_disk(FILE *to, const struct ps_bench_report *r, int idx)
     fprintf(to, "\ndisk %s: %s, %s, %s; test file of %.1f GiB, %.1f GB written\n", p->path, d->fs,
             d->backend, d->direct ? "direct" : "through the page cache: not the disk's own rate",
             (double)d->file_bytes / (1 << 30), 1e-9 * (double)d->written_bytes);
-    if (d->why[0])
+    if (d->why[0] && strcmp(d->why, d->backend) != 0)
         fprintf(to, "  %s\n", d->why);
     text_cells(to, d, false);
     text_cells(to, d, true);

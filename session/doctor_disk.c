@@ -118,7 +118,12 @@ static void check_direct(struct ps_doctor_report *r, const char *path, enum ps_d
         ps__doctor_advise(c, "do not train on this disk: back up what is on it");
         return;
     }
-    if (ret == -EACCES || ret == -EPERM || ret == -EROFS || ret == -ENOSPC || ret == -EDQUOT) {
+    int direct = ret;
+    fd = open_nameless(path, false);
+    ret = fd < 0 ? fd : probe(fd);
+    if (fd >= 0)
+        close(fd);
+    if (ret) {
         c = ps__doctor_add(r, "o_direct", worst, "%s: cannot write a file there: %s", path,
                            ps_status_text(ret));
         ps__doctor_advise(c, ret == -ENOSPC || ret == -EDQUOT
@@ -129,7 +134,7 @@ static void check_direct(struct ps_doctor_report *r, const char *path, enum ps_d
     c = ps__doctor_add(r, "o_direct", PS_DOCTOR_WARN,
                        "%s: refused (%s): transfers go through the page cache, slower and at the "
                        "cost of memory bandwidth",
-                       path, ps_status_text(ret));
+                       path, ps_status_text(direct));
     ps__doctor_advise(c, "name a directory on a local ext4 or xfs drive with --nvme-path");
 }
 
