@@ -16,7 +16,9 @@
  * Invariants.
  * 1. Runs (periods of segments) are released one after the other; tasks that do not trail and are
  * not done belong to the run released last.
- * 2. Something is active or every released task has ended: dependencies point to earlier tasks or
+ * 2. A period begins when the last but one of the same schedule has ended, trailing tasks included
+ * (the executor keeps two periods).
+ * 3. Something is active or every released task has ended: dependencies point to earlier tasks or
  * to the period before (checked beforehand), and lanes follow program order. */
 #include "offload/simulator.h"
 
@@ -36,6 +38,8 @@ struct book {
     uint32_t *done;   /* (task_count) periods in which the task has ended */
     double (*end)[2]; /* (task_count) when, by parity of the period */
     uint32_t waited;  /* tasks that do not trail */
+    uint32_t periods; /* released */
+    uint32_t left[2]; /* tasks that have not ended, of the last two periods, by parity */
 };
 
 struct lane {
@@ -69,7 +73,8 @@ struct sim {
     uint64_t run_recorded;                   /* UINT64_MAX: none */
     int segment;                             /* of the run to release next, and its repetition */
     uint32_t repeat;
-    uint32_t waiting;          /* tasks of the run released last that it waits for */
+    uint32_t waiting; /* tasks that the run released last still waits for */
+    bool held;        /* the next run waits for an older period of its schedule (invariant 2) */
     double now, begin, finish; /* last round: [begin, finish); INFINITY while ahead */
 };
 
@@ -202,17 +207,22 @@ static void settle(struct sim *s, struct lane *l)
     l->ready = s->now;
 }
 
-/* Begin the next run; at the end of a round, take the time. */
+/* Begin the next run that can begin; at the end of a round, take the time. */
 static void release(struct sim *s)
 {
     do {
-        if (s->released == s->run_total - s->run_round)
+        if (!s->held && s->released == s->run_total - s->run_round)
             s->begin = s->now;
         if (s->released == s->run_total) {
             s->finish = s->now;
             return;
         }
-        s->waiting = s->book[s->book_of[s->segment]].waited;
+        struct book *b = &s->book[s->book_of[s->segment]];
+        s->held = b->left[b->periods & 1] > 0;
+        if (s->held)
+            return;
+        b->left[b->periods++ & 1] = b->schedule->task_count;
+        s->waiting = b->waited;
         next_run(s->opt, &s->segment, &s->repeat);
         s->released++;
         for (int l = 0; l < PS_LANE_COUNT; l++)
@@ -328,10 +338,14 @@ static void end_task(struct sim *s, struct lane *l)
     l->active = false;
     l->at++;
     settle(s, l);
+    assert(b->left[l->period & 1] > 0);
+    b->left[l->period & 1]--;
     if (!(t->flags & PS_TASK_TRAILS)) {
         assert(s->waiting > 0);
         if (--s->waiting == 0)
             release(s);
+    } else if (s->held) {
+        release(s);
     }
 }
 

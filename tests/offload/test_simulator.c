@@ -527,6 +527,8 @@ static double walk_alone(const struct ps_schedule *s, const struct ps_cost_model
     static double end[PERIOD_MAX][RANDOM_MAX];
     double lane_end[PS_LANE_COUNT] = {0}, released = 0;
     for (int p = 0; p < periods; p++) {
+        for (uint32_t j = 0; p >= 2 && j < s->task_count; j++)
+            released = fmax(released, end[p - 2][j]); /* two periods at most are under way */
         double next = released;
         for (uint32_t i = 0; i < s->task_count; i++) {
             const struct ps_task *t = &s->task[i];

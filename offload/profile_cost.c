@@ -1,0 +1,250 @@
+/* From a hardware profile to a cost model: see profile.h, which has the derivation. */
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "offload/profile.h"
+
+#define NEAREST 3
+/* A GPU link that carries both directions at once was seen to move half as much again as one
+ * direction (offload systems that copy both ways report 1.5): each direction asks for 2/3 of it. */
+#define LINK_SHARE (2.0 / 3)
+/* Bytes that a fused AdamW update moves for a parameter. */
+#define UPDATE_BYTES 26.0
+
+/* --- products --- */
+
+struct nearest {
+    double distance, flops;
+};
+
+static double log_ratio(int64_t a, int64_t b)
+{
+    return log((double)(a > 0 ? a : 1) / (double)b);
+}
+
+/* The nearest shapes of a dtype, nearest first; returns how many. */
+static int find_nearest(const struct ps_profile *p, enum ps_dtype dtype, const int64_t shape[3],
+                        struct nearest out[NEAREST])
+{
+    int count = 0;
+    for (int i = 0; i < p->gemm_count; i++) {
+        const struct ps_profile_gemm *g = &p->gemm[i];
+        if (g->dtype != dtype)
+            continue;
+        double m = log_ratio(shape[0], g->m), n = log_ratio(shape[1], g->n),
+               k = log_ratio(shape[2], g->k);
+        struct nearest x = {.distance = m * m + n * n + k * k, .flops = g->flops};
+        int at = count < NEAREST ? count++ : NEAREST;
+        for (; at > 0 && x.distance < out[at - 1].distance; at--)
+            if (at < NEAREST)
+                out[at] = out[at - 1];
+        if (at < NEAREST)
+            out[at] = x;
+    }
+    return count;
+}
+
+/* FLOP/s of a dtype that was measured: seconds per FLOP averaged over the nearest shapes, each with
+ * the inverse of its squared distance. 0 where nothing was measured. */
+static double measured_flops(const struct ps_profile *p, enum ps_dtype dtype,
+                             const int64_t shape[3])
+{
+    struct nearest near[NEAREST];
+    int count = find_nearest(p, dtype, shape, near);
+    if (count == 0)
+        return 0;
+    if (near[0].distance < 1e-12)
+        return near[0].flops;
+    double weight = 0, seconds = 0;
+    for (int i = 0; i < count; i++) {
+        weight += 1 / near[i].distance;
+        seconds += 1 / near[i].distance / near[i].flops;
+    }
+    return weight / seconds;
+}
+
+double ps_profile_gemm_flops(const struct ps_profile *p, enum ps_dtype dtype, int64_t m, int64_t n,
+                             int64_t k)
+{
+    const int64_t shape[3] = {m, n, k};
+    double rate = measured_flops(p, dtype, shape);
+    if (rate > 0)
+        return rate;
+    /* the two halves run alike wherever both are known; f32 at half their rate is a careful guess,
+     * and either at the rate of f32 too */
+    if (dtype == PS_DTYPE_BF16 || dtype == PS_DTYPE_F16)
+        rate = measured_flops(p, dtype == PS_DTYPE_BF16 ? PS_DTYPE_F16 : PS_DTYPE_BF16, shape);
+    if (rate > 0)
+        return rate;
+    rate = measured_flops(p, PS_DTYPE_F32, shape);
+    if (rate > 0)
+        return rate;
+    rate = fmax(measured_flops(p, PS_DTYPE_BF16, shape), measured_flops(p, PS_DTYPE_F16, shape));
+    if (rate > 0)
+        return rate / 2;
+    struct ps_profile careful;
+    ps_profile_conservative(&careful);
+    return measured_flops(&careful, PS_DTYPE_F32, shape);
+}
+
+/* FLOP/s of the linears of a layer. Attention's projections count as 2.5 matrices (hidden, hidden):
+ * queries and output, and a half for keys and values, which most models share between heads. */
+static double linears_flops(const struct ps_profile *p, const struct ps_cost_query *q,
+                            bool backward)
+{
+    int64_t t = q->tokens, h = q->hidden_size, i = q->intermediate_size;
+    double square = 2.5 * (double)h * (double)h, wide = (double)h * (double)i;
+    double up = backward ? ps_profile_gemm_flops(p, q->dtype, t, h, i)
+                         : ps_profile_gemm_flops(p, q->dtype, t, i, h);
+    double down = backward ? ps_profile_gemm_flops(p, q->dtype, t, i, h)
+                           : ps_profile_gemm_flops(p, q->dtype, t, h, i);
+    double seconds =
+        square / ps_profile_gemm_flops(p, q->dtype, t, h, h) + 2 * wide / up + wide / down;
+    return (square + 3 * wide) / seconds;
+}
+
+/* The same with the share of attention in the layer's FLOPs. */
+static double layer_flops(const struct ps_profile *p, const struct ps_cost_query *q, bool backward)
+{
+    double linears = linears_flops(p, q, backward);
+    if (p->attention_flops <= 0)
+        return linears;
+    return 1 / ((1 - q->attention_share) / linears + q->attention_share / p->attention_flops);
+}
+
+static double head_flops(const struct ps_profile *p, const struct ps_cost_query *q, double layer)
+{
+    return q->vocab_size > 0
+               ? ps_profile_gemm_flops(p, q->dtype, q->tokens, q->vocab_size, q->hidden_size)
+               : layer;
+}
+
+static bool on_cuda(const struct ps_profile *p)
+{
+    return strcmp(p->device, "cuda") == 0;
+}
+
+static void set_compute(const struct ps_profile *p, const struct ps_cost_query *q,
+                        struct ps_cost_model *out)
+{
+    for (int k = 0; k <= PS_TASK_UPDATE; k++)
+        out->overhead_s[k] = p->step_overhead_s;
+    double forward = layer_flops(p, q, false), backward = layer_flops(p, q, true);
+    out->flop_rate[PS_TASK_LAYER_FORWARD] = forward;
+    out->flop_rate[PS_TASK_LAYER_RECOMPUTE] = forward;
+    out->flop_rate[PS_TASK_LAYER_BACKWARD] = backward;
+    out->flop_rate[PS_TASK_HEAD] = head_flops(p, q, forward);
+    out->flop_rate[PS_TASK_UPDATE] = p->cpu_optim_params;
+    if (on_cuda(p) || p->memory <= 0)
+        return;
+    /* Elements that the element-wise operations of a block read and write for each token: two norms
+     * (4 h), RoPE on queries and keys (2.5 h), residuals (2 h), SwiGLU (3 i); backward the norms
+     * and SwiGLU again, their gradients, and the sums of three gradients. */
+    double h = (double)q->hidden_size, i = (double)q->intermediate_size;
+    double bytes = (double)q->tokens * (double)ps_dtype_size(q->dtype);
+    double once = bytes / p->memory;
+    out->overhead_s[PS_TASK_EMBED] += once * 2 * h;
+    out->overhead_s[PS_TASK_EMBED_BACKWARD] += once * 3 * h;
+    out->overhead_s[PS_TASK_LAYER_FORWARD] += once * (8.5 * h + 3 * i);
+    out->overhead_s[PS_TASK_LAYER_RECOMPUTE] += once * (8.5 * h + 3 * i);
+    out->overhead_s[PS_TASK_LAYER_BACKWARD] += once * (18.5 * h + 8 * i);
+    out->overhead_s[PS_TASK_HEAD] += once * (4 * h + 2 * (double)q->vocab_size);
+}
+
+/* --- lanes --- */
+
+/* The disk whose figures count. */
+static struct ps_profile_disk disk_of(const struct ps_profile *p)
+{
+    if (p->disk_count > 0)
+        return p->disk[0];
+    struct ps_profile careful;
+    ps_profile_conservative(&careful);
+    return careful.disk[0];
+}
+
+static double known(double wanted, double otherwise)
+{
+    return wanted > 0 ? wanted : otherwise;
+}
+
+static void set_bytes(const struct ps_profile *p, const struct ps_cost_query *q,
+                      struct ps_cost_model *out)
+{
+    const struct ps_profile_disk disk = disk_of(p), *d = &disk;
+    double read = d->read, write = d->write;
+    if (q->sustained) {
+        read = fmin(read, known(d->sustained_read, read));
+        write = fmin(write, known(d->sustained_write, write));
+    }
+    out->byte_rate[PS_LANE_DISK_WEIGHTS] = read;
+    out->byte_rate[PS_LANE_DISK_STATE] = read;
+    out->byte_rate[PS_LANE_DISK_WRITE] = write;
+    out->byte_rate[PS_LANE_COMMIT] = write;
+    out->byte_rate[PS_LANE_H2D] = q->discrete ? known(p->copy_h2d, p->copy_host) : p->copy_host;
+    out->byte_rate[PS_LANE_D2H] = q->discrete ? known(p->copy_d2h, p->copy_host) : p->copy_host;
+    out->overhead_s[PS_TASK_READ_WEIGHTS] = d->latency_s;
+    out->overhead_s[PS_TASK_SPILL_READ] = d->latency_s;
+    out->overhead_s[PS_TASK_SPILL_WRITE] = d->latency_s;
+}
+
+/* The factor by which two that run together both slow down in the model, when the first slows down
+ * by `a` and the second by `b`: as much work is done in the same time. 1 .. 2. */
+static double together(double a, double b)
+{
+    double both = 1 / fmax(a, 1) + 1 / fmax(b, 1);
+    return fmin(2, 2 / both);
+}
+
+static void set_shares(const struct ps_profile *p, const struct ps_cost_query *q,
+                       struct ps_cost_model *out)
+{
+    enum ps_resource own = on_cuda(p) ? PS_RESOURCE_DEVICE : PS_RESOURCE_CORES;
+    double disk = together(p->compute_by_disk, p->disk_by_compute) - 1;
+    double copy = together(p->compute_by_copy, p->copy_by_compute) - 1;
+    out->use[PS_LANE_COMPUTE][own] = 1;
+    out->use[PS_LANE_DISK_WEIGHTS][own] = disk;
+    out->use[PS_LANE_DISK_STATE][own] = disk;
+    out->use[PS_LANE_DISK_WRITE][own] = disk;
+    out->use[PS_LANE_H2D][own] = copy;
+    out->use[PS_LANE_D2H][own] = copy;
+    out->use[PS_LANE_CPU_OPTIM][own] = together(p->compute_by_optim, p->optim_by_compute) - 1;
+    if (on_cuda(p))
+        out->use[PS_LANE_CPU_OPTIM][PS_RESOURCE_CORES] = 1;
+    const struct ps_profile_disk disk_0 = disk_of(p), *d = &disk_0;
+    double mixed = 2;
+    if (d->mixed_read > 0 && d->mixed_write > 0)
+        mixed = together(d->read / d->mixed_read, d->write / d->mixed_write);
+    out->use[PS_LANE_DISK_WEIGHTS][PS_RESOURCE_DISK] = 1;
+    out->use[PS_LANE_DISK_STATE][PS_RESOURCE_DISK] = 1;
+    out->use[PS_LANE_DISK_WRITE][PS_RESOURCE_DISK] = mixed - 1;
+    out->use[PS_LANE_COMMIT][PS_RESOURCE_DISK] = mixed - 1;
+    if (q->discrete && on_cuda(p))
+        out->use[PS_LANE_H2D][PS_RESOURCE_LINK] = out->use[PS_LANE_D2H][PS_RESOURCE_LINK] =
+            LINK_SHARE;
+    if (p->memory <= 0)
+        return;
+    for (int l = 0; l < PS_LANE_COUNT; l++) {
+        bool twice = (l == PS_LANE_H2D || l == PS_LANE_D2H) && !(q->discrete && on_cuda(p));
+        out->use[l][PS_RESOURCE_HOST_MEMORY] =
+            fmin(1, out->byte_rate[l] * (twice ? 2 : 1) / p->memory);
+    }
+    out->use[PS_LANE_CPU_OPTIM][PS_RESOURCE_HOST_MEMORY] =
+        fmin(1, p->cpu_optim_params * UPDATE_BYTES / p->memory);
+}
+
+void ps_profile_cost(const struct ps_profile *p, const struct ps_cost_query *q,
+                     struct ps_cost_model *out)
+{
+    assert(q->tokens > 0);
+    assert(q->hidden_size > 0);
+    assert(q->intermediate_size > 0);
+    assert(q->attention_share >= 0);
+    assert(q->attention_share <= 1);
+    memset(out, 0, sizeof *out);
+    set_compute(p, q, out);
+    set_bytes(p, q, out);
+    set_shares(p, q, out);
+    memcpy(out->throttle, q->throttle, sizeof out->throttle);
+}
