@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "offload/planner.h"
 #include "optim/lr_schedule.h"
 #include "optim/optimizers.h"
 #include "peft/adapters.h"
@@ -41,9 +42,8 @@ static void list_adapters(struct list *l)
 
 static void list_strategies(struct list *l)
 {
-    add(l, "resident");
-    add(l, "stream-lora");
-    add(l, "horizontal");
+    for (int i = 0; ps_strategy_at(i); i++)
+        add(l, ps_strategy_at(i)->name);
     add(l, "auto"); /* not a strategy: the planner's choice among them */
 }
 

@@ -70,6 +70,8 @@ struct ps_options {
     char *storage;                           /* "auto", "io_uring", "threads", "ram" or "null" */
     int queue_depth;                         /* disk requests in flight, 1..64; 0: auto */
     uint64_t delay_seed;                     /* not 0: random waits around tasks and requests */
+    char *storage_fault;                     /* of offload/storage_fault.h, for tests; NULL: none */
+    double storage_timeout;                  /* s without a completion until a run ends; 0: default */
     char *emu_clock;                         /* "real" or "virtual"; of --device emu */
     char *trace;                             /* Chrome trace to write; NULL: none */
     /* method */
@@ -115,11 +117,12 @@ struct ps_options {
     int show_mask;
     bool add_special_tokens;
     /* bench */
-    char *bench_parts;                       /* "gemm", "copy", "disk", "cpu-optim", "sweep", joined by
-                                                commas; resolved: never NULL (all but sweep) */
+    char *bench_parts;                       /* names of session/bench.h, or "sweep", joined by commas;
+                                                resolved: never NULL (all that cli.md names) */
     char *grid;                              /* GRID.yaml of sweep */
     int64_t disk_size;                       /* bytes of the test file; -1: auto */
-    int disk_seconds;                        /* of each sustained measurement */
+    int disk_seconds;                        /* of the sustained measurement; 0: none; -1: default */
+    bool quick;                              /* small sizes, short times */
     bool simulate_only;                      /* sweep: no runs */
     /* what was given, for the resolved configuration and for the resume check */
     uint64_t given[4]; /* bit i: entry i of the table was set by flag or file */

@@ -8,6 +8,7 @@
 #include "runtime/base/dtype.h"
 #include "runtime/data/chat_template.h"
 #include "runtime/train/step.h"
+#include "session/bench.h"
 #include "session/catalog.h"
 
 static bool is(const char *value, const char *choice)
@@ -140,7 +141,7 @@ static bool is_no_sweep(const struct ps_options *o)
 
 static bool has_no_disk_part(const struct ps_options *o)
 {
-    return o->bench_parts && !strstr(o->bench_parts, "disk");
+    return o->bench_parts && !strstr(o->bench_parts, "disk") && !strstr(o->bench_parts, "all");
 }
 
 /* `names` (comma-separated) have no effect while `off` holds. The text follows "option `x` ". */
@@ -176,11 +177,11 @@ static const struct {
      "has no effect with `--placement`, which says where everything lives"},
     {"offload-weights,prefetch-depth", is_resident,
      "has no effect with `--strategy resident`, which streams no weights"},
-    {"storage,queue-depth,nvme-mem,nvme-path", uses_no_disk,
+    {"storage,queue-depth,nvme-mem,nvme-path,storage-fault,storage-timeout", uses_no_disk,
      "has no effect with `--strategy resident`, which leaves the disk alone"},
     {"grid,simulate-only", is_no_sweep, "has no effect without `bench sweep`"},
     {"disk-size,disk-seconds", has_no_disk_part, "has no effect without `bench disk`"},
-    {"nvme-path,threads", is_sweep, "has no effect in `bench sweep`: the grid says it"},
+    {"nvme-path,threads,quick", is_sweep, "has no effect in `bench sweep`: the grid says it"},
 };
 
 static bool listed(const char *names, const char *name)
@@ -380,26 +381,30 @@ static int check_memory(const struct ps_options *o, struct ps_error *err)
     return 0;
 }
 
+static int refuse_part(const char *word, struct ps_error *err)
+{
+    const char *names[16] = {"sweep"};
+    const char *const *part = ps_bench_part_names();
+    for (size_t i = 0; part[i] && i + 2 < sizeof names / sizeof names[0]; i++)
+        names[i + 1] = part[i];
+    char advice[96];
+    const char *near = ps_catalog_nearest(word, names);
+    PS_IGNORE(snprintf(advice, sizeof advice, near ? "did you mean `%s`?" : "%s",
+                       near ? near : "choose gemm, copy, disk, cpu-optim or sweep") < 0,
+              "fits");
+    return ps_error_full(err, PS_EUSAGE, NULL, NULL, advice, "`bench` cannot measure `%s`", word);
+}
+
 static int check_bench(const struct ps_options *o, struct ps_error *err)
 {
-    static const char *const part[] = {"gemm", "copy", "disk", "cpu-optim", "sweep", NULL};
     char word[64];
     bool sweep = false;
     size_t count = 0;
     for (; ps_options_list_item(o->bench_parts, count, word, sizeof word); count++) {
-        int i = 0;
-        while (part[i] && strcmp(part[i], word))
-            i++;
-        sweep = sweep || i == 4;
-        if (part[i])
-            continue;
-        char advice[96];
-        const char *near = ps_catalog_nearest(word, part);
-        PS_IGNORE(snprintf(advice, sizeof advice, near ? "did you mean `%s`?" : "%s",
-                           near ? near : "choose gemm, copy, disk, cpu-optim or sweep") < 0,
-                  "fits");
-        return ps_error_full(err, PS_EUSAGE, NULL, NULL, advice, "`bench` cannot measure `%s`",
-                             word);
+        bool is_word = !strcmp(word, "sweep");
+        sweep = sweep || is_word;
+        if (!is_word && !ps_bench_part_find(word))
+            return refuse_part(word, err);
     }
     if (sweep && count > 1)
         return refuse(NULL, "run them one after the other", "`bench sweep` stands alone", err);

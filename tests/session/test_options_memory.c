@@ -272,6 +272,8 @@ static void what_has_no_effect_is_refused_with_the_reason(void **state)
         {PS_CMD_BENCH, {"sweep", "grid.yaml", "--threads", "2"}, {"threads", "bench sweep"}},
         {PS_CMD_BENCH, {"sweep", "grid.yaml", "gemm"}, {"sweep", "alone"}},
         {PS_CMD_BENCH, {"gem"}, {"`gem`", "measure"}},
+        {PS_CMD_BENCH, {"gemm,"}, {"``", "measure"}},
+        {PS_CMD_TRAIN, {"--strategy", "resident", "--storage-fault", "x"}, {"fault", "resident"}},
         {PS_CMD_BENCH, {"sweep", "a.yaml", "b.yml"}, {"unexpected", "b.yml"}},
         {PS_CMD_DOCTOR, {"--threads", "2"}, {"threads", "`doctor`"}},
     };
@@ -343,7 +345,7 @@ static void bench_measures_all_parts_unless_told(void **state)
     assert_int_equal(ps_options_parse_args(&o, 0, NULL, &help, &err), 0);
     assert_int_equal(ps_options_resolve(&o, &err), 0);
     assert_string_equal(o.bench_parts, "gemm,copy,disk,cpu-optim");
-    assert_int_equal(o.disk_seconds, 120);
+    assert_int_equal(o.disk_seconds, -1);
     assert_int_equal(o.disk_size, -1);
     ps_options_fini(&o);
     assert_int_equal(parse(&o, PS_CMD_BENCH, ARGS("gemm", "--json", "cpu-optim"), &err), 0);
@@ -365,14 +367,22 @@ static void hidden_options_stay_out_of_help_and_configuration(void **state)
     ps_options_print_help(f, PS_CMD_TRAIN);
     assert_int_equal(fclose(f), 0);
     assert_null(strstr(text, "delay-seed"));
+    assert_null(strstr(text, "storage-"));
     assert_contains(text, "--queue-depth ");
     free(text);
     struct ps_options o;
     struct ps_error err;
-    assert_int_equal(parse(&o, PS_CMD_TRAIN, ARGS("--delay-seed", "3"), &err), 0);
+    assert_int_equal(parse(&o, PS_CMD_TRAIN,
+                           ARGS("--delay-seed", "3", "--storage-fault", "read:1:eio",
+                                "--storage-timeout", "2.5"),
+                           &err),
+                     0);
+    assert_string_equal(o.storage_fault, "read:1:eio");
+    assert_true(o.storage_timeout == 2.5);
     text = ps_options_to_yaml(&o);
     assert_non_null(text);
     assert_null(strstr(text, "delay"));
+    assert_null(strstr(text, "fault"));
     free(text);
     ps_options_fini(&o);
 }
