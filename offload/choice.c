@@ -14,6 +14,8 @@
 #define RING_EXTRA 3
 #define HOST_RING 4
 #define RAW_SLOTS 3
+/* Micro-batches of a pass times layers: larger schedules take seconds to build. */
+#define GROUP_LAYERS_MAX 16384
 
 struct knobs {
     int32_t near_x;     /* needed boundaries that stay near */
@@ -378,10 +380,12 @@ int32_t ps__choice_group(const struct ps_planner_request *req, int i)
     static const int32_t passes[] = {1, 2, 3, 4, 6, 8, 16};
     const int count = (int)(sizeof passes / sizeof *passes);
     int32_t total = req->shape->trains ? req->micro_count : req->eval_max;
+    int32_t most = GROUP_LAYERS_MAX / req->shape->n_layer;
     int32_t last = 0;
     for (int k = 0; k <= count; k++) {
         int32_t group = k < count ? (total + passes[k] - 1) / passes[k] : 1;
-        if (group == last || group < 1)
+        group = group > most && most > 0 ? most : group;
+        if (group == last || group < 1 || (k == count && last == 1))
             continue;
         last = group;
         if (i-- == 0)

@@ -17,7 +17,7 @@
 
 #define PLACEMENT_VERSION 1
 #define FILE_BYTES_MAX ((size_t)4 << 20)
-#define COUNT_MAX (1 << 20)
+#define COUNT_MAX (1 << 16) /* times any number of layers, buffers are still counted in 32 bits */
 
 struct reader {
     const char *path;

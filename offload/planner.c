@@ -17,11 +17,15 @@
 #include "offload/planner_internal.h"
 
 #define TIE 0.005
-/* A bound counts overheads and rounding a little differently from a schedule. */
-#define BOUND_SLACK 0.005
+/* A plan that writes to the disk in every step must be so much faster than one that does not:
+ * writes wear a drive out, and no profile knows how long it keeps its pace. */
+#define WRITE_PENALTY 0.05
+/* Layouts that can at best tie with what was found are simulated only where they take less memory,
+ * and not too many of them. */
+#define TIES_MAX 8
 #define PROPOSALS_MAX 640
-/* Tasks to simulate, all candidates together: what about a second does. */
-#define TASKS_MAX 4000000
+/* Tasks to simulate, all candidates together: building them takes longest, about a second. */
+#define TASKS_MAX 1000000
 
 static void trial_fini(struct ps__trial *t)
 {
@@ -45,6 +49,14 @@ static bool same_layout(const struct ps_step_shape *p, const struct ps_step_layo
            memcmp(a->weight, b->weight, (n + 2) * sizeof *a->weight) == 0 &&
            memcmp(a->keep, b->keep, n * sizeof *a->keep) == 0 &&
            memcmp(a->boundary, b->boundary, n * sizeof *a->boundary) == 0;
+}
+
+static bool writes(const struct ps_step_shape *p, const struct ps_step_layout *l)
+{
+    for (int32_t i = p->first_trained; p->trains && i < p->n_layer; i++)
+        if (l->boundary[i] == PS_TIER_DISK)
+            return true;
+    return false;
 }
 
 /* Takes over *l. One that is there already is dropped. */
@@ -72,6 +84,7 @@ static int add_trial(struct ps__trials *t, const struct ps_planner_request *req,
     memset(n, 0, sizeof *n);
     n->layout = *l;
     n->strategy = strategy;
+    n->writes = writes(req->shape, l);
     int ret = ps__layout_bytes(req, &n->layout, n->bytes, err);
     if (ret < 0)
         return ret;
@@ -149,20 +162,27 @@ static int by_guess(const void *a, const void *b)
     const struct ps__trial *y = b;
     if (x->fits != y->fits)
         return x->fits ? -1 : 1;
-    if (x->estimate.guess_s != y->estimate.guess_s)
-        return x->estimate.guess_s < y->estimate.guess_s ? -1 : 1;
+    double a_guess = x->estimate.guess_s * (1 + (x->writes ? WRITE_PENALTY : 0));
+    double b_guess = y->estimate.guess_s * (1 + (y->writes ? WRITE_PENALTY : 0));
+    if (a_guess != b_guess)
+        return a_guess < b_guess ? -1 : 1;
     for (int t = 0; t < PS_TIER_COUNT; t++)
         if (x->bytes[t] != y->bytes[t])
             return x->bytes[t] < y->bytes[t] ? -1 : 1;
     return x->strategy - y->strategy;
 }
 
+static double score(const struct ps__trial *t)
+{
+    return t->step_s * (1 + (t->writes ? WRITE_PENALTY : 0));
+}
+
 /* Is a the better plan? Both are simulated. */
 static bool better(const struct ps__trial *a, const struct ps__trial *b)
 {
-    if (a->step_s < b->step_s * (1 - TIE))
+    if (score(a) < score(b) * (1 - TIE))
         return true;
-    if (b->step_s < a->step_s * (1 - TIE))
+    if (score(b) < score(a) * (1 - TIE))
         return false;
     uint64_t a_write = a->sim.bytes[PS_LANE_DISK_WRITE];
     uint64_t b_write = b->sim.bytes[PS_LANE_DISK_WRITE];
@@ -170,34 +190,51 @@ static bool better(const struct ps__trial *a, const struct ps__trial *b)
         return a_write < b_write;
     if (a->strategy != b->strategy)
         return a->strategy < b->strategy;
-    uint64_t a_memory = a->bytes[PS_TIER_DEVICE] + a->bytes[PS_TIER_HOST];
-    uint64_t b_memory = b->bytes[PS_TIER_DEVICE] + b->bytes[PS_TIER_HOST];
-    return a_memory < b_memory;
+    return ps__trial_memory(a) < ps__trial_memory(b);
+}
+
+/* What the search knows so far. */
+struct search {
+    double lowest; /* score */
+    int best;      /* -1: none */
+    int ties;
+    uint64_t tasks;
+    bool seen[PS__STRATEGY_MAX];
+};
+
+/* Is it worth building and simulating? */
+static bool worth(struct search *s, const struct ps__trials *t, const struct ps__trial *c)
+{
+    if (!s->seen[c->strategy] || s->best < 0)
+        return true;
+    double bound = c->estimate.bound_s * (1 + (c->writes ? WRITE_PENALTY : 0));
+    if (s->tasks > TASKS_MAX || bound > s->lowest * (1 + TIE))
+        return false;
+    if (bound < s->lowest * (1 - TIE))
+        return true;
+    return ps__trial_memory(c) < ps__trial_memory(&t->trial[s->best]) && s->ties++ < TIES_MAX;
 }
 
 /* Simulate in the order of the guesses. The index of the best, -1: nothing fits. */
 static int search(struct ps__trials *t, const struct ps_planner_request *req,
                   const struct ps_cost_model *cost, int *best, struct ps_error *err)
 {
-    double fastest = 0;
-    uint64_t tasks = 0;
-    bool seen[PS__STRATEGY_MAX] = {false};
+    struct search s = {.best = -1};
     qsort(t->trial, (size_t)t->count, sizeof *t->trial, by_guess);
-    *best = -1;
     for (int i = 0; i < t->count && t->trial[i].fits; i++) {
         struct ps__trial *c = &t->trial[i];
-        bool hopeless = *best >= 0 && c->estimate.bound_s * (1 - BOUND_SLACK) > fastest * (1 - TIE);
-        if (seen[c->strategy] && (hopeless || tasks > TASKS_MAX))
+        if (!worth(&s, t, c))
             continue;
-        seen[c->strategy] = true;
-        int ret = ps__trial_simulate(c, req, cost, &tasks, err);
+        s.seen[c->strategy] = true;
+        int ret = ps__trial_simulate(c, req, cost, &s.tasks, err);
         if (ret < 0)
             return ret;
-        if (*best < 0 || c->step_s < fastest)
-            fastest = c->step_s;
-        if (*best < 0 || better(c, &t->trial[*best]))
-            *best = i;
+        if (s.best < 0 || score(c) < s.lowest)
+            s.lowest = score(c);
+        if (s.best < 0 || better(c, &t->trial[s.best]))
+            s.best = i;
     }
+    *best = s.best;
     return 0;
 }
 

@@ -109,21 +109,20 @@ int ps__grow_eval_group(struct ps__trial *t, const struct ps_planner_request *re
     return ps__layout_bytes(req, l, t->bytes, err);
 }
 
-static uint64_t memory(const struct ps__trial *t)
-{
-    return t->bytes[PS_TIER_DEVICE] + t->bytes[PS_TIER_HOST];
-}
-
-/* The trial of least memory, of one strategy or (-1) of all. */
-static const struct ps__trial *smallest(const struct ps__trials *t, int strategy)
+/* The trial of least memory, of one strategy or (-1) of all; one that the disk has room for, if
+ * any. */
+static const struct ps__trial *smallest(const struct ps__trials *t, int strategy,
+                                        const struct ps_planner_request *req)
 {
     const struct ps__trial *least = NULL;
     for (int i = 0; i < t->count; i++) {
         const struct ps__trial *c = &t->trial[i];
-        bool fits_disk = true;
+        bool disk = c->bytes[PS_TIER_DISK] <= req->disk_budget;
+        bool least_disk = least && least->bytes[PS_TIER_DISK] <= req->disk_budget;
         if (strategy >= 0 && c->strategy != strategy)
             continue;
-        if (!least || (fits_disk && memory(c) < memory(least)))
+        if (!least || disk > least_disk ||
+            (disk == least_disk && ps__trial_memory(c) < ps__trial_memory(least)))
             least = c;
     }
     return least;
@@ -132,7 +131,7 @@ static const struct ps__trial *smallest(const struct ps__trials *t, int strategy
 int ps__plan_no_fit(struct ps_plan *out, const struct ps__trials *t,
                     const struct ps_planner_request *req, struct ps_error *err)
 {
-    const struct ps__trial *least = smallest(t, -1);
+    const struct ps__trial *least = smallest(t, -1, req);
     assert(least);
     out->device_bytes = least->bytes[PS_TIER_DEVICE];
     out->host_bytes = least->bytes[PS_TIER_HOST];
@@ -245,7 +244,8 @@ static int by_time(const void *a, const void *b)
         return x->simulated ? -1 : 1;
     if (s != r)
         return s < r ? -1 : 1;
-    return memory(x) < memory(y) ? -1 : memory(x) > memory(y);
+    return ps__trial_memory(x) < ps__trial_memory(y) ? -1
+                                                     : ps__trial_memory(x) > ps__trial_memory(y);
 }
 
 /* The chosen one first, then by time. */
@@ -282,7 +282,8 @@ static void say(struct text *t, const char *fmt, ...)
         t->len += (size_t)n < t->size - t->len ? (size_t)n : t->size - t->len - 1;
 }
 
-static void say_rival(struct text *w, const struct ps__trials *t, int strategy, double step_s)
+static void say_rival(struct text *w, const struct ps__trials *t,
+                      const struct ps_planner_request *req, int strategy, double step_s)
 {
     const struct ps__trial *best = NULL;
     for (int i = 0; i < t->count; i++) {
@@ -291,7 +292,7 @@ static void say_rival(struct text *w, const struct ps__trials *t, int strategy, 
             best = c;
     }
     const char *name = ps_strategy_at(strategy)->name;
-    const struct ps__trial *least = smallest(t, strategy);
+    const struct ps__trial *least = smallest(t, strategy, req);
     if (best)
         say(w, "; %s would take %.3g s (%+.0f%%)", name, best->step_s,
             100 * (best->step_s / step_s - 1));
@@ -316,7 +317,7 @@ static void explain(struct ps_plan *out, const struct ps__trials *t,
             out->break_even_tokens);
     for (int i = 0; ps_strategy_at(i); i++)
         if (i != strategy)
-            say_rival(&w, t, i, out->step_s);
+            say_rival(&w, t, req, i, out->step_s);
 }
 
 int ps__plan_describe(struct ps_plan *out, struct ps__trials *t, int best,

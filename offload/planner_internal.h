@@ -17,8 +17,13 @@ struct ps__trial {
     struct ps_sim_result sim;
     double step_s; /* 0 until simulated */
     int strategy;
-    bool fits, simulated;
+    bool fits, writes, simulated; /* writes: boundaries to the disk */
 };
+
+static inline uint64_t ps__trial_memory(const struct ps__trial *t)
+{
+    return t->bytes[PS_TIER_DEVICE] + t->bytes[PS_TIER_HOST];
+}
 
 struct ps__trials {
     struct ps__trial *trial;

@@ -1,0 +1,87 @@
+/* A made-up model for tests of layouts and plans: all layers alike, a frozen base with adapters. */
+#ifndef PS_TESTS_STEP_SHAPE_H
+#define PS_TESTS_STEP_SHAPE_H
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/train/step.h"
+
+struct shape_spec {
+    int32_t n_layer, embed_blocks;
+    uint64_t layer_bytes, embed_block_bytes, head_bytes, x_bytes, saved_bytes;
+    double layer_flops;
+    bool direct, tied, full;
+};
+
+struct made_shape {
+    struct ps_step_shape shape;
+    struct ps_unit_sources sources;
+    uint64_t *numbers; /* (4, n_layer + 2) */
+};
+
+static inline void made_shape_unit(struct ps_unit_source *u, int32_t unit, int32_t block,
+                                   uint64_t bytes, bool direct)
+{
+    *u = (struct ps_unit_source){.unit = unit,
+                                 .block = block,
+                                 .raw_bytes = (bytes + 4095) & ~(uint64_t)4095,
+                                 .near_bytes = (bytes + 4095) & ~(uint64_t)4095,
+                                 .read_bytes = bytes,
+                                 .direct = direct};
+}
+
+static inline void made_shape_init(struct made_shape *m, const struct shape_spec *s)
+{
+    size_t n = (size_t)s->n_layer + 2;
+    uint32_t units = (uint32_t)(s->n_layer + s->embed_blocks + 1);
+    memset(m, 0, sizeof *m);
+    m->numbers = calloc(4 * n, sizeof *m->numbers);
+    m->sources.unit = calloc(units, sizeof *m->sources.unit);
+    m->sources.unit_count = units;
+    m->sources.embed_block_count = (uint32_t)s->embed_blocks;
+    m->sources.all_direct = s->direct;
+    struct ps_unit_source *u = m->sources.unit;
+    for (int32_t b = 0; b < s->embed_blocks; b++)
+        made_shape_unit(u++, PS_UNIT_EMBED, b, s->embed_block_bytes, s->direct);
+    for (int32_t l = 0; l < s->n_layer; l++)
+        made_shape_unit(u++, l, 0, s->layer_bytes, s->direct);
+    made_shape_unit(u, PS_UNIT_HEAD, 0, s->head_bytes, s->direct);
+    for (int k = 0; k < 3; k++)
+        for (size_t i = 1; i + 1 < n; i++)
+            m->numbers[(size_t)k * n + i] = s->layer_bytes / 100 + 64;
+    uint64_t *pinned = m->numbers + 3 * n;
+    pinned[0] = s->embed_block_bytes * (uint64_t)s->embed_blocks;
+    for (size_t i = 1; i + 1 < n; i++)
+        pinned[i] = s->layer_bytes;
+    pinned[n - 1] = s->head_bytes;
+    m->shape = (struct ps_step_shape){.n_layer = s->n_layer,
+                                      .trains = true,
+                                      .frozen = !s->full,
+                                      .tied = s->tied,
+                                      .x_bytes = s->x_bytes,
+                                      .saved_bytes = s->saved_bytes,
+                                      .scratch_bytes = 8192,
+                                      .head_bytes = 16384,
+                                      .batch_bytes = 4096,
+                                      .rope_bytes = 4096,
+                                      .gemm_bytes = 4096,
+                                      .partial_bytes = 4096,
+                                      .adapter_bytes = m->numbers,
+                                      .grad_bytes = m->numbers + n,
+                                      .state_bytes = m->numbers + 2 * n,
+                                      .pinned_bytes = pinned,
+                                      .source = &m->sources,
+                                      .layer_flops = s->layer_flops,
+                                      .layer_backward_flops = s->layer_flops,
+                                      .head_flops = s->layer_flops,
+                                      .head_backward_flops = s->layer_flops};
+}
+
+static inline void made_shape_fini(struct made_shape *m)
+{
+    free(m->numbers);
+    free(m->sources.unit);
+}
+
+#endif
