@@ -99,6 +99,9 @@ static int check_options(const struct ps_bench_options *o, struct ps_error *err)
     if (o->path_count > PS_PROFILE_DISK_MAX)
         return ps_error_full(err, PS_EUSAGE, NULL, "nvme-path", NULL,
                              "at most %d directories can be measured", PS_PROFILE_DISK_MAX);
+    if (o->quick && !o->output)
+        return ps_error_full(err, PS_EUSAGE, NULL, "output", "name a file with --output",
+                             "`--quick` measures too roughly for the profile that plans use");
     return 0;
 }
 

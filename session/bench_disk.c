@@ -206,7 +206,7 @@ static int measure_sustained(struct disk *k, struct ps_error *err)
     if (seconds <= 0)
         return 0;
     ps_log(k->b->opt->log, PS_LOG_INFO,
-           "disk: sustained, %.0f s of writing (about %.0f GB) and %.0f s of reading", seconds,
+           "disk: sustained, %.3g s of writing (about %.0f GB) and %.3g s of reading", seconds,
            seconds * k->p->write * 1e-9, seconds);
     int ret = sustain(k, true, seconds, &k->d->first_write, &k->p->sustained_write, err);
     if (ret == 0)

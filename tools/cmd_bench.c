@@ -84,7 +84,8 @@ int cmd_bench(struct ps_options *opt, struct ps_error *err)
         .path_count = count,
         .threads = opt->threads,
         .disk_bytes = opt->disk_size > 0 ? (uint64_t)opt->disk_size : 0,
-        .disk_seconds = ps_options_given(opt, "disk-seconds") ? opt->disk_seconds : -1,
+        .disk_seconds = opt->disk_seconds,
+        .quick = opt->quick,
         .output = opt->output,
         .log = opt->json ? tool_log(opt) : &log,
     };
