@@ -228,8 +228,10 @@ static void prune(struct ps_session *s)
 static int write_parts(struct ps_session *s, const char *dir, struct ps_error *err)
 {
     char path[PATH_BYTES];
-    int ret =
-        is_full(s) ? ps__write_model(s, dir, err) : ps__write_adapter(s, dir, PS_DTYPE_F32, err);
+    int ret = ps_trainer_pull(s->trainer, err);
+    if (ret == 0)
+        ret = is_full(s) ? ps__write_model(s, dir, err)
+                         : ps__write_adapter(s, dir, PS_DTYPE_F32, err);
     if (ret == 0)
         ret = write_optimizer(s, dir, err);
     if (ret == 0)
@@ -434,8 +436,12 @@ int ps__checkpoint_load_tensors(struct ps_session *s, const char *dir, struct ps
 {
     int ret = ps__manifest_check(dir, err);
     if (ret == 0)
+        ret = ps_trainer_pull(s->trainer, err);
+    if (ret == 0)
         ret = read_tensors(s, dir, err);
-    return ret == 0 && is_full(s) ? read_optimizer(s, dir, err) : ret;
+    if (ret == 0 && is_full(s))
+        ret = read_optimizer(s, dir, err);
+    return ret < 0 ? ret : ps_trainer_push(s->trainer, err);
 }
 
 /* With --resume auto a damaged checkpoint is not passed over: that is for the user to decide. */
@@ -485,6 +491,8 @@ int ps__checkpoint_load(struct ps_session *s, const char *which, struct ps_error
         ret = read_tensors(s, dir, err);
     if (ret == 0)
         ret = read_optimizer(s, dir, err);
+    if (ret == 0)
+        ret = ps_trainer_push(s->trainer, err);
     if (ret < 0)
         return ret;
     ps_log(&s->log, PS_LOG_INFO, "resuming from %s at step %llu", dir, (unsigned long long)s->step);

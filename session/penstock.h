@@ -25,6 +25,7 @@ struct ps_session;
 /* One line of the memory plan. */
 struct ps_plan_item {
     const char *name; /* "weights", "gradients", "optimizer state", "activations", ... */
+    const char *tier; /* "device", "host", "disk" */
     uint64_t bytes;
 };
 
@@ -40,11 +41,18 @@ struct ps_session_info {
     double packing_efficiency;
     int threads;
     const char *isa;
-    bool recompute;
-    uint64_t host_bytes;           /* the arena */
+    bool recompute;                /* some layer is computed twice */
+    const char *plan_note;         /* the layout in words */
+    uint64_t host_bytes;           /* the whole process, as planned */
     uint64_t host_budget;
+    const char *strategy;
+    uint64_t device_bytes, device_budget; /* of a discrete device; 0: there is none */
+    uint64_t disk_bytes;           /* spill file */
+    double predicted_step_s;       /* 0: not known */
     const struct ps_plan_item *plan; /* lives as long as the session */
     size_t plan_count;
+    const char *device;            /* "cpu" or "emu"; NULL: cpu */
+    uint64_t disk_budget;          /* 0: none was set */
 };
 
 struct ps_step_stats {
@@ -56,6 +64,11 @@ struct ps_step_stats {
     double compute_s, data_s, update_s;
     uint64_t host_bytes;
     bool skipped; /* non-finite loss or gradient: nothing was updated */
+    /* of this step; 0 when nothing was moved */
+    uint64_t disk_read_bytes, disk_write_bytes, h2d_bytes, d2h_bytes;
+    uint64_t device_bytes, disk_bytes; /* in use: the device's arena, spill and imports */
+    double stall_s;                    /* compute was ready and waited for other lanes */
+    double predicted_step_s;           /* 0: not known */
 };
 
 struct ps_eval_stats {
@@ -70,6 +83,8 @@ struct ps_train_hooks {
     void (*on_step)(void *arg, const struct ps_step_stats *s);
     void (*on_eval)(void *arg, uint64_t step, const struct ps_eval_stats *e);
     void (*on_checkpoint)(void *arg, const char *path);
+    /* once, after the last step: what the lanes did beside what was predicted, lines for a person */
+    void (*on_report)(void *arg, const char *text);
 };
 
 /* Open what opt->command needs (train: model, data, optimizer; eval: model, data; generate: model; export:

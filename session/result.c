@@ -303,6 +303,7 @@ int ps__dump_grads(struct ps_session *s, const char *path, struct ps_error *err)
     struct ps_st_spec *spec = calloc(count, sizeof *spec);
     if (!spec)
         return ps_error_set(err, -ENOMEM, "out of memory");
+    int ret = ps_trainer_pull(s->trainer, err);
     for (size_t i = 0; i < count; i++) {
         const struct ps_trainable *x = ps_trainer_trainable(s->trainer, i);
         spec[i] = (struct ps_st_spec){.name = x->name,
@@ -311,7 +312,8 @@ int ps__dump_grads(struct ps_session *s, const char *path, struct ps_error *err)
                                       .shape = {x->shape[0], x->shape[1]}};
     }
     struct ps_st_writer *w = NULL;
-    int ret = ps_st_writer_create(&w, path, spec, count, err);
+    if (ret == 0)
+        ret = ps_st_writer_create(&w, path, spec, count, err);
     free(spec);
     for (size_t i = 0; ret == 0 && i < count; i++) {
         const struct ps_trainable *x = ps_trainer_trainable(s->trainer, i);

@@ -22,13 +22,7 @@
 #include "runtime/base/file.h"
 #include "session/dataset_options.h"
 #include "session/host_cores.h"
-#include "session/host_memory.h"
 #include "session/session_internal.h"
-
-/* Heap, stacks and libraries beside the arena, not yet touched when the plan is made. */
-#define PROCESS_SLACK_BYTES ((uint64_t)24 << 20)
-/* By so much the resident size of one process may differ from that of the next. */
-#define BUDGET_MARGIN_BYTES ((uint64_t)1 << 20)
 
 /* A line of /proc/self/status, in bytes. Called in every step: no stream, which would allocate. */
 static uint64_t status_bytes(const char *key)
@@ -226,6 +220,9 @@ static int32_t at_least(int32_t a, int32_t b)
     return a > b ? a : b;
 }
 
+/* --delay-seed: every task is late by up to so much. */
+#define TASK_DELAY_NS ((uint64_t)2000000)
+
 static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, struct ps_error *err)
 {
     const struct ps_options *o = s->opt;
@@ -246,6 +243,14 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
     t->master_split = ps_master_split;
     t->master_join = ps_master_join;
     t->log = &s->log;
+    t->device = ps_device_find(ps_options_discrete(o) ? "emu" : "cpu");
+    t->micro_max = o->grad_accum > 0 ? o->grad_accum : 1;
+    memcpy(t->throttle, o->throttle, sizeof t->throttle);
+    t->serial = o->serial;
+    t->delay_seed = o->delay_seed;
+    t->delay_max_ns = o->delay_seed ? TASK_DELAY_NS : 0;
+    ps_session_io_fill(s->io, &t->io);
+    t->io.checksum_path = s->checksum_path;
     t->optimizer = o->optimizer ? ps_optimizer_find(o->optimizer) : NULL;
     if (is_command(s, PS_CMD_TRAIN) && !t->optimizer)
         return ps_error_full(err, PS_EUSAGE, NULL, "optimizer", "see penstock list optimizers",
@@ -281,65 +286,22 @@ static void warn_long(const struct ps_session *s, int32_t position_max)
                position_max, s->cfg.max_position_embeddings);
 }
 
-/* Plan, choose between keeping and recomputing activations, hold the plan against the budget. */
+/* Shape of a step, then the layout that the budgets allow. */
 static int plan(struct ps_session *s, struct ps_error *err)
 {
-    struct ps_trainer_options t;
-    int ret = trainer_options(s, &t, err);
+    int ret = ps_session_io_create(&s->io, s->opt, &s->log, err);
+    if (ret == 0)
+        ret = trainer_options(s, &s->trainer_options, err);
     if (ret < 0)
         return ret;
-    warn_long(s, t.position_max);
-    const struct ps_options *o = s->opt;
-    uint64_t used = ps__rss_bytes() + PROCESS_SLACK_BYTES;
-    uint64_t budget = (uint64_t)o->host_mem;
-    if (o->host_mem < 0) {
-        int64_t left = ps_host_memory_free();
-        budget = left < 0 ? UINT64_MAX : (uint64_t)((double)left * 0.8) + ps__rss_bytes();
-    }
-    s->host_budget = budget;
-    bool train = is_command(s, PS_CMD_TRAIN);
-    for (int attempt = train && o->offload_activations != PS_ACT_RECOMPUTE ? 0 : 1; attempt < 2;
-         attempt++) {
-        t.recompute = attempt == 1;
-        ret = ps_trainer_create(&s->trainer, &t, err);
-        if (ret < 0)
-            return ret;
-        s->recompute = train && t.recompute;
-        s->host_need = used + ps_arena_bytes(ps_trainer_arena(s->trainer));
-        if (s->host_need <= budget)
-            return 0;
-        if (attempt == 1 || o->offload_activations == PS_ACT_KEEP)
-            break;
-        ps_trainer_destroy(s->trainer);
-        s->trainer = NULL;
-    }
-    return ps_error_full(
-        err, PS_ENOFIT, NULL, "host-mem",
-        train ? "lower --max-seq-len or --batch-size, or use --offload-activations "
-                "recompute"
-              : "lower --max-seq-len",
-        "this needs %.0f MiB of host memory and the budget is %.0f MiB; the smallest "
-        "sufficient budget is --host-mem %lluMiB",
-        (double)s->host_need / 1048576.0, (double)budget / 1048576.0,
-        (unsigned long long)((s->host_need + BUDGET_MARGIN_BYTES + 1048575) >> 20));
-}
-
-static void describe_plan(struct ps_session *s)
-{
-    const struct ps_arena *a = ps_trainer_arena(s->trainer);
-    for (int c = 0; c < PS_ARENA_CLASS_COUNT; c++) {
-        size_t bytes = ps_arena_class_bytes(a, (enum ps_arena_class)c);
-        if (bytes > 0)
-            s->plan[s->plan_count++] = (struct ps_plan_item){
-                .name = ps_arena_class_name((enum ps_arena_class)c), .bytes = bytes};
-    }
-    s->plan[s->plan_count++] = (struct ps_plan_item){.name = "process and data",
-                                                     .bytes = s->host_need - ps_arena_bytes(a)};
+    warn_long(s, s->trainer_options.position_max);
+    ret = ps_trainer_create(&s->trainer, &s->trainer_options, err);
+    return ret < 0 ? ret : ps__layout_choose(s, err);
 }
 
 static int allocate(struct ps_session *s, struct ps_error *err)
 {
-    describe_plan(s);
+    ps__layout_describe(s);
     if (s->batcher) {
         s->history_capacity =
             (size_t)(ps_batcher_step_count(s->batcher) /
@@ -354,6 +316,8 @@ static int allocate(struct ps_session *s, struct ps_error *err)
     int ret = ps_trainer_commit(s->trainer, err);
     if (ret == 0 && s->opt->adapter)
         ret = ps_adapter_dir_load(s->opt->adapter, s->trainer, err);
+    if (ret == 0 && s->opt->adapter)
+        ret = ps_trainer_push(s->trainer, err);
     return ret;
 }
 
@@ -446,6 +410,9 @@ void ps_session_close(struct ps_session *s)
     if (s->metrics)
         fclose(s->metrics);
     ps_trainer_destroy(s->trainer);
+    ps_session_io_destroy(s->io);
+    ps_plan_fini(&s->chosen);
+    free(s->checksum_path);
     ps_batcher_destroy(s->batcher);
     ps_batcher_destroy(s->eval_batcher);
     ps_dataset_fini(&s->data);
@@ -457,6 +424,15 @@ void ps_session_close(struct ps_session *s)
     free(s->history);
     free(s->config_text);
     free(s);
+}
+
+static bool recomputes(const struct ps_session *s)
+{
+    const struct ps_step_shape *p = ps_trainer_shape(s->trainer);
+    for (int32_t l = p->first_trained; p->trains && l < p->n_layer; l++)
+        if (!s->chosen.layout.keep[l])
+            return true;
+    return false;
 }
 
 void ps_session_info(const struct ps_session *s, struct ps_session_info *out)
@@ -485,7 +461,15 @@ void ps_session_info(const struct ps_session *s, struct ps_session_info *out)
         .packing_efficiency = s->batcher ? ps_batcher_packing_efficiency(s->batcher) : 0,
         .threads = s->thread_count,
         .isa = ps_isa_name(s->isa),
-        .recompute = s->recompute,
+        .recompute = recomputes(s),
+        .strategy = s->chosen.layout.strategy,
+        .plan_note = s->chosen.why,
+        .device_bytes = s->device_need,
+        .device_budget = s->device_budget,
+        .disk_bytes = s->disk_need,
+        .predicted_step_s = s->chosen.step_s,
+        .device = s->trainer_options.device->name,
+        .disk_budget = s->opt->nvme_mem < 0 ? 0 : (uint64_t)s->opt->nvme_mem,
         .host_bytes = s->host_need,
         .host_budget = s->host_budget,
         .plan = s->plan,

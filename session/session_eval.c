@@ -54,11 +54,33 @@ struct sink {
     struct ps_error *err;
 };
 
-static int emit(void *arg, const float *logits, int32_t row_begin, int32_t rows)
+static int emit(void *arg, int32_t seq, const float *logits, int32_t row_begin, int32_t rows)
 {
     struct sink *k = arg;
+    (void)seq;
     (void)row_begin;
     return ps_st_writer_append(k->w, logits, (size_t)rows * k->vocab * sizeof *logits, k->err);
+}
+
+/* Rows in order, as many in a pass over the weights as it takes. */
+static int write_rows(struct ps_session *s, struct sink *k, struct ps_error *err)
+{
+    const struct ps_dataset *d = &s->eval_data;
+    struct ps_trainer_seq seq[64];
+    int32_t most = ps_trainer_seq_max(s->trainer);
+    uint64_t group = most < 64 ? (uint64_t)most : 64;
+    int ret = 0;
+    for (uint64_t i = 0; ret == 0 && i < d->row_count; i += group) {
+        int32_t count = (int32_t)(d->row_count - i < group ? d->row_count - i : group);
+        for (int32_t j = 0; j < count; j++) {
+            uint64_t begin = d->row_begin[i + (uint64_t)j];
+            seq[j] = (struct ps_trainer_seq){
+                .ids = d->ids + begin,
+                .n_tok = (int32_t)(d->row_begin[i + (uint64_t)j + 1] - begin)};
+        }
+        ret = ps_trainer_logits(s->trainer, seq, count, emit, k, err);
+    }
+    return ret;
 }
 
 int ps_session_write_logits(struct ps_session *s, const char *path, struct ps_error *err)
@@ -79,9 +101,8 @@ int ps_session_write_logits(struct ps_session *s, const char *path, struct ps_er
     }
     if (ret == 0)
         ret = ps_st_writer_create(&k.w, path, spec, n, err);
-    for (size_t i = 0; ret == 0 && i < n; i++)
-        ret = ps_trainer_logits(s->trainer, d->ids + d->row_begin[i],
-                                (int32_t)(d->row_begin[i + 1] - d->row_begin[i]), emit, &k);
+    if (ret == 0)
+        ret = write_rows(s, &k, err);
     if (ret == 0)
         ret = ps_st_writer_close(k.w, err);
     else

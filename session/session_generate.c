@@ -88,21 +88,84 @@ static int check_prompt(const struct ps_session *s, const int32_t *ids, size_t c
     return 0;
 }
 
-/* New ids into out (room for max); returns how many. */
-static size_t run(struct ps_session *s, const int32_t *prompt, size_t n_prompt, uint32_t prompt_idx,
-                  int32_t *out, size_t max, struct candidate *list)
+/* One prompt on its way. */
+struct state {
+    const int32_t *prompt;
+    size_t n_prompt, max;
+    uint32_t prompt_idx;
+    int32_t *out; /* room for max */
+    size_t count;
+    int32_t last; /* id to feed next */
+    bool done;
+};
+
+/* Sample what follows from the last logits of place i. */
+static void advance(struct ps_session *s, struct state *p, int32_t i, struct candidate *list)
 {
-    const float *logits = ps_trainer_decode(s->trainer, prompt, (int32_t)n_prompt, 0);
-    size_t count = 0;
-    while (count < max) {
-        int32_t id = sample(s->opt, logits, s->cfg.vocab_size, list, prompt_idx, n_prompt + count);
-        if (ends(s, id))
-            break;
-        out[count++] = id;
-        if (count < max)
-            logits = ps_trainer_decode(s->trainer, &id, 1, (int32_t)(n_prompt + count - 1));
+    int32_t id = sample(s->opt, ps_trainer_last_logits(s->trainer, i), s->cfg.vocab_size, list,
+                        p->prompt_idx, p->n_prompt + p->count);
+    if (ends(s, id)) {
+        p->done = true;
+        return;
     }
-    return count;
+    p->out[p->count++] = id;
+    p->last = id;
+    p->done = p->count >= p->max;
+}
+
+/* All prompts in lockstep: each pass over the weights gives every one that goes on its next id. */
+static int run(struct ps_session *s, struct state *p, int32_t count, struct candidate *list,
+               struct ps_error *err)
+{
+    struct ps_trainer_seq *seq = calloc((size_t)count, sizeof *seq);
+    if (!seq)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    bool busy = false;
+    for (int32_t i = 0; i < count; i++) {
+        p[i].done = p[i].max == 0;
+        busy |= !p[i].done;
+        if (!p[i].done)
+            seq[i] = (struct ps_trainer_seq){.ids = p[i].prompt, .n_tok = (int32_t)p[i].n_prompt};
+    }
+    int ret = 0;
+    while (ret == 0 && busy) {
+        ret = ps_trainer_decode(s->trainer, seq, count, err);
+        busy = false;
+        for (int32_t i = 0; ret == 0 && i < count; i++) {
+            if (!p[i].done)
+                advance(s, &p[i], i, list);
+            seq[i] = (struct ps_trainer_seq){0};
+            if (p[i].done)
+                continue;
+            busy = true;
+            seq[i] = (struct ps_trainer_seq){.ids = &p[i].last,
+                                             .n_tok = 1,
+                                             .n_past = (int32_t)(p[i].n_prompt + p[i].count - 1)};
+        }
+    }
+    free(seq);
+    return ret;
+}
+
+static int generate_one(struct ps_session *s, const int32_t *ids, size_t count, size_t max,
+                        uint32_t prompt_idx, struct ps_generation *g, struct ps_error *err)
+{
+    g->prompt_ids = malloc(count * sizeof *g->prompt_ids);
+    g->ids = malloc((max + 1) * sizeof *g->ids);
+    struct candidate *list = malloc((size_t)s->cfg.vocab_size * sizeof *list);
+    int ret = g->prompt_ids && g->ids && list ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
+    if (ret == 0) {
+        memcpy(g->prompt_ids, ids, count * sizeof *ids);
+        struct state p = {.prompt = ids,
+                          .n_prompt = count,
+                          .max = max,
+                          .prompt_idx = prompt_idx,
+                          .out = g->ids};
+        ret = run(s, &p, 1, list, err);
+        g->count = p.count;
+    }
+    free(list);
+    return ret;
 }
 
 int ps_session_generate_ids(struct ps_session *s, const int32_t *ids, size_t count,
@@ -114,18 +177,10 @@ int ps_session_generate_ids(struct ps_session *s, const int32_t *ids, size_t cou
     size_t room = (size_t)s->context_max - count;
     size_t max = (size_t)s->opt->max_new_tokens < room ? (size_t)s->opt->max_new_tokens : room;
     struct ps_generation g = {.prompt_count = count};
-    g.prompt_ids = malloc(count * sizeof *g.prompt_ids);
-    g.ids = malloc((max + 1) * sizeof *g.ids);
-    struct candidate *list = malloc((size_t)s->cfg.vocab_size * sizeof *list);
-    ret = g.prompt_ids && g.ids && list ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
-    if (ret == 0) {
-        memcpy(g.prompt_ids, ids, count * sizeof *ids);
-        g.count = run(s, ids, count, prompt_idx, g.ids, max, list);
-    }
+    ret = generate_one(s, ids, count, max, prompt_idx, &g, err);
     size_t len;
     if (ret == 0 && s->tok)
         ret = ps_tokenizer_decode(s->tok, g.ids, g.count, true, &g.text, &len, err);
-    free(list);
     if (ret < 0) {
         ps_generation_fini(&g);
         return ret;

@@ -6,18 +6,22 @@
 #include <stdatomic.h>
 #include <stdio.h>
 
+#include "offload/planner.h"
 #include "optim/lr_schedule.h"
 #include "runtime/data/batch.h"
 #include "runtime/data/dataset.h"
 #include "runtime/data/tokenizer.h"
 #include "runtime/train/trainer.h"
 #include "session/penstock.h"
+#include "session/session_io.h"
 
 /* One logged step, kept for trainer_state.json. */
 struct ps_log_entry {
     uint64_t step;
     double epoch, loss, grad_norm, learning_rate;
 };
+
+#define PS_PLAN_ITEM_MAX 24
 
 struct ps_session {
     const struct ps_options *opt; /* borrowed until close */
@@ -36,10 +40,18 @@ struct ps_session {
     struct ps_adapter_config adapter_config;
     struct ps_lr_schedule schedule;
     struct ps_trainer *trainer;
-    bool recompute;
-    uint64_t host_budget, host_need;
-    struct ps_plan_item plan[PS_ARENA_CLASS_COUNT + 2];
+    struct ps_trainer_options trainer_options;
+    struct ps_session_io *io;
+    struct ps_plan chosen;         /* layout and prediction */
+    const char *profile_where;     /* where the hardware profile came from */
+    uint64_t process_bytes;        /* beside the arenas */
+    uint64_t host_budget, host_need;     /* of the whole process */
+    uint64_t device_budget, device_need; /* of a discrete device */
+    uint64_t disk_need;
+    struct ps_plan_item plan[PS_PLAN_ITEM_MAX];
     size_t plan_count;
+    char *checksum_path;
+    int32_t prompt_count; /* that generate will be asked for together; 0: not known */
     int32_t context_max; /* tokens of prompt and continuation together (generate) */
     int thread_count;
     enum ps_isa isa;
@@ -63,6 +75,18 @@ struct ps_session {
     _Atomic int stop_signal; /* atomic: set by a signal handler */
     _Atomic int save_wanted; /* atomic: set by a signal handler */
 };
+
+/* session_layout.c: choose the layout (s->trainer exists, s->trainer_options are its own), set it, and
+ * fill in needs and budgets. PS_ENOFIT names the smallest sufficient budget. */
+int ps__layout_choose(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
+/* The request behind it, and the profile (caller's memory) that it points to. */
+int ps__planner_request(struct ps_session *s, struct ps_planner_request *r,
+                        struct ps_profile *profile, struct ps_error *err) PS_WARN_UNUSED;
+/* --hardware, else the user's own profile, else the built-in one; *where says which. */
+int ps__profile_find(const struct ps_options *o, struct ps_profile *out, const char **where,
+                     struct ps_error *err) PS_WARN_UNUSED;
+/* Fill s->plan. */
+void ps__layout_describe(struct ps_session *s);
 
 /* RSS of this process in bytes, and its high-water mark (VmHWM). 0 when the system does not say. */
 uint64_t ps__rss_bytes(void);

@@ -139,22 +139,24 @@ static int write_text(const char *dir, const char *name, const char *text, struc
 
 static int write_plan(struct ps_session *s, struct ps_error *err)
 {
-    char text[4096];
+    char text[8192];
     size_t len = 0;
-    uint64_t arena = ps_arena_bytes(ps_trainer_arena(s->trainer));
+    const struct ps_plan *p = &s->chosen;
     len += (size_t)snprintf(
         text, sizeof text,
-        "{\"version\":1,\"fits\":true,\"strategy\":\"resident\",\"recompute\":%s,"
-        "\"peak_bytes\":{\"device\":0,\"host\":%" PRIu64 ",\"disk\":0},\"arena_bytes\":%" PRIu64
-        ",\"host_budget\":%" PRIu64
-        ",\"traffic_bytes\":{\"disk_read\":0,\"disk_write\":0,\"h2d\":0,\"d2h\":0},"
-        "\"placement\":{",
-        s->recompute ? "true" : "false", s->host_need, arena, s->host_budget);
-    for (size_t i = 0; i < s->plan_count && len < sizeof text - 128; i++)
+        "{\"version\":1,\"fits\":true,\"strategy\":\"%s\",\"step_s\":%.9g,\"tokens_per_s\":%.9g,"
+        "\"peak_bytes\":{\"device\":%" PRIu64 ",\"host\":%" PRIu64 ",\"disk\":%" PRIu64
+        "},\"host_budget\":%" PRIu64 ",\"traffic_bytes\":{\"disk_read\":%" PRIu64
+        ",\"disk_write\":%" PRIu64 ",\"h2d\":%" PRIu64 ",\"d2h\":%" PRIu64
+        "},\"tokens_per_pass\":%.9g,\"break_even_tokens\":%.9g,\"bottleneck\":\"%s\",\"placement\":[",
+        p->layout.strategy, p->step_s, p->tokens_per_s, s->device_need, s->host_need, s->disk_need,
+        s->host_budget, p->disk_read, p->disk_write, p->h2d, p->d2h, p->tokens_per_pass,
+        p->break_even_tokens, ps_lane_name(p->bottleneck));
+    for (size_t i = 0; i < s->plan_count && len < sizeof text - 160; i++)
         len += (size_t)snprintf(text + len, sizeof text - len,
-                                "%s\"%s\":{\"tier\":\"host\",\"bytes\":%" PRIu64 "}", i ? "," : "",
-                                s->plan[i].name, s->plan[i].bytes);
-    len += (size_t)snprintf(text + len, sizeof text - len, "}}\n");
+                                "%s{\"name\":\"%s\",\"tier\":\"%s\",\"bytes\":%" PRIu64 "}",
+                                i ? "," : "", s->plan[i].name, s->plan[i].tier, s->plan[i].bytes);
+    len += (size_t)snprintf(text + len, sizeof text - len, "]}\n");
     return write_text(s->opt->output, "plan.json", text, err);
 }
 
@@ -373,6 +375,8 @@ static int write_end(struct ps_session *s, struct ps_error *err)
 static int write_result(struct ps_session *s, struct ps_error *err)
 {
     int ret = load_best(s, err);
+    if (ret == 0)
+        ret = ps_trainer_pull(s->trainer, err);
     bool half = s->opt->adapter_dtype && strcmp(s->opt->adapter_dtype, "bf16") == 0;
     if (ret == 0)
         ret = is_full(s)

@@ -228,13 +228,12 @@ static void advance_clocks(struct ps_order *o, uint32_t i, bool lane_edge)
         if (from != PS_ORDER_NONE)
             join(start, o->end + (size_t)from * PS_ORDER_CHAINS_MAX);
     }
-    const bool async = ps_lane_is_async(t->lane);
-    const size_t pred = (size_t)o->lane_pred[i] * PS_ORDER_CHAINS_MAX;
     if (lane_edge)
-        join(start, (async ? o->start : o->end) + pred);
+        join(start, (ps_lane_is_async(t->lane) ? o->start : o->end) +
+                        (size_t)o->lane_pred[i] * PS_ORDER_CHAINS_MAX);
+    /* the end of the one before tells no more than its start did, but for ends of this very chain
+     */
     memcpy(end, start, PS_ORDER_CHAINS_MAX * sizeof *end);
-    if (lane_edge && async)
-        join(end, o->end + pred);
     end[o->chain[i]] = i + 1;
 }
 

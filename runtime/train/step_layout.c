@@ -233,12 +233,12 @@ static void place_rest(struct ps_step_map *m, const struct ps_step_shape *p, boo
                                   m->bytes[PS_BUF_GRAD] + (p->frozen ? 0 : m->bytes[PS_BUF_PINNED]);
     for (int b = 0; b < PS_BUF_COUNT; b++)
         m->tier[b] = PS_TIER_DEVICE;
-    m->tier[PS_BUF_MIRROR] = PS_TIER_HOST;
-    m->tier[PS_BUF_BATCH_HOST] = PS_TIER_HOST;
-    m->tier[PS_BUF_RAW] = PS_TIER_HOST;
-    m->tier[PS_BUF_HOST_UNITS] = PS_TIER_HOST;
-    m->tier[PS_BUF_HOST_X] = PS_TIER_HOST;
     m->tier[PS_BUF_DISK_X] = PS_TIER_DISK;
+    /* without a device memory of its own there is one tier for all */
+    static const enum ps_step_buffer host[] = {PS_BUF_BATCH_HOST, PS_BUF_RAW, PS_BUF_HOST_UNITS,
+                                               PS_BUF_HOST_X, PS_BUF_MIRROR};
+    for (size_t i = 0; discrete && i < sizeof host / sizeof *host; i++)
+        m->tier[host[i]] = PS_TIER_HOST;
 }
 
 int ps_step_map_create(struct ps_step_map *m, const struct ps_step_shape *p,

@@ -6,9 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "runtime/kernels/rope.h"
-#include "runtime/model/weights.h"
+#include "runtime/base/checked.h"
 #include "runtime/train/trainer_internal.h"
+
+#define ARENA_ALIGN ((size_t)2 << 20)
 
 int ps_trainer_create(struct ps_trainer **out, const struct ps_trainer_options *opt,
                       struct ps_error *err)
@@ -17,6 +18,9 @@ int ps_trainer_create(struct ps_trainer **out, const struct ps_trainer_options *
     if (!t)
         return ps_error_set(err, -ENOMEM, "out of memory");
     t->opt = *opt;
+    t->loaded = PS_SEGMENT_COUNT;
+    if (!t->opt.device)
+        t->opt.device = &ps_device_cpu;
     int ret = ps_model_config_load(&t->cfg, opt->model_dir, err);
     if (ret < 0)
         goto fail;
@@ -25,7 +29,7 @@ int ps_trainer_create(struct ps_trainer **out, const struct ps_trainer_options *
         ps_error_set(err, ret, "out of memory");
         goto fail;
     }
-    ret = ps_st_set_open(&t->files, opt->model_dir, err);
+    ret = opt->plan_only ? 0 : ps_st_set_open(&t->files, opt->model_dir, err);
     if (ret < 0)
         goto fail;
     ret = ps_pool_create(&t->pool, opt->thread_count);
@@ -38,11 +42,6 @@ int ps_trainer_create(struct ps_trainer **out, const struct ps_trainer_options *
                                 .isa = opt->isa,
                                 .dtype = opt->dtype,
                                 .math = opt->dtype == PS_DTYPE_BF16 ? PS_GEMM_BF16 : PS_GEMM_F32};
-    ret = ps_arena_create(&t->arena);
-    if (ret < 0) {
-        ps_error_set(err, ret, "out of memory");
-        goto fail;
-    }
     ret = ps__trainer_plan(t, err);
     if (ret < 0)
         goto fail;
@@ -54,69 +53,176 @@ fail:
     return ret;
 }
 
-static int load_weights(struct ps_trainer *t, struct ps_error *err)
+static void drop_layout(struct ps_trainer *t)
 {
-    for (size_t i = 0; i < t->params.count; i++) {
-        const struct ps_st_tensor *tensor;
-        const struct ps_st_file *file;
-        int ret =
-            ps_weights_find(t->files, t->opt.model_dir, &t->params.param[i], &tensor, &file, err);
-        if (ret < 0)
-            return ret;
-        ret = ps_weights_read(file, tensor, t->weight[i].data, t->weight[i].dtype, t->remainder[i],
-                              t->opt.master_split, err);
-        if (ret < 0)
-            return ret;
+    for (int i = 0; i < PS_SEGMENT_COUNT; i++)
+        ps_schedule_fini(&t->segment[i]);
+    ps_step_map_fini(&t->map);
+    ps_step_layout_fini(&t->layout);
+    t->has_layout = false;
+}
+
+int ps_trainer_set_layout(struct ps_trainer *t, const struct ps_step_layout *layout,
+                          struct ps_error *err)
+{
+    assert(!t->committed);
+    drop_layout(t);
+    int ret = ps_step_layout_copy(&t->layout, layout, &t->shape);
+    if (ret < 0)
+        return ps_error_set(err, ret, "out of memory");
+    ret = ps_step_map_create(&t->map, &t->shape, &t->layout, err);
+    for (int i = 0; ret == 0 && i < PS_SEGMENT_COUNT; i++) {
+        bool training = i != PS_SEGMENT_EVAL && i != PS_SEGMENT_PROLOGUE_EVAL;
+        if (training && !t->shape.trains)
+            ps_schedule_init(&t->segment[i], ps_segment_name((enum ps_segment)i));
+        else
+            ret = ps_step_build(&t->segment[i], (enum ps_segment)i, &t->shape, &t->layout, &t->map,
+                                err);
     }
-    int ret = 0;
-    for (size_t i = 0; ret == 0 && i < ps_st_set_file_count(t->files); i++)
-        ret = ps_st_check_unchanged(ps_st_set_file(t->files, i), err);
+    t->has_layout = ret == 0;
     return ret;
+}
+
+/* Room in an arena for the buffers of a tier; offsets by buffer. */
+static size_t arena_bytes(const struct ps_trainer *t, enum ps_tier tier, size_t *offset)
+{
+    size_t at = 0;
+    for (int b = 0; b < PS_BUF_COUNT; b++) {
+        if (t->map.tier[b] != tier)
+            continue;
+        offset[b] = at;
+        at += (size_t)ps__page_up(t->map.bytes[b]);
+    }
+    return ps_align_up(at, ARENA_ALIGN);
+}
+
+static int open_arenas(struct ps_trainer *t, struct ps_error *err)
+{
+    size_t offset[PS_BUF_COUNT] = {0};
+    size_t near = arena_bytes(t, PS_TIER_DEVICE, offset);
+    size_t host = arena_bytes(t, PS_TIER_HOST, offset);
+    int ret = t->opt.device->open(&t->near, near, err);
+    if (ret == 0 && host > 0)
+        ret = ps_device_cpu.open(&t->host, host, err);
+    if (ret < 0)
+        return ps_error_field(err, ret, t->near ? "host-mem" : "gpu-mem");
+    for (int b = 0; b < PS_BUF_COUNT; b++) {
+        struct ps_device *d = t->map.tier[b] == PS_TIER_DEVICE ? t->near : t->host;
+        if (t->map.tier[b] != PS_TIER_DISK && t->map.bytes[b] > 0)
+            t->buffer[b] = (unsigned char *)d->ops->map(d, d->ops->base(d)) + offset[b];
+    }
+    return 0;
+}
+
+static int open_executor(struct ps_trainer *t, struct ps_error *err)
+{
+    struct ps_executor_options o = {.ctx = t,
+                                    .serial = t->opt.serial,
+                                    .delay_seed = t->opt.delay_seed,
+                                    .delay_max_ns = t->opt.delay_max_ns,
+                                    .vclock = t->opt.vclock};
+    memcpy(o.throttle, t->opt.throttle, sizeof o.throttle);
+    ps__trainer_task_ops(o.ops);
+    ps__trainer_io_ops(o.ops);
+    int ret = ps_executor_create(&t->ex, &o, err);
+    for (int i = 0; ret >= 0 && i < PS_SEGMENT_COUNT; i++) {
+        ret = ps_executor_bind(t->ex, &t->segment[i]);
+        t->handle[i] = ret;
+        if (ret < 0)
+            ps_error_set(err, ret, "cannot start the lanes: %s", ps_status_text(ret));
+    }
+    return ret < 0 ? ret : 0;
 }
 
 int ps_trainer_commit(struct ps_trainer *t, struct ps_error *err)
 {
-    assert(!t->committed);
-    int ret = ps_arena_commit(t->arena, err);
+    assert(!t->committed && t->has_layout && !t->opt.plan_only);
+    int ret = open_arenas(t, err);
+    if (ret == 0)
+        ret = ps__trainer_bind(t, err);
+    if (ret == 0)
+        ret = ps__trainer_clear_states(t, err);
+    if (ret == 0)
+        ret = ps__trainer_io_open(t, err);
+    if (ret == 0)
+        ret = ps__trainer_load_pinned(t, err);
     if (ret < 0)
         return ret;
-    t->committed = true;
-    ps__trainer_bind(t);
-    ret = load_weights(t, err);
-    if (ret < 0)
-        return ret;
-    ps_st_set_close(t->files);
-    t->files = NULL;
-    size_t half = (size_t)t->cfg.head_dim / 2;
-    ps_model_rope_inv_freq(&t->cfg, t->inv_freq);
-    ps_rope_table(t->cos_sin, t->inv_freq, (size_t)t->opt.position_max, half);
     size_t sites = (size_t)t->cfg.n_layer * PS_LINEAR_COUNT;
     for (size_t i = 0; i < sites; i++)
-        if (t->site[i].ops)
-            t->site[i].ops->init(&t->site[i]);
-    return 0;
+        if (t->site_host[i].ops)
+            t->site_host[i].ops->init(&t->site_host[i]);
+    if (t->opt.adapter)
+        ret = ps__trainer_push_adapters(t, err);
+    if (ret == 0)
+        ret = open_executor(t, err);
+    t->committed = ret == 0;
+    return ret;
 }
 
 void ps_trainer_destroy(struct ps_trainer *t)
 {
     if (!t)
         return;
-    ps_schedule_fini(&t->micro);
-    ps_schedule_fini(&t->update);
-    ps_schedule_fini(&t->eval);
-    ps_arena_destroy(t->arena);
+    ps_executor_destroy(t->ex);
+    ps__trainer_io_close(t);
+    if (t->host)
+        t->host->ops->close(t->host);
+    if (t->near)
+        t->near->ops->close(t->near);
+    drop_layout(t);
+    ps_unit_sources_fini(&t->source);
     ps_pool_destroy(t->pool);
     ps_st_set_close(t->files);
     ps_param_table_fini(&t->params);
     free(t->weight);
     free(t->remainder);
     free(t->grad);
+    free(t->param_offset);
     free(t->block);
     free(t->site);
+    free(t->site_host);
     free(t->site_name);
     free(t->trainable);
+    free(t->trainable_device);
     free(t->unit_bytes);
+    free(t->batch);
+    free(t->batch_host);
+    free(t->n_past);
     free(t);
+}
+
+const struct ps_step_shape *ps_trainer_shape(const struct ps_trainer *t)
+{
+    return &t->shape;
+}
+
+const struct ps_step_layout *ps_trainer_layout(const struct ps_trainer *t)
+{
+    return &t->layout;
+}
+
+const struct ps_step_map *ps_trainer_map(const struct ps_trainer *t)
+{
+    return &t->map;
+}
+
+const struct ps_schedule *ps_trainer_schedule(const struct ps_trainer *t, enum ps_segment segment)
+{
+    return &t->segment[segment];
+}
+
+uint64_t ps_trainer_bytes(const struct ps_trainer *t, enum ps_tier tier)
+{
+    uint64_t bytes = ps_step_map_tier_bytes(&t->map, tier);
+    return tier == PS_TIER_DISK ? bytes : ps_align_up((size_t)bytes, ARENA_ALIGN);
+}
+
+struct ps_executor *ps_trainer_executor(struct ps_trainer *t, enum ps_segment segment, int *handle)
+{
+    if (handle)
+        *handle = t->handle[segment];
+    return t->ex;
 }
 
 const struct ps_model_config *ps_trainer_config(const struct ps_trainer *t)
@@ -127,11 +233,6 @@ const struct ps_model_config *ps_trainer_config(const struct ps_trainer *t)
 const struct ps_param_table *ps_trainer_params(const struct ps_trainer *t)
 {
     return &t->params;
-}
-
-const struct ps_arena *ps_trainer_arena(const struct ps_trainer *t)
-{
-    return t->arena;
 }
 
 struct ps_pool *ps_trainer_pool(const struct ps_trainer *t)
@@ -167,23 +268,72 @@ const struct ps_adapter_site *ps_trainer_site(const struct ps_trainer *t, int32_
                                               enum ps_role role)
 {
     assert((int)role < PS_LINEAR_COUNT);
-    const struct ps_adapter_site *s = &t->site[(size_t)layer * PS_LINEAR_COUNT + (size_t)role];
+    const struct ps_adapter_site *s = &t->site_host[(size_t)layer * PS_LINEAR_COUNT + (size_t)role];
     return s->ops ? s : NULL;
 }
 
-void ps_trainer_param_read(const struct ps_trainer *t, int32_t param_idx, size_t begin, size_t n,
-                           float *out)
+/* Host copy of n elements of a pinned weight, in pieces when the device keeps them to itself. */
+static void read_pinned(const struct ps_trainer *t, const void *mapped, enum ps_dtype dtype,
+                        size_t n, float *out)
 {
-    const struct ps_weight *w = &t->weight[param_idx];
-    const uint16_t *rest = t->remainder[param_idx];
-    const unsigned char *from = (const unsigned char *)w->data + begin * ps_dtype_size(w->dtype);
-    if (!rest) {
-        ps_dtype_convert(out, PS_DTYPE_F32, from, w->dtype, n);
+    if (!t->opt.device->discrete) {
+        ps_dtype_convert(out, PS_DTYPE_F32, mapped, dtype, n);
         return;
     }
-    const uint16_t *hi = (const uint16_t *)w->data + begin;
+    unsigned char piece[4096];
+    unsigned char *base = t->near->ops->base(t->near);
+    const unsigned char *from =
+        base + ((const unsigned char *)mapped - (unsigned char *)t->near->ops->map(t->near, base));
+    size_t e = ps_dtype_size(dtype);
+    for (size_t at = 0; at < n; at += sizeof piece / e) {
+        size_t count = n - at < sizeof piece / e ? n - at : sizeof piece / e;
+        PS_IGNORE(t->near->ops->copy_d2h(t->near, piece, from + at * e, count * e, NULL) < 0,
+                  "the emulated device cannot fail");
+        ps_dtype_convert(out + at, PS_DTYPE_F32, piece, dtype, count);
+    }
+}
+
+/* A streamed weight comes from its file. */
+static int read_streamed(const struct ps_trainer *t, int32_t param_idx, size_t begin, size_t n,
+                         float *out, struct ps_error *err)
+{
+    const struct ps_st_file *file;
+    const struct ps_st_tensor *x = ps_st_set_find(t->files, t->params.param[param_idx].name, &file);
+    unsigned char piece[4096];
+    enum ps_dtype dtype = (enum ps_dtype)x->dtype;
+    size_t e = ps_dtype_size(dtype);
+    for (size_t at = 0; at < n; at += sizeof piece / e) {
+        size_t count = n - at < sizeof piece / e ? n - at : sizeof piece / e;
+        int ret = ps_st_read(file, x, (begin + at) * e, count * e, piece, err);
+        if (ret < 0)
+            return ret;
+        ps_dtype_convert(out + at, PS_DTYPE_F32, piece, dtype, count);
+        for (size_t i = 0; i < count && t->weight[param_idx].dtype == PS_DTYPE_BF16; i++)
+            out[at + i] = ps_bf16_to_f32(ps_f32_to_bf16(out[at + i]));
+    }
+    return 0;
+}
+
+int ps_trainer_param_read(const struct ps_trainer *t, int32_t param_idx, size_t begin, size_t n,
+                          float *out, struct ps_error *err)
+{
+    const struct ps_weight *w = &t->weight[param_idx];
+    if (!w->data)
+        return read_streamed(t, param_idx, begin, n, out, err);
+    const struct ps_trainable *x = NULL;
+    for (size_t i = 0; i < t->trainable_count && t->remainder[param_idx]; i++)
+        if (t->trainable_device[i].weight == w->data)
+            x = &t->trainable[i];
+    if (!x) {
+        const unsigned char *from =
+            (const unsigned char *)w->data + begin * ps_dtype_size(w->dtype);
+        read_pinned(t, from, w->dtype, n, out);
+        return 0;
+    }
+    const uint16_t *hi = (const uint16_t *)x->weight + begin;
     for (size_t i = 0; i < n; i++)
-        out[i] = t->opt.master_join(hi[i], rest[begin + i]);
+        out[i] = t->opt.master_join(hi[i], x->remainder[begin + i]);
+    return 0;
 }
 
 const struct ps_weight *ps_trainer_param(const struct ps_trainer *t, int32_t param_idx)

@@ -1,8 +1,8 @@
-/* The training core: a model, its trainable tensors and the segments that run over them, in one
- * arena.
+/* The training core: a model, its trainable tensors and the segments that run over them.
  *
- * Life: create (reads config.json, plans), commit (allocates, loads the weights, initialises
- * adapters), then steps and evaluations in any order. A step allocates nothing. */
+ * Life: create (reads config.json, computes the shape of a step), set_layout (where everything
+ * lies: builds the schedules), commit (allocates one arena a tier, loads what is pinned,
+ * initialises adapters), then steps and evaluations in any order. A step allocates nothing. */
 #ifndef PS_TRAIN_TRAINER_H
 #define PS_TRAIN_TRAINER_H
 
@@ -13,11 +13,14 @@
 #include "runtime/base/log.h"
 #include "runtime/base/status.h"
 #include "runtime/data/batch.h"
+#include "runtime/device/device.h"
 #include "runtime/model/config.h"
 #include "runtime/model/linear.h"
 #include "runtime/model/params.h"
-#include "runtime/train/arena.h"
+#include "runtime/train/executor.h"
 #include "runtime/train/optimizer.h"
+#include "runtime/train/step.h"
+#include "runtime/train/storage.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -28,6 +31,22 @@ enum ps_train_mode {
     PS_MODE_NONE,    /* evaluation, generation, export; an adapter may be active */
     PS_MODE_ADAPTER, /* adapters only, base frozen */
     PS_MODE_FULL,    /* base weights */
+};
+
+/* How a streaming run reaches its files; the session fills it from offload/. */
+struct ps_trainer_io {
+    /* Open a storage back end for one lane. NULL: nothing can be streamed. */
+    int (*open)(void *arg, struct ps_storage **out, const struct ps_storage_options *opt,
+                struct ps_error *err);
+    void *arg;
+    uint32_t depth, chunk_bytes; /* 0: the back end's defaults */
+    /* The spill file of layer boundaries, `bytes` long: make it; add its files to a lane's storage
+     * (fresh, so file numbers begin at 0); cut [offset, offset + bytes) into at most `max`
+     * transfers. */
+    int (*spill_create)(void *arg, uint64_t bytes, struct ps_error *err);
+    int (*spill_attach)(void *arg, struct ps_storage *st, struct ps_error *err);
+    int (*spill_map)(void *arg, uint64_t offset, uint64_t bytes, struct ps_transfer *out, int max);
+    const char *checksum_path; /* table of the model files' checksums; NULL: none is kept */
 };
 
 struct ps_trainer_options {
@@ -55,12 +74,20 @@ struct ps_trainer_options {
     /* Exact master weights: split a fp32 value into bf16 weight and remainder, and join them. */
     void (*master_split)(float master, uint16_t *weight, uint16_t *remainder);
     float (*master_join)(uint16_t weight, uint16_t remainder);
-    bool recompute;
     /* capacities */
     int32_t n_tok_max, doc_max;
+    int32_t micro_max;     /* most micro-batches of a window; 0: 1 */
     int32_t position_max;  /* rows of the RoPE table */
     int32_t cache_tok_max; /* > 0: room for a key-value cache (generation) */
     const struct ps_log *log;
+    bool plan_only; /* a config.json suffices; commit is not allowed */
+    /* where and how it runs */
+    const struct ps_device_ops *device; /* NULL: cpu */
+    struct ps_trainer_io io;
+    double throttle[PS_LANE_COUNT];
+    bool serial;
+    uint64_t delay_seed, delay_max_ns;
+    struct ps_vclock *vclock;
 };
 
 /* One tensor that is trained, or one adapter tensor in mode NONE (then without gradient and state).
@@ -71,14 +98,16 @@ struct ps_trainable {
     int32_t rank;
     int64_t shape[2];
     size_t n;
+    /* Addresses in the arena, or, on a device with memory of its own, in the host mirror of it: see
+     * ps_trainer_pull. */
     void *weight;
     enum ps_dtype dtype; /* F32, or BF16 with remainder */
     uint16_t *remainder;
     float *grad;
     void *state[PS_OPTIMIZER_STATE_MAX];
     bool decay;
-    uint64_t t;      /* updates so far */
-    double *partial; /* square sums of the gradient, (n + 65535) / 65536 */
+    uint64_t t;           /* updates so far */
+    size_t partial_begin; /* first square sum of the gradient, one for 65536 elements */
     size_t partial_count;
 };
 
@@ -89,6 +118,8 @@ struct ps_trainer_stats {
     int64_t tokens, labels;
     double seconds, compute_s, data_s, update_s;
     bool skipped;
+    struct ps_lane_stats lane[PS_LANE_COUNT];
+    uint64_t read_bytes, write_bytes; /* of the storage lanes, in this step */
 };
 
 struct ps_trainer;
@@ -97,13 +128,28 @@ struct ps_trainer;
  * and their arguments until destroy. */
 int ps_trainer_create(struct ps_trainer **out, const struct ps_trainer_options *opt,
                       struct ps_error *err) PS_WARN_UNUSED;
-/* Allocate the arena, load weights, initialise adapters. */
+/* The sizes of a step. */
+const struct ps_step_shape *ps_trainer_shape(const struct ps_trainer *t);
+/* Choose where everything lies (copied); may be called again before commit. Builds and checks the
+ * schedules. */
+int ps_trainer_set_layout(struct ps_trainer *t, const struct ps_step_layout *layout,
+                          struct ps_error *err) PS_WARN_UNUSED;
+const struct ps_step_layout *ps_trainer_layout(const struct ps_trainer *t);
+const struct ps_step_map *ps_trainer_map(const struct ps_trainer *t);
+const struct ps_schedule *ps_trainer_schedule(const struct ps_trainer *t, enum ps_segment segment);
+/* Replace a segment by an imported one: the same tasks with the same args, in another order or with
+ * other dependencies. PS_EUSAGE says what differs. Takes over *s. Before commit. */
+int ps_trainer_import_schedule(struct ps_trainer *t, enum ps_segment segment, struct ps_schedule *s,
+                               struct ps_error *err) PS_WARN_UNUSED;
+/* Bytes of a tier under the present layout. */
+uint64_t ps_trainer_bytes(const struct ps_trainer *t, enum ps_tier tier);
+
+/* Allocate the arenas, load pinned weights, initialise adapters. */
 int ps_trainer_commit(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
 void ps_trainer_destroy(struct ps_trainer *t);
 
 const struct ps_model_config *ps_trainer_config(const struct ps_trainer *t);
 const struct ps_param_table *ps_trainer_params(const struct ps_trainer *t);
-const struct ps_arena *ps_trainer_arena(const struct ps_trainer *t);
 struct ps_pool *ps_trainer_pool(const struct ps_trainer *t);
 const struct ps_adapter_config *ps_trainer_adapter_config(const struct ps_trainer *t);
 
@@ -117,11 +163,21 @@ uint64_t ps_trainer_trainable_elements(const struct ps_trainer *t);
 const struct ps_adapter_site *ps_trainer_site(const struct ps_trainer *t, int32_t layer,
                                               enum ps_role role);
 
-/* A base parameter's value as fp32: elements [begin, begin + n), master weights joined. */
-void ps_trainer_param_read(const struct ps_trainer *t, int32_t param_idx, size_t begin, size_t n,
-                           float *out);
-/* The weight where it lies. */
+/* A base parameter's value as fp32: elements [begin, begin + n), master weights joined (call
+ * ps_trainer_pull before); a streamed one is read from its file. */
+int ps_trainer_param_read(const struct ps_trainer *t, int32_t param_idx, size_t begin, size_t n,
+                          float *out, struct ps_error *err) PS_WARN_UNUSED;
+/* Its type and, where it is pinned, its address for the device's threads. */
 const struct ps_weight *ps_trainer_param(const struct ps_trainer *t, int32_t param_idx);
+
+/* On a device with memory of its own the addresses in struct ps_trainable are those of a host
+ * mirror: pull copies the device's state there (call it before reading them), push copies it back
+ * (after writing). Nothing happens elsewhere. */
+int ps_trainer_pull(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+int ps_trainer_push(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+
+/* Executor, and the handle of a segment in it, for traces and checks; NULL before commit. */
+struct ps_executor *ps_trainer_executor(struct ps_trainer *t, enum ps_segment segment, int *handle);
 
 /* Completed updates (the schedule's clock); settable for resuming. */
 uint64_t ps_trainer_updates(const struct ps_trainer *t);
@@ -137,17 +193,30 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
 int ps_trainer_eval(struct ps_trainer *t, struct ps_batcher *b, double *loss_sum, int64_t *labels,
                     int64_t *tokens, struct ps_error *err) PS_WARN_UNUSED;
 
-/* Forward over one sequence of n_tok ids; emit(arg, logits, row_begin, rows) receives fp32 logits
- * (rows, vocab) in ascending order. Stops at and returns the first negative value of emit. */
-int ps_trainer_logits(struct ps_trainer *t, const int32_t *ids, int32_t n_tok,
-                      int (*emit)(void *arg, const float *logits, int32_t row_begin, int32_t rows),
-                      void *arg) PS_WARN_UNUSED;
+/* One sequence of a forward pass. */
+struct ps_trainer_seq {
+    const int32_t *ids; /* (n_tok,) */
+    int32_t n_tok;      /* 1 when n_past > 0 */
+    int32_t n_past;     /* tokens already in the key-value cache of this place */
+};
 
-/* Generation: run n_tok ids after n_past cached ones (n_tok == 1 when n_past > 0) and return the
- * fp32 logits (vocab,) of the last one; they live until the next call. n_past + n_tok <=
- * cache_tok_max. */
-const float *ps_trainer_decode(struct ps_trainer *t, const int32_t *ids, int32_t n_tok,
-                               int32_t n_past);
+/* Sequences that one pass over the weights can take. */
+int32_t ps_trainer_seq_max(const struct ps_trainer *t);
+
+/* Forward over `count` sequences in one pass over the weights; emit(arg, seq, logits, row_begin,
+ * rows) receives fp32 logits (rows, vocab), sequences and rows ascending. Stops at and returns the
+ * first negative value of emit. */
+int ps_trainer_logits(struct ps_trainer *t, const struct ps_trainer_seq *seq, int32_t count,
+                      int (*emit)(void *arg, int32_t seq, const float *logits, int32_t row_begin,
+                                  int32_t rows),
+                      void *arg, struct ps_error *err) PS_WARN_UNUSED;
+
+/* Generation, all sequences in lockstep: sequence i goes on in cache i (n_past + n_tok <=
+ * cache_tok_max). ps_trainer_last_logits(t, i) then gives the fp32 logits (vocab,) of its last
+ * token, until the next call. n_tok 0: this place is idle. */
+int ps_trainer_decode(struct ps_trainer *t, const struct ps_trainer_seq *seq, int32_t count,
+                      struct ps_error *err) PS_WARN_UNUSED;
+const float *ps_trainer_last_logits(const struct ps_trainer *t, int32_t seq);
 
 #ifdef __cplusplus
 }

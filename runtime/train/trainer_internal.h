@@ -1,12 +1,22 @@
-/* What trainer.c, trainer_plan.c and trainer_step.c share: see trainer.h. */
+/* What trainer.c, trainer_plan.c, trainer_bind.c, trainer_io.c, trainer_task.c and trainer_step.c
+ * share: see trainer.h. */
 #ifndef PS_TRAIN_TRAINER_INTERNAL_H
 #define PS_TRAIN_TRAINER_INTERNAL_H
+
+#include <stdatomic.h>
 
 #include "runtime/model/block.h"
 #include "runtime/model/head.h"
 #include "runtime/model/safetensors.h"
-#include "runtime/train/schedule.h"
+#include "runtime/train/step_internal.h"
 #include "runtime/train/trainer.h"
+
+/* What the evaluation segment's head task does. */
+enum ps__head_mode {
+    PS__HEAD_LOSS,
+    PS__HEAD_NOTHING, /* the caller computes logits afterwards */
+    PS__HEAD_LAST,    /* logits of the last token (generation) */
+};
 
 struct ps_trainer {
     struct ps_trainer_options opt; /* constant after create */
@@ -14,49 +24,71 @@ struct ps_trainer {
     struct ps_param_table params;
     struct ps_pool *pool;
     struct ps_compute cx;
-    struct ps_arena *arena;
-    struct ps_st_set *files; /* closed after commit */
+    struct ps_st_set *files; /* NULL with plan_only */
     bool committed;
 
-    /* per parameter */
-    struct ps_weight *weight; /* (params.count,) */
+    /* sizes: constant after create */
+    struct ps_unit_sources source;
+    struct ps_step_shape shape;
+    uint64_t *unit_bytes; /* four arrays of n_layer + 2 for the shape */
+    size_t *param_offset; /* (params.count) in its pinned unit */
+    size_t saved_bytes, adapter_scratch;
+    size_t cache_half; /* bytes of the keys of one layer and sequence */
+
+    /* where everything lies: set_layout */
+    struct ps_step_layout layout;
+    struct ps_step_map map;
+    bool has_layout;
+    struct ps_schedule segment[PS_SEGMENT_COUNT];
+    bool has_segment[PS_SEGMENT_COUNT];
+
+    /* memory: commit */
+    struct ps_device *near, *host;       /* host NULL: no host buffers */
+    unsigned char *buffer[PS_BUF_COUNT]; /* DEVICE tier: addresses for the device's threads */
+    struct ps_executor *ex;
+    int handle[PS_SEGMENT_COUNT];
+    enum ps_segment loaded; /* whose live-in the slots hold; PS_SEGMENT_COUNT: nobody's */
+
+    /* per parameter; addresses for the device's threads */
+    struct ps_weight *weight; /* (params.count,) data NULL: streamed */
     uint16_t **remainder;     /* (params.count,) NULL: none */
     float **grad;             /* (params.count,) NULL: frozen */
 
     struct ps_block *block; /* (n_layer,) */
     struct ps_head head;
-    struct ps_adapter_site *site; /* (n_layer * 7,), ops NULL: not adapted */
-    char (*site_name)[192];       /* (trainable_count,) for adapters */
+    struct ps_adapter_site *site;      /* (n_layer * 7,), ops NULL: not adapted */
+    struct ps_adapter_site *site_host; /* the same with host addresses (mirror), for files */
+    char (*site_name)[192];            /* (trainable_count,) for adapters */
 
-    struct ps_trainable *trainable;
+    struct ps_trainable *trainable;        /* host addresses */
+    struct ps_trainable *trainable_device; /* the same with addresses for the device's threads */
     size_t trainable_count, trainable_capacity;
-    double *partials;
     size_t partial_count;
 
-    /* memory of the segments */
-    unsigned char *x; /* (n_x, n_tok_max, hidden): layer boundaries */
-    size_t x_stride;  /* bytes of one boundary */
-    unsigned char *saved;
-    size_t saved_stride; /* bytes of one layer's saved set */
-    unsigned char *scratch_mem, *head_mem, *dx;
-    float *cos_sin, *inv_freq;
-    unsigned char *cache; /* (n_layer, 2, cache_tok_max, kv) */
-    size_t cache_stride;  /* bytes of one of them */
-    float *decode_logits;
     struct ps_block_scratch scratch;
     struct ps_head_scratch head_scratch;
-    struct ps_batch batch;
+    struct ps_batch *batch;      /* (batch_count) as the device's threads see them */
+    struct ps_batch *batch_host; /* (batch_count) as they are filled; the same memory on cpu */
+    int32_t *n_past;             /* (batch_count) generation */
 
-    struct ps_schedule micro, update, eval;
-    struct ps_resident_shape shape;
-    uint64_t *unit_bytes; /* three arrays of n_layer for the shape */
+    /* storage, by lane; each used by its lane's thread alone after commit */
+    struct ps_storage *storage[PS_LANE_COUNT];
+    struct {
+        uint64_t first, last; /* tickets */
+    } in_flight[PS_LANE_COUNT][4];
+    uint32_t in_flight_head[PS_LANE_COUNT], in_flight_tail[PS_LANE_COUNT];
+    bool checksums_kept;
+    bool *unit_seen; /* (source units) read and checked once; disk_weights lane only */
+    unsigned char
+        *convert_piece; /* host memory for conversions on a discrete device; h2d lane only */
 
     uint64_t updates;
 
-    /* of the segment that runs now */
+    /* of the segment that runs now: written between runs, read by the lanes */
     uint64_t step;
-    int32_t micro_idx;
+    int32_t micro_base, present; /* first micro-batch of this pass, how many there are */
     bool training;
+    enum ps__head_mode head_mode;
     float dscale;
     double loss_sum;
     int64_t label_count;
@@ -65,13 +97,36 @@ struct ps_trainer {
     bool skip;
 };
 
-/* Slot of the three trainable unit kinds. */
+/* Some tensor of this trainer is trained. */
 bool ps__trainer_trains(const struct ps_trainer *t);
+bool ps__trainer_param_trained(const struct ps_trainer *t, const struct ps_param_info *p);
+int32_t ps__trainer_param_unit(const struct ps_param_info *p);
 
-/* Plan every buffer and build the schedules. */
+/* Compute the shape. */
 int ps__trainer_plan(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+/* Arrays of one batch in memory of batch_bytes; returns the bytes (with base NULL only measures).
+ */
+size_t ps__trainer_carve_batch(const struct ps_trainer *t, struct ps_batch *b, void *base);
 
-/* Fill blocks, head and trainables with addresses, after the arena is committed. */
-void ps__trainer_bind(struct ps_trainer *t);
+/* Fill blocks, head, trainables and batches with addresses, after the arenas are there. */
+int ps__trainer_bind(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+/* Weights of a layer, those of a slot included (slot -1: pinned), in *b. */
+void ps__trainer_block(const struct ps_trainer *t, int32_t layer, int32_t slot, struct ps_block *b);
+
+/* Zero states (before the weights are loaded: remainders are states) and the initial adapters, to
+ * the device. */
+int ps__trainer_clear_states(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+int ps__trainer_push_adapters(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+
+/* trainer_io.c: storage of the lanes, and the tasks that move bytes. */
+int ps__trainer_io_open(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+void ps__trainer_io_close(struct ps_trainer *t);
+int ps__trainer_load_pinned(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+void ps__trainer_io_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT]);
+void ps__trainer_io_bytes(const struct ps_trainer *t, uint64_t *read, uint64_t *written);
+
+/* trainer_task.c: the tasks that compute. */
+void ps__trainer_task_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT]);
+void *ps__trainer_x(const struct ps_trainer *t, int32_t idx);
 
 #endif

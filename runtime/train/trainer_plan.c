@@ -1,7 +1,5 @@
-/* Planning: which tensors exist, how large every buffer is, and the schedules over them.
- *
- * Order in the arena: weights, adapters, gradients, optimizer states, activations, workspaces,
- * batch. */
+/* Planning: which tensors exist and how large everything in a step is. Where it lies is the
+ * layout's matter: see step.h. */
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
@@ -14,8 +12,11 @@
 #include "runtime/train/trainer_internal.h"
 
 #define SQUARE_BLOCK ((size_t)65536)
+#define TENSOR_ALIGN ((size_t)64)
+/* Row blocks of a streamed embedding are at most as large as a layer, and not above this. */
+#define EMBED_BLOCK_MAX ((uint64_t)256 << 20)
 
-static bool param_trained(const struct ps_trainer *t, const struct ps_param_info *p)
+bool ps__trainer_param_trained(const struct ps_trainer *t, const struct ps_param_info *p)
 {
     if (t->opt.mode != PS_MODE_FULL)
         return false;
@@ -24,7 +25,7 @@ static bool param_trained(const struct ps_trainer *t, const struct ps_param_info
     return p->layer >= 0 && t->opt.layer_on[p->layer];
 }
 
-static int32_t param_unit(const struct ps_param_info *p)
+int32_t ps__trainer_param_unit(const struct ps_param_info *p)
 {
     if (p->layer >= 0)
         return p->layer;
@@ -40,13 +41,16 @@ static int alloc_tables(struct ps_trainer *t)
     t->weight = calloc(n, sizeof *t->weight);
     t->remainder = calloc(n, sizeof *t->remainder);
     t->grad = calloc(n, sizeof *t->grad);
+    t->param_offset = calloc(n, sizeof *t->param_offset);
     t->block = calloc(layers, sizeof *t->block);
     t->site = calloc(sites, sizeof *t->site);
+    t->site_host = calloc(sites, sizeof *t->site_host);
     t->site_name = calloc(t->opt.adapter ? sites * PS_ADAPTER_TENSOR_MAX : 1, sizeof *t->site_name);
     t->trainable = calloc(t->trainable_capacity, sizeof *t->trainable);
-    t->unit_bytes = calloc(3 * layers, sizeof *t->unit_bytes);
-    bool ok = t->weight && t->remainder && t->grad && t->block && t->site && t->site_name &&
-              t->trainable && t->unit_bytes;
+    t->trainable_device = calloc(t->trainable_capacity, sizeof *t->trainable_device);
+    t->unit_bytes = calloc(4 * (layers + 2), sizeof *t->unit_bytes);
+    bool ok = t->weight && t->remainder && t->grad && t->param_offset && t->block && t->site &&
+              t->site_host && t->site_name && t->trainable && t->trainable_device && t->unit_bytes;
     return ok ? 0 : -ENOMEM;
 }
 
@@ -65,26 +69,49 @@ static struct ps_trainable *add_trainable(struct ps_trainer *t, const char *name
     return x;
 }
 
-/* Weights of the base model; trained ones with remainder, gradient and trainable entry. */
+static uint64_t *bytes_of(const struct ps_trainer *t, int what, int32_t unit)
+{
+    size_t units = (size_t)t->cfg.n_layer + 2;
+    size_t i = unit >= 0 ? (size_t)unit + 1 : unit == PS_UNIT_EMBED ? 0 : units - 1;
+    return &t->unit_bytes[(size_t)what * units + i];
+}
+
+enum { ADAPTER, GRAD, STATE, PINNED };
+
+/* Put `bytes` behind what the unit already has of this; returns the offset. */
+static size_t place(struct ps_trainer *t, int what, int32_t unit, size_t bytes)
+{
+    uint64_t *at = bytes_of(t, what, unit);
+    size_t offset = (size_t)*at;
+    *at += ps_align_up(bytes, TENSOR_ALIGN);
+    return offset;
+}
+
+/* Weights of the base model; trained ones get a trainable entry. */
 static int plan_params(struct ps_trainer *t, struct ps_error *err)
 {
     for (size_t i = 0; i < t->params.count; i++) {
         const struct ps_param_info *p = &t->params.param[i];
-        const struct ps_st_tensor *tensor;
+        const struct ps_st_tensor *tensor = NULL;
         const struct ps_st_file *file;
-        int ret = ps_weights_find(t->files, t->opt.model_dir, p, &tensor, &file, err);
+        int ret =
+            t->files ? ps_weights_find(t->files, t->opt.model_dir, p, &tensor, &file, err) : 0;
         if (ret < 0)
             return ret;
-        bool trained = param_trained(t, p);
+        bool trained = ps__trainer_param_trained(t, p);
         struct ps_weight *w = &t->weight[i];
         if (t->opt.dtype == PS_DTYPE_BF16)
             w->dtype = PS_DTYPE_BF16;
         else
-            w->dtype = trained ? PS_DTYPE_F32 : (enum ps_dtype)tensor->dtype;
-        ps_arena_add(t->arena, PS_ARENA_WEIGHTS, &w->data, p->elements * ps_dtype_size(w->dtype));
+            w->dtype = trained  ? PS_DTYPE_F32
+                       : tensor ? (enum ps_dtype)tensor->dtype
+                                : PS_DTYPE_BF16;
+        t->param_offset[i] =
+            place(t, PINNED, ps__trainer_param_unit(p), p->elements * ps_dtype_size(w->dtype));
         if (!trained)
             continue;
-        struct ps_trainable *x = add_trainable(t, p->name, param_unit(p), p->rank, p->shape);
+        struct ps_trainable *x =
+            add_trainable(t, p->name, ps__trainer_param_unit(p), p->rank, p->shape);
         x->dtype = w->dtype;
         x->decay = p->decay;
     }
@@ -121,7 +148,7 @@ static int plan_sites(struct ps_trainer *t, struct ps_error *err)
             struct ps_trainable *x =
                 add_trainable(t, name, s->layer, tensor[j].rank, tensor[j].shape);
             x->decay = tensor[j].decay;
-            ps_arena_add(t->arena, PS_ARENA_ADAPTER, (void **)&s->tensor[j], x->n * sizeof(float));
+            place(t, ADAPTER, s->layer, x->n * sizeof(float));
         }
     }
     if (name_idx == 0)
@@ -131,44 +158,26 @@ static int plan_sites(struct ps_trainer *t, struct ps_error *err)
     return 0;
 }
 
-/* Remainders, gradients, states, partial sums. */
+/* Gradients, remainders and states of the trained tensors, in the order of the trainables: see
+ * bind_trainables. */
 static void plan_training(struct ps_trainer *t)
 {
     if (!ps__trainer_trains(t))
         return;
-    for (size_t i = 0; i < t->params.count; i++) {
-        const struct ps_param_info *p = &t->params.param[i];
-        if (!param_trained(t, p))
-            continue;
-        if (t->weight[i].dtype == PS_DTYPE_BF16)
-            ps_arena_add(t->arena, PS_ARENA_OPTIMIZER, (void **)&t->remainder[i],
-                         p->elements * sizeof(uint16_t));
-        ps_arena_add(t->arena, PS_ARENA_GRADIENTS, (void **)&t->grad[i],
-                     p->elements * sizeof(float));
-    }
-    for (size_t i = 0; i < (size_t)t->cfg.n_layer * PS_LINEAR_COUNT; i++) {
-        struct ps_adapter_site *s = &t->site[i];
-        struct ps_adapter_tensor tensor[PS_ADAPTER_TENSOR_MAX];
-        if (!s->ops || s->ops->tensors(s->config, s->out, s->in, tensor, NULL) < 0)
-            continue;
-        for (int j = 0; j < s->tensor_count; j++) {
-            size_t n =
-                (size_t)tensor[j].shape[0] * (size_t)(tensor[j].rank == 2 ? tensor[j].shape[1] : 1);
-            ps_arena_add(t->arena, PS_ARENA_GRADIENTS, (void **)&s->grad[j], n * sizeof(float));
-        }
-    }
     for (size_t i = 0; i < t->trainable_count; i++) {
         struct ps_trainable *x = &t->trainable[i];
+        place(t, GRAD, x->unit, x->n * sizeof(float));
+        if (t->opt.mode == PS_MODE_FULL && x->dtype == PS_DTYPE_BF16)
+            place(t, STATE, x->unit, x->n * sizeof(uint16_t));
         for (int k = 0; k < t->opt.optimizer->state_count; k++)
-            ps_arena_add(t->arena, PS_ARENA_OPTIMIZER, &x->state[k],
-                         t->opt.optimizer->state_bytes(k, x->n));
+            place(t, STATE, x->unit, t->opt.optimizer->state_bytes(k, x->n));
+        x->partial_begin = t->partial_count;
         x->partial_count = (x->n + SQUARE_BLOCK - 1) / SQUARE_BLOCK;
         t->partial_count += x->partial_count;
     }
-    ps_arena_add(t->arena, PS_ARENA_WORKSPACE, (void **)&t->partials,
-                 t->partial_count * sizeof(double));
 }
 
+/* Largest saved set and adapter scratch of any layer; prepares the blocks. */
 static size_t saved_bytes(struct ps_trainer *t, size_t *adapter_scratch)
 {
     size_t most = 0;
@@ -193,105 +202,101 @@ static size_t saved_bytes(struct ps_trainer *t, size_t *adapter_scratch)
     return most;
 }
 
-/* a * b, or a size that the arena reports as an overflow. */
-static size_t times(size_t a, size_t b)
+size_t ps__trainer_carve_batch(const struct ps_trainer *t, struct ps_batch *b, void *base)
 {
-    size_t product;
-    return ps_mul_size(a, b, &product) ? product : SIZE_MAX;
+    size_t n = (size_t)t->opt.n_tok_max;
+    size_t docs = (size_t)t->opt.doc_max;
+    size_t size[5] = {n * sizeof(int32_t), n * sizeof(int32_t), n * sizeof(int32_t),
+                      (docs + 1) * sizeof(int32_t), docs * sizeof(uint64_t)};
+    void *at[5];
+    size_t offset = 0;
+    for (int i = 0; i < 5; i++) {
+        at[i] = base ? (unsigned char *)base + offset : NULL;
+        offset += ps_align_up(size[i], TENSOR_ALIGN);
+    }
+    *b = (struct ps_batch){
+        .ids = at[0], .target = at[1], .position = at[2], .doc_start = at[3], .doc_row = at[4]};
+    return offset;
+}
+
+/* FLOPs of a full micro-batch; documents are taken to be as long as the longest row. */
+static void plan_flops(struct ps_trainer *t)
+{
+    const struct ps_model_config *cfg = &t->cfg;
+    struct ps_step_shape *p = &t->shape;
+    double n = (double)t->opt.n_tok_max;
+    double len = (double)t->opt.position_max < n ? (double)t->opt.position_max : n;
+    double linears = n * ps_block_linear_flops(cfg);
+    double attention = 4 * n * (len / 2) * (double)cfg->n_head * (double)cfg->head_dim;
+    double head = 2 * n * (double)cfg->hidden_size * (double)cfg->vocab_size;
+    bool full = t->opt.mode == PS_MODE_FULL;
+    p->layer_flops = linears + attention;
+    p->layer_backward_flops = (full ? 2 : 1) * linears + 2.5 * attention;
+    p->head_flops = head;
+    p->head_backward_flops = (p->head_trained ? 2 : 1) * head;
 }
 
 static void plan_activations(struct ps_trainer *t)
 {
     const struct ps_model_config *cfg = &t->cfg;
+    struct ps_step_shape *p = &t->shape;
     size_t n = (size_t)t->opt.n_tok_max;
     bool train = ps__trainer_trains(t);
-    size_t layers = (size_t)cfg->n_layer;
     size_t e = ps_dtype_size(t->opt.dtype);
-    size_t adapter_scratch;
-    t->x_stride = (n * (size_t)cfg->hidden_size * e + 63) & ~(size_t)63;
-    t->saved_stride = saved_bytes(t, &adapter_scratch);
-    size_t saved_count = train && !t->opt.recompute ? layers : 1;
+    int threads = ps_pool_thread_count(t->pool);
     struct ps_block_scratch measure;
     struct ps_head_scratch head_measure;
-    t->shape.scratch_bytes =
-        ps_block_scratch_carve(&measure, NULL, cfg, t->opt.dtype, n, adapter_scratch, train,
-                               ps_pool_thread_count(t->pool));
-    t->shape.head_bytes = ps_head_scratch_carve(&head_measure, NULL, cfg, t->opt.dtype, n, train);
-    struct ps_arena *a = t->arena;
-    ps_arena_add(a, PS_ARENA_ACTIVATIONS, (void **)&t->x,
-                 times(t->x_stride, train ? layers + 1 : 1));
-    ps_arena_add(a, PS_ARENA_ACTIVATIONS, (void **)&t->saved, times(t->saved_stride, saved_count));
-    ps_arena_add(a, PS_ARENA_ACTIVATIONS, (void **)&t->dx, train ? t->x_stride : 0);
+    struct ps_batch batch_measure;
+    t->saved_bytes = saved_bytes(t, &t->adapter_scratch);
+    p->x_bytes = n * (size_t)cfg->hidden_size * e;
+    p->saved_bytes = t->saved_bytes;
+    p->scratch_bytes = ps_block_scratch_carve(&measure, NULL, cfg, t->opt.dtype, n,
+                                              t->adapter_scratch, train, threads);
+    p->head_bytes = ps_head_scratch_carve(&head_measure, NULL, cfg, t->opt.dtype, n, train);
+    p->batch_bytes = ps__trainer_carve_batch(t, &batch_measure, NULL);
+    size_t half = (size_t)cfg->head_dim / 2;
+    p->rope_bytes = ps_align_up(half * sizeof(float), TENSOR_ALIGN) +
+                    (size_t)t->opt.position_max * 2 * half * sizeof(float);
+    p->gemm_bytes = ps_gemm_workspace_bytes(threads);
     if (t->opt.cache_tok_max > 0) {
         size_t kv = (size_t)cfg->n_kv_head * (size_t)cfg->head_dim;
-        t->cache_stride = ((size_t)t->opt.cache_tok_max * kv * e + 63) & ~(size_t)63;
-        ps_arena_add(a, PS_ARENA_ACTIVATIONS, (void **)&t->cache,
-                     times(t->cache_stride, 2 * layers));
-        ps_arena_add(a, PS_ARENA_WORKSPACE, (void **)&t->decode_logits,
-                     (size_t)cfg->vocab_size * sizeof(float));
+        t->cache_half = ps_align_up((size_t)t->opt.cache_tok_max * kv * e, TENSOR_ALIGN);
+        p->cache_bytes = 2 * t->cache_half;
+        p->logits_bytes = (size_t)cfg->vocab_size * sizeof(float);
     }
-    ps_arena_add(a, PS_ARENA_WORKSPACE, (void **)&t->scratch_mem, t->shape.scratch_bytes);
-    ps_arena_add(a, PS_ARENA_WORKSPACE, (void **)&t->head_mem, t->shape.head_bytes);
-    ps_arena_add(a, PS_ARENA_WORKSPACE, &t->cx.gemm_workspace,
-                 ps_gemm_workspace_bytes(ps_pool_thread_count(t->pool)));
-    size_t half = (size_t)cfg->head_dim / 2;
-    ps_arena_add(a, PS_ARENA_WORKSPACE, (void **)&t->inv_freq, half * sizeof(float));
-    ps_arena_add(a, PS_ARENA_WORKSPACE, (void **)&t->cos_sin,
-                 (size_t)t->opt.position_max * 2 * half * sizeof(float));
-    ps_arena_add(a, PS_ARENA_BATCH, (void **)&t->batch.ids, n * sizeof(int32_t));
-    ps_arena_add(a, PS_ARENA_BATCH, (void **)&t->batch.target, n * sizeof(int32_t));
-    ps_arena_add(a, PS_ARENA_BATCH, (void **)&t->batch.position, n * sizeof(int32_t));
-    size_t docs = (size_t)t->opt.doc_max;
-    ps_arena_add(a, PS_ARENA_BATCH, (void **)&t->batch.doc_start, (docs + 1) * sizeof(int32_t));
-    ps_arena_add(a, PS_ARENA_BATCH, (void **)&t->batch.doc_row, docs * sizeof(uint64_t));
-    t->shape.batch_bytes = (3 * n + docs + 1) * sizeof(int32_t) + docs * sizeof(uint64_t);
+    p->partial_bytes = t->partial_count * sizeof(double);
 }
 
-/* Bytes of weights, gradients and states of each unit, for the schedules' declared ranges. */
+/* Where the frozen units lie in the files. */
+static int plan_sources(struct ps_trainer *t, struct ps_error *err)
+{
+    uint64_t layer = *bytes_of(t, PINNED, 0);
+    struct ps_unit_options o = {.dtype = t->opt.dtype,
+                                .embed_block_max =
+                                    layer < EMBED_BLOCK_MAX ? layer : EMBED_BLOCK_MAX,
+                                .force_staged = t->opt.device->discrete};
+    int ret = ps_unit_sources_create(&t->source, &t->params, t->files, t->opt.model_dir, &o, err);
+    t->shape.source = &t->source;
+    return ret;
+}
+
 static void plan_shape(struct ps_trainer *t)
 {
-    struct ps_resident_shape *p = &t->shape;
-    size_t layers = (size_t)t->cfg.n_layer;
-    uint64_t *weight = t->unit_bytes;
-    uint64_t *grad = weight + layers;
-    uint64_t *state = grad + layers;
-    for (size_t i = 0; i < t->params.count; i++) {
-        const struct ps_param_info *info = &t->params.param[i];
-        int32_t unit = param_unit(info);
-        uint64_t bytes = info->elements * ps_dtype_size(t->weight[i].dtype);
-        *(unit >= 0               ? &weight[unit]
-          : unit == PS_UNIT_EMBED ? &p->embed_weight_bytes
-                                  : &p->head_weight_bytes) += bytes;
-    }
-    for (size_t i = 0; i < t->trainable_count && ps__trainer_trains(t); i++) {
-        const struct ps_trainable *x = &t->trainable[i];
-        uint64_t bytes = x->n * sizeof(float);
-        uint64_t held = 0;
-        for (int k = 0; k < t->opt.optimizer->state_count; k++)
-            held += t->opt.optimizer->state_bytes(k, x->n);
-        *(x->unit >= 0               ? &grad[x->unit]
-          : x->unit == PS_UNIT_EMBED ? &p->embed_grad_bytes
-                                     : &p->head_grad_bytes) += bytes;
-        *(x->unit >= 0               ? &state[x->unit]
-          : x->unit == PS_UNIT_EMBED ? &p->embed_state_bytes
-                                     : &p->head_state_bytes) += held;
-    }
+    struct ps_step_shape *p = &t->shape;
     p->n_layer = t->cfg.n_layer;
+    p->trains = ps__trainer_trains(t);
+    p->frozen = t->opt.mode != PS_MODE_FULL;
     p->first_trained = t->cfg.n_layer;
     for (int32_t l = t->cfg.n_layer - 1; l >= 0; l--)
         if (t->block[l].trains)
             p->first_trained = l;
-    p->embed_trained = p->embed_grad_bytes > 0;
-    p->head_trained = p->head_grad_bytes > 0;
-    p->eval_only = !ps__trainer_trains(t);
-    p->recompute = t->opt.recompute || p->eval_only;
-    p->x_bytes = t->x_stride;
-    p->saved_bytes = t->saved_stride;
-    p->layer_weight_bytes = weight;
-    p->layer_grad_bytes = grad;
-    p->layer_state_bytes = state;
+    p->embed_trained = *bytes_of(t, GRAD, PS_UNIT_EMBED) > 0;
+    p->head_trained = *bytes_of(t, GRAD, PS_UNIT_HEAD) > 0;
     p->tied = t->cfg.tie_word_embeddings;
-    p->layer_flops = ps_block_linear_flops(&t->cfg);
+    p->adapter_bytes = bytes_of(t, ADAPTER, PS_UNIT_EMBED);
+    p->grad_bytes = bytes_of(t, GRAD, PS_UNIT_EMBED);
+    p->state_bytes = bytes_of(t, STATE, PS_UNIT_EMBED);
+    p->pinned_bytes = bytes_of(t, PINNED, PS_UNIT_EMBED);
 }
 
 int ps__trainer_plan(struct ps_trainer *t, struct ps_error *err)
@@ -300,73 +305,13 @@ int ps__trainer_plan(struct ps_trainer *t, struct ps_error *err)
     if (ret < 0)
         return ps_error_set(err, ret, "out of memory");
     ret = plan_params(t, err);
-    if (ret < 0)
-        return ret;
-    ret = plan_sites(t, err);
+    if (ret == 0)
+        ret = plan_sites(t, err);
     if (ret < 0)
         return ret;
     plan_training(t);
     plan_activations(t);
     plan_shape(t);
-    ret = ps_resident_build_eval(&t->eval, &t->shape, err);
-    if (ret < 0 || !ps__trainer_trains(t))
-        return ret;
-    ret = ps_resident_build_micro(&t->micro, &t->shape, err);
-    if (ret < 0)
-        return ret;
-    return ps_resident_build_update(&t->update, &t->shape, err);
-}
-
-static void bind_block(struct ps_trainer *t, struct ps_block *b)
-{
-    for (int r = 0; r < PS_ROLE_LAYER_COUNT; r++) {
-        int32_t i = ps_param_find(&t->params, b->layer, (enum ps_role)r);
-        if (i < 0)
-            continue;
-        b->weight[r] = t->weight[i];
-        b->grad[r] = t->grad[i];
-    }
-}
-
-void ps__trainer_bind(struct ps_trainer *t)
-{
-    for (int32_t l = 0; l < t->cfg.n_layer; l++)
-        bind_block(t, &t->block[l]);
-    int32_t norm = ps_param_find(&t->params, -1, PS_ROLE_FINAL_NORM);
-    int32_t head = ps_param_find(&t->params, -1, PS_ROLE_HEAD);
-    t->head = (struct ps_head){.cfg = &t->cfg,
-                               .norm = t->weight[norm],
-                               .head = t->weight[head],
-                               .dnorm = t->grad[norm],
-                               .dhead = t->grad[head]};
-    size_t at = 0;
-    double *partial = t->partials;
-    for (size_t i = 0; i < t->params.count; i++) {
-        if (!param_trained(t, &t->params.param[i]))
-            continue;
-        struct ps_trainable *x = &t->trainable[at++];
-        x->weight = t->weight[i].data;
-        x->remainder = t->remainder[i];
-        x->grad = t->grad[i];
-    }
-    for (size_t i = 0; i < (size_t)t->cfg.n_layer * PS_LINEAR_COUNT; i++) {
-        struct ps_adapter_site *s = &t->site[i];
-        for (int j = 0; s->ops && j < s->tensor_count; j++) {
-            struct ps_trainable *x = &t->trainable[at++];
-            x->weight = s->tensor[j];
-            x->grad = s->grad[j];
-        }
-    }
-    assert(at == t->trainable_count);
-    for (size_t i = 0; i < t->trainable_count; i++) {
-        t->trainable[i].partial = partial;
-        partial += t->trainable[i].partial_count;
-    }
-    size_t adapter_scratch;
-    saved_bytes(t, &adapter_scratch);
-    size_t n = (size_t)t->opt.n_tok_max;
-    bool train = ps__trainer_trains(t);
-    ps_block_scratch_carve(&t->scratch, t->scratch_mem, &t->cfg, t->opt.dtype, n, adapter_scratch,
-                           train, ps_pool_thread_count(t->pool));
-    ps_head_scratch_carve(&t->head_scratch, t->head_mem, &t->cfg, t->opt.dtype, n, train);
+    plan_flops(t);
+    return plan_sources(t, err);
 }

@@ -1,0 +1,388 @@
+/* The tasks that move bytes, and the loading of what is pinned: see trainer.h.
+ *
+ * A disk task's requests are queued by `start` and waited for by `finish`; both run on the lane's
+ * own thread, which alone uses the lane's storage. */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/kernels/rope.h"
+#include "runtime/model/weights.h"
+#include "runtime/train/trainer_internal.h"
+
+#define CONVERT_PIECE_BYTES ((size_t)1 << 18)
+#define SPILL_TRANSFER_MAX 64
+
+/* --- the lanes' storage --- */
+
+static int open_lane(struct ps_trainer *t, enum ps_lane lane, struct ps_error *err)
+{
+    if (!t->opt.io.open)
+        return ps_error_full(err, PS_EUSAGE, NULL, "strategy", "use --strategy resident",
+                             "this run has no storage to stream from");
+    bool near = !t->opt.device->discrete;
+    enum ps_step_buffer first = PS_BUF_BATCH;
+    struct ps_storage_options o = {.depth = t->opt.io.depth,
+                                   .chunk_bytes = t->opt.io.chunk_bytes,
+                                   .arena = near ? t->buffer[first] : t->buffer[PS_BUF_BATCH_HOST],
+                                   .arena_bytes =
+                                       near ? ps_step_map_tier_bytes(&t->map, PS_TIER_DEVICE)
+                                            : ps_step_map_tier_bytes(&t->map, PS_TIER_HOST),
+                                   .log = t->opt.log};
+    return t->opt.io.open(t->opt.io.arg, &t->storage[lane], &o, err);
+}
+
+static bool reads_weights(const struct ps_trainer *t)
+{
+    for (uint32_t i = 0; i < t->source.unit_count; i++)
+        if (t->map.stream_idx[i] >= 0)
+            return true;
+    return false;
+}
+
+static int open_weights(struct ps_trainer *t, struct ps_error *err)
+{
+    int ret = open_lane(t, PS_LANE_DISK_WEIGHTS, err);
+    struct ps_storage *st = t->storage[PS_LANE_DISK_WEIGHTS];
+    for (size_t i = 0; ret >= 0 && i < ps_st_set_file_count(t->files); i++)
+        ret = st->ops->add_file(st, ps_st_path(ps_st_set_file(t->files, i)), false, NULL, err);
+    if (ret < 0)
+        return ret;
+    t->unit_seen = calloc(t->source.unit_count + 1, sizeof *t->unit_seen);
+    t->convert_piece = malloc(CONVERT_PIECE_BYTES);
+    if (!t->unit_seen || !t->convert_piece)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    if (!t->opt.io.checksum_path)
+        return 0;
+    char why[256] = "";
+    ret = ps_unit_checksums_load(&t->source, t->files, t->opt.io.checksum_path, why, err);
+    if (ret == 0 && why[0])
+        ps_log(t->opt.log, PS_LOG_WARN, "the table of the model's checksums is made anew: %s", why);
+    return ret < 0 ? ret : 0;
+}
+
+int ps__trainer_io_open(struct ps_trainer *t, struct ps_error *err)
+{
+    int ret = reads_weights(t) ? open_weights(t, err) : 0;
+    if (ret < 0 || t->map.bytes[PS_BUF_DISK_X] == 0)
+        return ret;
+    ret = t->opt.io.spill_create
+              ? t->opt.io.spill_create(t->opt.io.arg, t->map.bytes[PS_BUF_DISK_X], err)
+              : ps_error_set(err, PS_EUSAGE, "this run has no spill file");
+    static const enum ps_lane lane[] = {PS_LANE_DISK_STATE, PS_LANE_DISK_WRITE};
+    for (int i = 0; ret >= 0 && i < 2; i++) {
+        ret = open_lane(t, lane[i], err);
+        if (ret >= 0)
+            ret = t->opt.io.spill_attach(t->opt.io.arg, t->storage[lane[i]], err);
+    }
+    return ret < 0 ? ret : 0;
+}
+
+void ps__trainer_io_close(struct ps_trainer *t)
+{
+    for (int l = 0; l < PS_LANE_COUNT; l++)
+        if (t->storage[l])
+            t->storage[l]->ops->close(t->storage[l]);
+    free(t->unit_seen);
+    free(t->convert_piece);
+}
+
+void ps__trainer_io_bytes(const struct ps_trainer *t, uint64_t *read, uint64_t *written)
+{
+    *read = 0;
+    *written = 0;
+    for (int l = 0; l < PS_LANE_COUNT; l++) {
+        struct ps_storage_counters c = {0};
+        if (!t->storage[l])
+            continue;
+        t->storage[l]->ops->counters(t->storage[l], &c);
+        *read += c.read_bytes;
+        *written += c.write_bytes;
+    }
+}
+
+/* Remember the tickets of a task that has been started; tasks finish in the order of their start.
+ */
+static void push_tickets(struct ps_trainer *t, enum ps_lane l, uint64_t first, uint64_t last)
+{
+    uint32_t at = t->in_flight_head[l]++ % 4;
+    t->in_flight[l][at].first = first;
+    t->in_flight[l][at].last = last;
+}
+
+static int wait_tickets(struct ps_trainer *t, enum ps_lane l, struct ps_error *err)
+{
+    assert(t->in_flight_tail[l] != t->in_flight_head[l]);
+    uint32_t at = t->in_flight_tail[l]++ % 4;
+    struct ps_storage *st = t->storage[l];
+    for (uint64_t k = t->in_flight[l][at].first; k <= t->in_flight[l][at].last; k++) {
+        int ret = st->ops->wait(st, k, err);
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+/* --- weights --- */
+
+static const struct ps_unit_source *source_of(const struct ps_trainer *t,
+                                              const struct ps_task *task)
+{
+    return &t->source.unit[ps__source_number(&t->shape, task->unit, task->arg[PS_ARG_BLOCK])];
+}
+
+/* Host address of a task's raw bytes: a raw slot, or (cpu) the slot that compute uses. */
+static unsigned char *raw_of(const struct ps_trainer *t, const struct ps_task *task)
+{
+    if (task->arg[PS_ARG_RAW] >= 0)
+        return t->buffer[PS_BUF_RAW] + (size_t)task->arg[PS_ARG_RAW] * t->map.raw_slot_bytes;
+    return t->buffer[PS_BUF_SLOTS] + (size_t)task->arg[PS_ARG_SLOT] * t->map.slot_bytes;
+}
+
+static int submit_unit(struct ps_trainer *t, const struct ps_unit_source *u, unsigned char *raw,
+                       struct ps_error *err)
+{
+    struct ps_storage *st = t->storage[PS_LANE_DISK_WEIGHTS];
+    uint64_t first = 1;
+    uint64_t last = 0;
+    for (uint32_t i = 0; i < u->extent_count; i++) {
+        const struct ps_extent *e = &u->extent[i];
+        struct ps_transfer x = {.file = e->file,
+                                .offset = e->offset,
+                                .bytes = e->bytes,
+                                .expect = e->expect,
+                                .memory = raw + e->raw_offset};
+        int ret = st->ops->submit(st, &x, &last, err);
+        if (ret < 0)
+            return ret;
+        if (i == 0)
+            first = last;
+    }
+    push_tickets(t, PS_LANE_DISK_WEIGHTS, first, last);
+    return 0;
+}
+
+/* What has arrived is what the file held when it was first read. */
+static int check_unit(struct ps_trainer *t, const struct ps_unit_source *u,
+                      const unsigned char *raw, struct ps_error *err)
+{
+    for (uint32_t i = 0; i < u->extent_count; i++) {
+        const struct ps_extent *e = &u->extent[i];
+        const char *path = ps_st_path(ps_st_set_file(t->files, e->file));
+        int ret = ps_unit_verify(&t->source, e, raw + e->raw_offset, path, err);
+        if (ret < 0)
+            return ret;
+    }
+    size_t number = (size_t)(u - t->source.unit);
+    if (t->unit_seen[number])
+        return 0;
+    t->unit_seen[number] = true;
+    return ps_unit_check_finite(u, raw, &t->params, t->opt.model_dir, err);
+}
+
+static int read_start(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    return submit_unit(t, source_of(t, task), raw_of(t, task), err);
+}
+
+static int read_finish(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    int ret = wait_tickets(t, PS_LANE_DISK_WEIGHTS, err);
+    return ret < 0 ? ret : check_unit(t, source_of(t, task), raw_of(t, task), err);
+}
+
+/* The device address of an address of the device's threads. */
+static void *device_address(const struct ps_trainer *t, const void *mapped)
+{
+    unsigned char *base = t->near->ops->base(t->near);
+    return base +
+           ((const unsigned char *)mapped - (unsigned char *)t->near->ops->map(t->near, base));
+}
+
+/* One tensor from host memory to the device, converted on the way in pieces. */
+static int copy_tensor(struct ps_trainer *t, void *near, const struct ps_unit_tensor *x,
+                       const unsigned char *raw, struct ps_error *err)
+{
+    size_t src = ps_dtype_size(x->src_dtype);
+    size_t dst = ps_dtype_size(x->near_dtype);
+    unsigned char *to = device_address(t, near);
+    if (x->src_dtype == x->near_dtype)
+        return t->near->ops->copy_h2d(t->near, to, raw, (size_t)x->elements * src, err);
+    size_t piece = CONVERT_PIECE_BYTES / dst;
+    for (size_t at = 0; at < x->elements; at += piece) {
+        size_t n = x->elements - at < piece ? (size_t)x->elements - at : piece;
+        ps_dtype_convert(t->convert_piece, x->near_dtype, raw + at * src, x->src_dtype, n);
+        int ret = t->near->ops->copy_h2d(t->near, to + at * dst, t->convert_piece, n * dst, err);
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+static int copy_weights(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    const struct ps_unit_source *u = source_of(t, task);
+    const unsigned char *raw =
+        task->arg[PS_ARG_RAW] >= 0
+            ? raw_of(t, task)
+            : t->buffer[PS_BUF_HOST_UNITS] + t->map.host_offset[u - t->source.unit];
+    unsigned char *near =
+        t->buffer[PS_BUF_SLOTS] + (size_t)task->arg[PS_ARG_SLOT] * t->map.slot_bytes;
+    if (!t->opt.device->discrete) {
+        ps_unit_convert(u, near, raw);
+        return 0;
+    }
+    int ret = 0;
+    for (uint32_t i = 0; ret == 0 && i < u->tensor_count; i++)
+        ret = copy_tensor(t, near + u->tensor[i].near_offset, &u->tensor[i],
+                          raw + u->tensor[i].raw_offset, err);
+    return ret;
+}
+
+/* --- batches and layer boundaries --- */
+
+static int copy_batch(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    if (task->micro >= t->present)
+        return 0;
+    return t->near->ops->copy_h2d(t->near, device_address(t, t->batch[task->micro].ids),
+                                  t->batch_host[task->micro].ids, (size_t)t->shape.batch_bytes,
+                                  err);
+}
+
+static unsigned char *host_x(const struct ps_trainer *t, const struct ps_task *task)
+{
+    return t->buffer[PS_BUF_HOST_X] + (size_t)task->arg[PS_ARG_HOST_X] * t->map.x_stride;
+}
+
+static int spill_out(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    if (task->micro >= t->present)
+        return 0;
+    const void *x = ps__trainer_x(t, task->arg[PS_ARG_X_IN]);
+    return t->near->ops->copy_d2h(t->near, host_x(t, task), device_address(t, x),
+                                  (size_t)t->map.x_stride, err);
+}
+
+static int spill_in(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    if (task->micro >= t->present)
+        return 0;
+    const void *x = ps__trainer_x(t, task->arg[PS_ARG_X_OUT]);
+    return t->near->ops->copy_h2d(t->near, device_address(t, x), host_x(t, task),
+                                  (size_t)t->map.x_stride, err);
+}
+
+static int spill_start(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    struct ps_storage *st = t->storage[task->lane];
+    if (task->micro >= t->present) {
+        push_tickets(t, task->lane, 1, 0);
+        return 0;
+    }
+    bool write = task->kind == PS_TASK_SPILL_WRITE;
+    int32_t x = task->arg[write ? PS_ARG_X_IN : PS_ARG_X_OUT];
+    unsigned char *memory = x >= 0 ? ps__trainer_x(t, x) : host_x(t, task);
+    uint64_t place =
+        (uint64_t)t->map.x_disk_idx[task->unit] * (uint64_t)t->layout.group + (uint64_t)task->micro;
+    struct ps_transfer cut[SPILL_TRANSFER_MAX];
+    int count = t->opt.io.spill_map(t->opt.io.arg, place * t->map.x_stride, t->map.x_stride, cut,
+                                    SPILL_TRANSFER_MAX);
+    uint64_t first = 1;
+    uint64_t last = 0;
+    int ret = count < 0 ? ps_error_set(err, count, "the spill file cannot be addressed") : 0;
+    for (int i = 0; ret == 0 && i < count; i++) {
+        cut[i].write = write;
+        cut[i].memory = memory;
+        cut[i].expect = cut[i].bytes;
+        memory += cut[i].bytes;
+        ret = st->ops->submit(st, &cut[i], &last, err);
+        if (i == 0)
+            first = last;
+    }
+    if (ret == 0)
+        push_tickets(t, task->lane, first, last);
+    return ret;
+}
+
+static int spill_finish(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    return wait_tickets(ctx, task->lane, err);
+}
+
+void ps__trainer_io_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT])
+{
+    ops[PS_TASK_READ_WEIGHTS].start = read_start;
+    ops[PS_TASK_READ_WEIGHTS].finish = read_finish;
+    ops[PS_TASK_COPY_WEIGHTS].run = copy_weights;
+    ops[PS_TASK_COPY_BATCH].run = copy_batch;
+    ops[PS_TASK_SPILL_OUT].run = spill_out;
+    ops[PS_TASK_SPILL_IN].run = spill_in;
+    ops[PS_TASK_SPILL_WRITE].start = spill_start;
+    ops[PS_TASK_SPILL_WRITE].finish = spill_finish;
+    ops[PS_TASK_SPILL_READ].start = spill_start;
+    ops[PS_TASK_SPILL_READ].finish = spill_finish;
+}
+
+/* --- before the first step --- */
+
+static int load_pinned(struct ps_trainer *t, struct ps_error *err)
+{
+    for (size_t i = 0; i < t->params.count; i++) {
+        const struct ps_st_tensor *tensor;
+        const struct ps_st_file *file;
+        if (!t->weight[i].data)
+            continue;
+        int ret =
+            ps_weights_find(t->files, t->opt.model_dir, &t->params.param[i], &tensor, &file, err);
+        if (ret == 0)
+            ret = ps_weights_read(file, tensor, t->weight[i].data, t->weight[i].dtype,
+                                  t->remainder[i], t->opt.master_split, err);
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+static int load_host_units(struct ps_trainer *t, struct ps_error *err)
+{
+    for (uint32_t i = 0; i < t->source.unit_count; i++) {
+        if (t->map.host_offset[i] == UINT64_MAX)
+            continue;
+        unsigned char *raw = t->buffer[PS_BUF_HOST_UNITS] + t->map.host_offset[i];
+        int ret = submit_unit(t, &t->source.unit[i], raw, err);
+        if (ret == 0)
+            ret = wait_tickets(t, PS_LANE_DISK_WEIGHTS, err);
+        if (ret == 0)
+            ret = check_unit(t, &t->source.unit[i], raw, err);
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+int ps__trainer_load_pinned(struct ps_trainer *t, struct ps_error *err)
+{
+    int ret = load_pinned(t, err);
+    if (ret == 0)
+        ret = load_host_units(t, err);
+    for (size_t i = 0; ret == 0 && i < ps_st_set_file_count(t->files); i++)
+        ret = ps_st_check_unchanged(ps_st_set_file(t->files, i), err);
+    if (ret < 0)
+        return ret;
+    unsigned char *rope = t->buffer[PS_BUF_ROPE];
+    size_t half = (size_t)t->cfg.head_dim / 2;
+    float *inv_freq = (float *)(void *)rope;
+    float *cos_sin = (float *)(void *)(rope + ((half * sizeof(float) + 63) & ~(size_t)63));
+    ps_model_rope_inv_freq(&t->cfg, inv_freq);
+    ps_rope_table(cos_sin, inv_freq, (size_t)t->opt.position_max, half);
+    return 0;
+}

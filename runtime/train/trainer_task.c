@@ -1,0 +1,286 @@
+/* The tasks that compute: see trainer.h. All addresses here are those of the device's threads. */
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "runtime/kernels/elementwise.h"
+#include "runtime/kernels/embedding.h"
+#include "runtime/train/trainer_internal.h"
+
+#define ROUND_BLOCK ((size_t)65536)
+
+void *ps__trainer_x(const struct ps_trainer *t, int32_t idx)
+{
+    return idx < 0 ? NULL : t->buffer[PS_BUF_X] + (size_t)idx * t->map.x_stride;
+}
+
+static void *dx_of(const struct ps_trainer *t, const struct ps_task *task)
+{
+    int32_t idx = task->arg[PS_ARG_DX];
+    return idx < 0 ? NULL : t->buffer[PS_BUF_DX] + (size_t)idx * t->map.x_stride;
+}
+
+/* A window or a group of prompts may lack the last micro-batches of the pass. */
+static bool absent(const struct ps_trainer *t, const struct ps_task *task)
+{
+    return task->micro >= t->present || t->batch[task->micro].n_tok == 0;
+}
+
+static bool accumulate(const struct ps_trainer *t, const struct ps_task *task)
+{
+    return t->micro_base + task->micro > 0;
+}
+
+static struct ps_block_run block_run(const struct ps_trainer *t, const struct ps_task *task)
+{
+    const struct ps_batch *batch = &t->batch[task->micro];
+    unsigned char *rope = t->buffer[PS_BUF_ROPE];
+    size_t half = (size_t)t->cfg.head_dim / 2;
+    struct ps_block_run run = {
+        .cx = &t->cx,
+        .n_tok = (size_t)batch->n_tok,
+        .doc_start = batch->doc_start,
+        .doc_count = batch->doc_count,
+        .position = batch->position,
+        .cos_sin = (const float *)(rope + ((half * sizeof(float) + 63) & ~(size_t)63)),
+        .training = t->training,
+        .key = {.seed = t->opt.seed,
+                .step = t->step,
+                .micro_batch = (uint32_t)(t->micro_base + task->micro)},
+        .accumulate = accumulate(t, task),
+        .scratch = &t->scratch,
+    };
+    if (t->head_mode == PS__HEAD_LAST && !t->training) {
+        size_t place = (size_t)task->micro * (size_t)t->cfg.n_layer + (size_t)task->unit;
+        unsigned char *cache = t->buffer[PS_BUF_CACHE] + place * ps__page_up(t->shape.cache_bytes);
+        run.k_cache = cache;
+        run.v_cache = cache + t->cache_half;
+        run.n_past = t->n_past[task->micro];
+    }
+    return run;
+}
+
+static struct ps_block_saved saved_set(const struct ps_trainer *t, const struct ps_task *task,
+                                       const struct ps_block *b)
+{
+    struct ps_block_saved s;
+    ps_block_saved_carve(&s,
+                         t->buffer[PS_BUF_SAVED] +
+                             (size_t)task->arg[PS_ARG_SAVED] * ps__page_up(t->shape.saved_bytes),
+                         b, t->opt.dtype, (size_t)t->opt.n_tok_max);
+    return s;
+}
+
+/* Rows of one streamed block of the embedding. */
+static void embed_block(const struct ps_trainer *t, const struct ps_task *task)
+{
+    const struct ps_unit_source *u = &t->source.unit[task->arg[PS_ARG_BLOCK]];
+    const struct ps_unit_tensor *x = &u->tensor[0];
+    const struct ps_batch *batch = &t->batch[task->micro];
+    size_t hidden = (size_t)t->cfg.hidden_size;
+    const unsigned char *rows = t->buffer[PS_BUF_SLOTS] +
+                                (size_t)task->arg[PS_ARG_SLOT] * t->map.slot_bytes + x->near_offset;
+    unsigned char *out = ps__trainer_x(t, task->arg[PS_ARG_X_OUT]);
+    size_t out_row = hidden * ps_dtype_size(t->cx.dtype);
+    size_t row = hidden * ps_dtype_size(x->near_dtype);
+    for (int32_t i = 0; i < batch->n_tok; i++) {
+        int64_t id = batch->ids[i];
+        if (id >= u->row_begin && id < u->row_end)
+            ps_dtype_convert(out + (size_t)i * out_row, t->cx.dtype,
+                             rows + (size_t)(id - u->row_begin) * row, x->near_dtype, hidden);
+    }
+}
+
+static int task_embed(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    (void)err;
+    if (absent(t, task))
+        return 0;
+    if (task->arg[PS_ARG_BLOCK] >= 0) {
+        embed_block(t, task);
+        return 0;
+    }
+    int32_t i = ps_param_find(&t->params, -1, PS_ROLE_EMBED);
+    const struct ps_batch *batch = &t->batch[task->micro];
+    ps_embedding_forward(t->pool, t->cx.isa, t->weight[i].data, t->weight[i].dtype,
+                         (size_t)t->cfg.hidden_size, batch->ids, (size_t)batch->n_tok,
+                         ps__trainer_x(t, task->arg[PS_ARG_X_OUT]), t->cx.dtype);
+    return 0;
+}
+
+/* Forward, or, without x_out, recomputation. */
+static int task_forward(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    (void)err;
+    if (absent(t, task))
+        return 0;
+    struct ps_block b;
+    ps__trainer_block(t, task->unit, task->arg[PS_ARG_SLOT], &b);
+    struct ps_block_run run = block_run(t, task);
+    struct ps_block_saved saved = saved_set(t, task, &b);
+    ps_block_forward(&b, &run, ps__trainer_x(t, task->arg[PS_ARG_X_IN]),
+                     ps__trainer_x(t, task->arg[PS_ARG_X_OUT]), &saved);
+    return 0;
+}
+
+static int task_backward(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    (void)err;
+    if (absent(t, task))
+        return 0;
+    struct ps_block b;
+    ps__trainer_block(t, task->unit, task->arg[PS_ARG_SLOT], &b);
+    struct ps_block_run run = block_run(t, task);
+    struct ps_block_saved saved = saved_set(t, task, &b);
+    bool need_dx = task->unit > t->shape.first_trained || t->shape.embed_trained;
+    ps_block_backward(&b, &run, ps__trainer_x(t, task->arg[PS_ARG_X_IN]), &saved, dx_of(t, task),
+                      need_dx);
+    return 0;
+}
+
+static int task_head(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    (void)err;
+    if (absent(t, task) || t->head_mode == PS__HEAD_NOTHING)
+        return 0;
+    const struct ps_batch *batch = &t->batch[task->micro];
+    void *x = ps__trainer_x(t, task->arg[PS_ARG_X_IN]);
+    if (t->head_mode == PS__HEAD_LAST && !t->training) {
+        float *out = (float *)(t->buffer[PS_BUF_LOGITS] +
+                               (size_t)task->micro * ps__page_up(t->shape.logits_bytes));
+        ps_head_logits(&t->head, &t->cx, &t->head_scratch, x, (size_t)batch->n_tok - 1, 1, out);
+        return 0;
+    }
+    struct ps_head_call call = {
+        .cx = &t->cx,
+        .scratch = &t->head_scratch,
+        .n_tok = (size_t)batch->n_tok,
+        .x = x,
+        .target = batch->target,
+        .dscale = t->dscale,
+        .dx = t->training ? dx_of(t, task) : NULL,
+        .accumulate = accumulate(t, task),
+    };
+    int64_t labels;
+    t->loss_sum += ps_head_loss(&t->head, &call, &labels);
+    t->label_count += labels;
+    return 0;
+}
+
+static int task_embed_backward(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    (void)err;
+    if (absent(t, task))
+        return 0;
+    int32_t i = ps_param_find(&t->params, -1, PS_ROLE_EMBED);
+    const struct ps_param_info *p = &t->params.param[i];
+    const struct ps_batch *batch = &t->batch[task->micro];
+    /* With a tied head its gradient is already in the buffer. */
+    if (!accumulate(t, task) && !t->cfg.tie_word_embeddings)
+        memset(t->grad[i], 0, p->elements * sizeof(float));
+    ps_embedding_backward(t->pool, t->cx.isa, t->grad[i], (size_t)t->cfg.hidden_size, batch->ids,
+                          (size_t)batch->n_tok, dx_of(t, task), t->cx.dtype);
+    return 0;
+}
+
+struct round_job {
+    float *x;
+    size_t n;
+};
+
+static void round_block(void *arg, size_t block, int thread_idx)
+{
+    struct round_job *job = arg;
+    (void)thread_idx;
+    size_t begin = block * ROUND_BLOCK;
+    size_t end = begin + ROUND_BLOCK < job->n ? begin + ROUND_BLOCK : job->n;
+    for (size_t i = begin; i < end; i++)
+        job->x[i] = ps_bf16_to_f32(ps_f32_to_bf16(job->x[i]));
+}
+
+static double *partials(const struct ps_trainer *t)
+{
+    return (double *)(void *)t->buffer[PS_BUF_NORM];
+}
+
+static int task_grad_norm(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    (void)err;
+    bool rounds = t->opt.mode == PS_MODE_FULL && t->opt.dtype == PS_DTYPE_BF16;
+    for (size_t i = 0; i < t->trainable_count; i++) {
+        struct ps_trainable *x = &t->trainable_device[i];
+        if (x->unit != task->unit)
+            continue;
+        if (rounds) {
+            struct round_job job = {.x = x->grad, .n = x->n};
+            ps_pool_run(t->pool, round_block, &job, (x->n + ROUND_BLOCK - 1) / ROUND_BLOCK);
+        }
+        ps_square_sum(t->pool, t->cx.isa, partials(t) + x->partial_begin, x->grad, PS_DTYPE_F32,
+                      x->n);
+    }
+    return 0;
+}
+
+static int task_clip(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    (void)task;
+    (void)err;
+    bool finite =
+        t->opt.clip(partials(t), t->partial_count, t->opt.max_grad_norm, &t->norm, &t->clip_coef);
+    t->skip = !finite || !isfinite(t->loss_sum);
+    t->lr = t->opt.lr_at(t->opt.lr_arg, t->updates);
+    /* the coefficient's place, for the declared range */
+    *(float *)(void *)(t->buffer[PS_BUF_NORM] + ps__page_up(t->shape.partial_bytes)) = t->clip_coef;
+    return 0;
+}
+
+static int task_update(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    (void)err;
+    if (t->skip)
+        return 0;
+    float coef =
+        *(const float *)(void *)(t->buffer[PS_BUF_NORM] + ps__page_up(t->shape.partial_bytes));
+    for (size_t i = 0; i < t->trainable_count; i++) {
+        const struct ps_trainable *x = &t->trainable_device[i];
+        if (x->unit != task->unit)
+            continue;
+        t->trainable[i].t++;
+        struct ps_update u = {.pool = t->pool,
+                              .isa = t->cx.isa,
+                              .hyper = &t->opt.hyper,
+                              .weight = x->weight,
+                              .weight_dtype = x->dtype,
+                              .remainder = x->remainder,
+                              .grad = x->grad,
+                              .n = x->n,
+                              .t = t->trainable[i].t,
+                              .lr = t->lr,
+                              .decay = x->decay,
+                              .grad_scale = coef};
+        memcpy(u.state, x->state, sizeof u.state);
+        t->opt.optimizer->update(&u);
+    }
+    return 0;
+}
+
+void ps__trainer_task_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT])
+{
+    ops[PS_TASK_EMBED].run = task_embed;
+    ops[PS_TASK_LAYER_FORWARD].run = task_forward;
+    ops[PS_TASK_LAYER_RECOMPUTE].run = task_forward;
+    ops[PS_TASK_LAYER_BACKWARD].run = task_backward;
+    ops[PS_TASK_HEAD].run = task_head;
+    ops[PS_TASK_EMBED_BACKWARD].run = task_embed_backward;
+    ops[PS_TASK_GRAD_NORM].run = task_grad_norm;
+    ops[PS_TASK_CLIP].run = task_clip;
+    ops[PS_TASK_UPDATE].run = task_update;
+}

@@ -1,0 +1,223 @@
+/* The plan of a session: budgets, hardware profile, the planner's choice. See session_internal.h.
+ *
+ * Budgets are those of the user: of the whole process on the host, of the device, of the disk. What
+ * the planner may use for buffers is what is left when the process itself (heap, stacks, libraries,
+ * data rows) is taken off. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "runtime/base/file.h"
+#include "session/host_memory.h"
+#include "session/session_internal.h"
+
+/* Heap, stacks and libraries beside the arena, not yet touched when the plan is made. */
+#define PROCESS_SLACK_BYTES ((uint64_t)24 << 20)
+/* By so much the resident size of one process may differ from that of the next. */
+#define BUDGET_MARGIN_BYTES ((uint64_t)1 << 20)
+#define ARENA_ALIGN ((uint64_t)2 << 20)
+/* More rows than this never share a pass of evaluation or generation. */
+#define EVAL_GROUP_MAX 64
+
+int ps__profile_find(const struct ps_options *o, struct ps_profile *out, const char **where,
+                     struct ps_error *err)
+{
+    *where = "measured on this machine";
+    if (o->hardware) {
+        *where = o->hardware;
+        return ps_profile_load(out, o->hardware, err);
+    }
+    char path[4096];
+    const char *config = getenv("XDG_CONFIG_HOME");
+    const char *home = getenv("HOME");
+    int n = config && config[0] ? snprintf(path, sizeof path, "%s/penstock/hardware.json", config)
+                                : snprintf(path, sizeof path, "%s/.config/penstock/hardware.json",
+                                           home ? home : "");
+    if (n > 0 && n < (int)sizeof path && access(path, R_OK) == 0)
+        return ps_profile_load(out, path, err);
+    *where = "built-in, conservative: run `penstock bench` for figures of this machine";
+    ps_profile_conservative(out);
+    return 0;
+}
+
+static uint64_t budget_left(int64_t budget, uint64_t taken)
+{
+    uint64_t have = (uint64_t)budget;
+    return have > taken ? (have - taken) / ARENA_ALIGN * ARENA_ALIGN : 0;
+}
+
+static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
+{
+    const struct ps_options *o = s->opt;
+    s->process_bytes = ps__rss_bytes() + PROCESS_SLACK_BYTES;
+    s->host_budget = (uint64_t)o->host_mem;
+    if (o->host_mem < 0) {
+        int64_t left = ps_host_memory_free();
+        s->host_budget =
+            left < 0 ? UINT64_MAX / 4 : (uint64_t)((double)left * 0.8) + ps__rss_bytes();
+    }
+    uint64_t host = budget_left((int64_t)s->host_budget, s->process_bytes);
+    r->disk_budget = o->nvme_mem < 0 ? UINT64_MAX : (uint64_t)o->nvme_mem;
+    s->device_budget = 0;
+    if (!r->discrete) {
+        r->device_budget = host;
+        r->host_budget = UINT64_MAX;
+        return;
+    }
+    s->device_budget = o->gpu_mem < 0 ? s->host_budget / 2 : (uint64_t)o->gpu_mem;
+    r->device_budget = budget_left((int64_t)s->device_budget, 0);
+    r->host_budget = host;
+}
+
+static int32_t eval_max(const struct ps_session *s)
+{
+    if (s->opt->command == PS_CMD_EXPORT)
+        return 1;
+    if (s->opt->command == PS_CMD_GENERATE)
+        return s->prompt_count > 0 && s->prompt_count < EVAL_GROUP_MAX ? s->prompt_count
+               : s->prompt_count > 0                                   ? EVAL_GROUP_MAX
+                                                                       : 1;
+    uint64_t rows = s->eval_data.row_count;
+    return rows < 1 ? 1 : rows < EVAL_GROUP_MAX ? (int32_t)rows : EVAL_GROUP_MAX;
+}
+
+/* Of the options, what the planner is asked for. */
+static void set_wishes(const struct ps_session *s, struct ps_planner_request *r)
+{
+    const struct ps_options *o = s->opt;
+    r->strategy = o->strategy ? o->strategy : "auto";
+    r->prefetch_depth = o->prefetch_depth;
+    r->offload_weights = o->offload_weights;
+    r->ablate = o->ablate;
+    static const int wish[] = {[PS_ACT_AUTO] = -1,
+                               [PS_ACT_KEEP] = PS_TIER_HOST,
+                               [PS_ACT_RECOMPUTE] = PS_PLAN_RECOMPUTE,
+                               [PS_ACT_DEVICE] = PS_TIER_DEVICE,
+                               [PS_ACT_DISK] = PS_TIER_DISK};
+    r->offload_activations = wish[o->offload_activations];
+    if (o->command != PS_CMD_TRAIN && o->command != PS_CMD_PLAN)
+        r->offload_activations = -1;
+}
+
+int ps__planner_request(struct ps_session *s, struct ps_planner_request *r,
+                        struct ps_profile *profile, struct ps_error *err)
+{
+    const struct ps_options *o = s->opt;
+    memset(r, 0, sizeof *r);
+    int ret = ps__profile_find(o, profile, &s->profile_where, err);
+    if (ret < 0)
+        return ret;
+    r->shape = ps_trainer_shape(s->trainer);
+    r->profile = profile;
+    r->discrete = ps_options_discrete(o);
+    r->tokens = s->trainer_options.n_tok_max;
+    r->micro_count = s->trainer_options.micro_max > 0 ? s->trainer_options.micro_max : 1;
+    r->eval_max = eval_max(s);
+    r->cost = (struct ps_cost_query){.dtype = s->trainer_options.dtype,
+                                     .tokens = r->tokens,
+                                     .hidden_size = s->cfg.hidden_size,
+                                     .intermediate_size = s->cfg.intermediate_size,
+                                     .discrete = r->discrete,
+                                     .sustained = true};
+    memcpy(r->cost.throttle, o->throttle, sizeof r->cost.throttle);
+    set_budgets(s, r);
+    set_wishes(s, r);
+    return 0;
+}
+
+/* In words and numbers of the user's budgets. */
+static int no_fit(struct ps_session *s, const struct ps_planner_request *r, struct ps_error *err)
+{
+    const struct ps_plan *p = &s->chosen;
+    uint64_t arena = (p->device_bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+    uint64_t host = (p->host_bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+    s->device_need = r->discrete ? arena : 0;
+    s->host_need = s->process_bytes + (r->discrete ? host : arena);
+    bool train = s->opt->command == PS_CMD_TRAIN || s->opt->command == PS_CMD_PLAN;
+    const char *advice = train ? "raise the budget, or lower --max-seq-len or --batch-size"
+                               : "raise the budget, or lower --max-seq-len";
+    if (r->discrete && s->device_need > s->device_budget)
+        return ps_error_full(err, PS_ENOFIT, NULL, "gpu-mem", advice,
+                             "this needs %.0f MiB of device memory and the budget is %.0f MiB; the "
+                             "smallest sufficient budget is --gpu-mem %" PRIu64 "MiB",
+                             (double)s->device_need / 1048576.0,
+                             (double)s->device_budget / 1048576.0,
+                             (s->device_need + 1048575) >> 20);
+    if (s->host_need > s->host_budget)
+        return ps_error_full(err, PS_ENOFIT, NULL, "host-mem", advice,
+                             "this needs %.0f MiB of host memory and the budget is %.0f MiB; the "
+                             "smallest sufficient budget is --host-mem %" PRIu64 "MiB",
+                             (double)s->host_need / 1048576.0, (double)s->host_budget / 1048576.0,
+                             (s->host_need + BUDGET_MARGIN_BYTES + 1048575) >> 20);
+    return err->code;
+}
+
+int ps__layout_choose(struct ps_session *s, struct ps_error *err)
+{
+    struct ps_planner_request r;
+    struct ps_profile *profile = malloc(sizeof *profile);
+    struct ps_step_layout placed = {0};
+    if (!profile)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    int ret = ps__planner_request(s, &r, profile, err);
+    if (ret == 0 && s->opt->placement) {
+        ret = ps_placement_load(&placed, s->opt->placement, r.shape, r.discrete, err);
+        r.placement = ret == 0 ? &placed : NULL;
+    }
+    if (ret == 0)
+        ret = ps_planner_choose(&s->chosen, &r, err);
+    if (ret == PS_ENOFIT)
+        ret = no_fit(s, &r, err);
+    ps_step_layout_fini(&placed);
+    free(profile);
+    if (ret < 0)
+        return ret;
+    ret = ps_trainer_set_layout(s->trainer, &s->chosen.layout, err);
+    if (ret < 0)
+        return ret;
+    uint64_t near = ps_trainer_bytes(s->trainer, PS_TIER_DEVICE);
+    s->device_need = r.discrete ? near : 0;
+    s->host_need =
+        s->process_bytes + (r.discrete ? ps_trainer_bytes(s->trainer, PS_TIER_HOST) : near);
+    s->disk_need = ps_trainer_bytes(s->trainer, PS_TIER_DISK);
+    return 0;
+}
+
+/* The plan's lines, by class and tier. */
+void ps__layout_describe(struct ps_session *s)
+{
+    static const struct {
+        const char *name;
+        enum ps_step_buffer buffer[4];
+        int count;
+    } line[] = {{"weights", {PS_BUF_PINNED, PS_BUF_SLOTS, PS_BUF_RAW, PS_BUF_HOST_UNITS}, 4},
+                {"adapter", {PS_BUF_ADAPTER}, 1},
+                {"gradients", {PS_BUF_GRAD}, 1},
+                {"optimizer state", {PS_BUF_STATE}, 1},
+                {"activations", {PS_BUF_X, PS_BUF_DX, PS_BUF_SAVED, PS_BUF_HOST_X}, 4},
+                {"key-value cache", {PS_BUF_CACHE, PS_BUF_LOGITS}, 2},
+                {"workspace", {PS_BUF_SCRATCH, PS_BUF_HEAD_SCRATCH, PS_BUF_GEMM, PS_BUF_NORM}, 4},
+                {"batch", {PS_BUF_BATCH, PS_BUF_BATCH_HOST, PS_BUF_ROPE}, 3},
+                {"host copy of the state", {PS_BUF_MIRROR}, 1},
+                {"spill file", {PS_BUF_DISK_X}, 1}};
+    const struct ps_step_map *m = ps_trainer_map(s->trainer);
+    for (size_t i = 0; i < sizeof line / sizeof *line; i++) {
+        for (int tier = 0; tier < PS_TIER_COUNT; tier++) {
+            uint64_t bytes = 0;
+            for (int k = 0; k < line[i].count; k++)
+                if ((int)m->tier[line[i].buffer[k]] == tier)
+                    bytes += m->bytes[line[i].buffer[k]];
+            if (bytes == 0 || s->plan_count >= PS_PLAN_ITEM_MAX - 1)
+                continue;
+            bool host = tier == PS_TIER_DEVICE && !s->chosen.layout.discrete;
+            s->plan[s->plan_count++] =
+                (struct ps_plan_item){.name = line[i].name,
+                                      .tier = host ? "host" : ps_tier_name((enum ps_tier)tier),
+                                      .bytes = bytes};
+        }
+    }
+    s->plan[s->plan_count++] = (struct ps_plan_item){
+        .name = "process and data", .tier = "host", .bytes = s->process_bytes};
+}
