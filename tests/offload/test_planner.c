@@ -119,24 +119,25 @@ static void the_smallest_budgets_named_suffice_and_a_byte_less_does_not(void **s
             struct ps_plan plan;
             set_up(&f, &small_model, discrete, 1e12, 1e9);
             f.req.strategy = names[i];
-            f.req.device_budget = discrete ? 0 : UINT64_MAX;
+            f.req.device_budget = 0;
             f.req.host_budget = 0;
             assert_int_equal(choose(&plan, &f.req), PS_ENOFIT);
             uint64_t device = plan.device_bytes, host = plan.host_bytes;
-            f.req.device_budget = discrete ? device : UINT64_MAX;
+            assert_true(device > 0);
+            f.req.device_budget = device;
             f.req.host_budget = host;
             f.req.disk_budget = plan.disk_bytes;
             must_choose(&plan, &f.req);
             ps_plan_fini(&plan);
-            f.req.host_budget = host - 1;
+            f.req.device_budget = device - 1;
             assert_int_equal(choose(&plan, &f.req), PS_ENOFIT);
             if (discrete) {
-                assert_true(device > 0);
-                f.req.host_budget = host;
-                f.req.device_budget = device - 1;
+                assert_true(host > 0);
+                f.req.device_budget = device;
+                f.req.host_budget = host - 1;
                 assert_int_equal(choose(&plan, &f.req), PS_ENOFIT);
             } else {
-                assert_int_equal(device, 0);
+                assert_int_equal(host, 0);
             }
             tear_down(&f);
         }
@@ -149,17 +150,17 @@ static void without_disk_the_smallest_budget_holds_the_boundaries_too(void **sta
     struct fixture f;
     struct ps_plan with, without;
     set_up(&f, &small_model, false, 1e12, 1e9);
-    f.req.host_budget = 0;
+    f.req.device_budget = 0;
     assert_int_equal(choose(&with, &f.req), PS_ENOFIT);
     f.req.disk_budget = 0;
     assert_int_equal(choose(&without, &f.req), PS_ENOFIT);
     assert_true(with.disk_bytes > 0);
     assert_int_equal(without.disk_bytes, 0);
-    assert_true(without.host_bytes > with.host_bytes);
-    f.req.host_budget = without.host_bytes;
+    assert_true(without.device_bytes > with.device_bytes);
+    f.req.device_budget = without.device_bytes;
     must_choose(&with, &f.req);
     ps_plan_fini(&with);
-    f.req.host_budget = without.host_bytes - 1;
+    f.req.device_budget = without.device_bytes - 1;
     assert_int_equal(choose(&with, &f.req), PS_ENOFIT);
     tear_down(&f);
 }
@@ -175,10 +176,7 @@ static void more_memory_is_never_slower(void **state)
             set_up(&f, &small_model, discrete, flops[k], 1e9);
             double before = INFINITY;
             for (uint64_t mib = 64; mib <= 512; mib += 32) {
-                if (discrete)
-                    f.req.device_budget = mib * MIB;
-                else
-                    f.req.host_budget = mib * MIB;
+                f.req.device_budget = mib * MIB;
                 double now = chosen_time(&f.req);
                 if (now > before * 1.011)
                     fail_msg("%llu MiB: %g s, with less %g s (flops %g, discrete %d)",
@@ -199,10 +197,7 @@ static void auto_is_the_best_of_the_strategies(void **state)
             for (uint64_t mib = 96; mib <= 480; mib += 64) {
                 struct fixture f;
                 set_up(&f, &small_model, discrete, flops[k], 1e9);
-                if (discrete)
-                    f.req.device_budget = mib * MIB;
-                else
-                    f.req.host_budget = mib * MIB;
+                f.req.device_budget = mib * MIB;
                 double best = INFINITY;
                 for (size_t i = 1; i < NAMES; i++) {
                     struct ps_plan plan;
@@ -229,7 +224,7 @@ static void slow_compute_hides_the_disk_and_fast_compute_waits_for_it(void **sta
     struct fixture f;
     struct ps_plan plan;
     set_up(&f, &small_model, false, 1e10, 1e9);
-    f.req.host_budget = 90 * MIB;
+    f.req.device_budget = 90 * MIB;
     must_choose(&plan, &f.req);
     assert_int_equal(plan.bottleneck, PS_LANE_COMPUTE);
     assert_true(plan.tokens_per_pass > plan.break_even_tokens);
@@ -238,7 +233,7 @@ static void slow_compute_hides_the_disk_and_fast_compute_waits_for_it(void **sta
     tear_down(&f);
 
     set_up(&f, &small_model, false, 1e14, 1e9);
-    f.req.host_budget = 90 * MIB;
+    f.req.device_budget = 90 * MIB;
     must_choose(&plan, &f.req);
     assert_string_equal(plan.layout.strategy, "stream-lora");
     assert_int_equal(plan.bottleneck, PS_LANE_DISK_WEIGHTS);
@@ -263,7 +258,7 @@ static void break_even_tokens_are_where_compute_takes_as_long_as_the_reads(void 
     struct fixture f;
     struct ps_plan plan, scaled;
     set_up(&f, &small_model, false, 1e12, 1e9);
-    f.req.host_budget = 110 * MIB;
+    f.req.device_budget = 110 * MIB;
     f.req.strategy = "stream-lora";
     f.req.offload_activations = PS_PLAN_RECOMPUTE;
     f.req.tokens = 512000;
@@ -310,7 +305,7 @@ static void bounds_are_below_the_simulated_time_and_reads_are_exact(void **state
                 set_up(&f, &spec, discrete, 2e12, 1e9);
                 f.m.shape.first_trained = mib == 240 ? 3 : 0;
                 f.req.device_budget = mib * MIB;
-                f.req.host_budget = (discrete ? 30 : mib) * MIB;
+                f.req.host_budget = 30 * MIB;
                 ps_profile_cost(&f.profile, &f.req.cost, &cost);
                 for (int s = 0; ps_strategy_at(s); s++) {
                     struct ps__trial t = {0};
@@ -342,7 +337,7 @@ static void the_cache_at_the_turns_saves_what_fits(void **state)
     struct fixture f;
     struct ps_plan plan;
     set_up(&f, &small_model, false, 1e14, 1e9);
-    f.req.host_budget = 72 * MIB;
+    f.req.device_budget = 72 * MIB;
     f.req.strategy = "stream-lora";
     f.req.micro_count = 1;
     must_choose(&plan, &f.req);
@@ -470,12 +465,12 @@ static void an_evaluation_takes_as_many_sequences_a_pass_as_fit(void **state)
     f.m.shape.trains = false;
     f.m.shape.cache_bytes = MIB;
     f.req.eval_max = 6;
-    f.req.host_budget = 90 * MIB;
+    f.req.device_budget = 90 * MIB;
     must_choose(&plan, &f.req);
     assert_int_equal(plan.layout.eval_group, 6);
     assert_true(plan.tokens_per_pass == 6 * 512);
     ps_plan_fini(&plan);
-    f.req.host_budget = 60 * MIB;
+    f.req.device_budget = 60 * MIB;
     must_choose(&plan, &f.req);
     assert_true(plan.layout.eval_group < 6);
     assert_true(plan.layout.eval_group >= 1);
@@ -490,7 +485,7 @@ static void a_plan_that_writes_is_chosen_only_where_it_pays(void **state)
     struct ps_plan plan;
     set_up(&f, &small_model, false, 1e9, 1e9); /* compute alone counts */
     for (uint64_t mib = 64; mib <= 200; mib += 8) {
-        f.req.host_budget = mib * MIB;
+        f.req.device_budget = mib * MIB;
         f.req.offload_activations = PS_PLAN_RECOMPUTE;
         must_choose(&plan, &f.req);
         assert_int_equal(plan.disk_write, 0);

@@ -357,6 +357,24 @@ static void tasks_of_the_next_period_queue_behind_trailing_ones(void **state)
     ps_schedule_fini(&s);
 }
 
+static void two_periods_of_a_schedule_are_under_way_at_most(void **state)
+{
+    (void)state;
+    struct ps_schedule s;
+    struct ps_cost_model m = unit_model();
+    ps_schedule_init(&s, "slow tail");
+    add(&s, PS_LANE_COMPUTE, 1);
+    trail(&s, add(&s, PS_LANE_DISK_WRITE, 10));
+    struct ps_sim_segment seg = {.schedule = &s, .repeat = 3};
+    struct ps_sim_options o = {.model = &m, .segment = &seg, .segment_count = 1, .rounds = 1};
+    assert_near(simulate(&o).seconds, 11, CLOSE); /* the third waits for the first one's write */
+    seg.repeat = 2;
+    assert_near(simulate(&o).seconds, 2, CLOSE);
+    o.rounds = 3; /* compute, then the write of the period before the last: 10 s each */
+    assert_near(simulate(&o).seconds, 20, CLOSE);
+    ps_schedule_fini(&s);
+}
+
 static void a_stall_is_laid_to_the_dependency_that_ended_last(void **state)
 {
     (void)state;
@@ -794,6 +812,7 @@ int main(void)
         cmocka_unit_test(trailing_reads_reach_into_the_next_period),
         cmocka_unit_test(another_segment_hides_trailing_reads),
         cmocka_unit_test(tasks_of_the_next_period_queue_behind_trailing_ones),
+        cmocka_unit_test(two_periods_of_a_schedule_are_under_way_at_most),
         cmocka_unit_test(a_stall_is_laid_to_the_dependency_that_ended_last),
         cmocka_unit_test(waiting_for_the_end_of_the_period_is_no_stall),
         cmocka_unit_test(serial_is_the_sum_with_throttles_and_without_contention),
