@@ -1,0 +1,992 @@
+/* Importing a base as compressed byte planes: every bit comes back, an import is found again by its
+ * content, anything damaged or half made is found, and the formula says when it pays. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include <xxhash.h>
+
+#include "offload/import_internal.h"
+#include "tests/helpers/unit_model.h"
+
+#define CHUNK ((size_t)PS_IMPORT_CHUNK_BYTES)
+
+/* ---- codec ---- */
+
+enum fill { RANDOM, ZERO, ONE_VALUE, WEIGHTS, EVERY_WORD, RUNS, FILL_COUNT };
+
+static void fill_words(uint16_t *w, size_t n, enum fill how)
+{
+    struct ps_rng_key key = {.seed = 11 + (uint64_t)how};
+    for (size_t i = 0; i < n; i++) {
+        uint32_t r = ps_rng_u32(&key, i);
+        float f = (ps_rng_uniform(&key, i) - 0.5f) * 0.1f;
+        w[i] = how == RANDOM       ? (uint16_t)r
+               : how == ZERO       ? 0
+               : how == ONE_VALUE  ? 0xbf81
+               : how == WEIGHTS    ? ps_f32_to_bf16(f)
+               : how == EVERY_WORD ? (uint16_t)i
+                                   : (uint16_t)(i / 1000 * 77);
+    }
+}
+
+static void every_word_survives_the_codec(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {2, 62, 64, 126, 128, 130, 4096, 196608 + 2, CHUNK - 64, CHUNK};
+    struct ps__import_coder *c = ps__import_coder_create(true);
+    unsigned char *near = malloc(CHUNK + 64), *record = malloc(CHUNK + 64);
+    unsigned char *again = malloc(CHUNK + 64);
+    assert_non_null(c);
+    assert_true(near && record && again);
+    for (int how = 0; how < FILL_COUNT; how++)
+        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
+            size_t n = sizes[s];
+            struct ps__import_chunk x = {0};
+            fill_words((uint16_t *)(void *)near, n / 2, (enum fill)how);
+            memset(record, 0xa5, CHUNK + 64);
+            memset(again, 0x5a, CHUNK + 64);
+            assert_int_equal(ps__import_encode(c, near, n, record, &x), 0);
+            assert_true((size_t)x.exponent_bytes + x.mantissa_bytes <= n);
+            for (size_t i = 0; i < 64; i++)
+                assert_int_equal(record[n + i], 0xa5);
+            assert_int_equal(ps__import_decode(c, record, &x, again, n), 0);
+            assert_memory_equal(again, near, n);
+            for (size_t i = 0; i < 64; i++)
+                assert_int_equal(again[n + i], 0x5a);
+        }
+    free(near);
+    free(record);
+    free(again);
+    ps__import_coder_destroy(c);
+}
+
+static void planes_shrink_where_there_is_structure_and_are_kept_where_not(void **state)
+{
+    (void)state;
+    struct ps__import_coder *c = ps__import_coder_create(true);
+    uint16_t *near = malloc(CHUNK);
+    unsigned char *record = malloc(CHUNK);
+    struct ps__import_chunk x = {0};
+    assert_true(c && near && record);
+    fill_words(near, CHUNK / 2, RANDOM);
+    assert_int_equal(ps__import_encode(c, near, CHUNK, record, &x), 0);
+    assert_int_equal(x.exponent_bytes, CHUNK / 2);
+    assert_int_equal(x.mantissa_bytes, CHUNK / 2);
+    fill_words(near, CHUNK / 2, WEIGHTS); /* the exponent of a uniform value: 2 bits of 8 */
+    assert_int_equal(ps__import_encode(c, near, CHUNK, record, &x), 0);
+    assert_true(x.exponent_bytes < CHUNK / 2 * 3 / 10);
+    assert_int_equal(x.mantissa_bytes, CHUNK / 2);
+    fill_words(near, CHUNK / 2, ZERO);
+    assert_int_equal(ps__import_encode(c, near, CHUNK, record, &x), 0);
+    assert_true(x.exponent_bytes + x.mantissa_bytes < 1000);
+    fill_words(near, CHUNK / 2, RUNS);
+    assert_int_equal(ps__import_encode(c, near, CHUNK, record, &x), 0);
+    assert_true(x.exponent_bytes + x.mantissa_bytes < CHUNK / 20);
+    free(near);
+    free(record);
+    ps__import_coder_destroy(c);
+}
+
+/* A record that fits its checksum but is no zstd frame: the sizes are believed, the content is not.
+ */
+static void a_false_record_is_refused_by_the_decoder(void **state)
+{
+    (void)state;
+    struct ps__import_coder *c = ps__import_coder_create(true);
+    uint16_t near[2048], again[2048];
+    unsigned char record[4096];
+    struct ps__import_chunk x = {0};
+    assert_non_null(c);
+    fill_words(near, 2048, WEIGHTS);
+    assert_int_equal(ps__import_encode(c, near, sizeof near, record, &x), 0);
+    assert_true(x.exponent_bytes < 2048);
+    struct ps__import_chunk bad = x;
+    bad.exponent_bytes--;
+    bad.checksum = XXH3_64bits(record, (size_t)bad.exponent_bytes + bad.mantissa_bytes);
+    assert_int_equal(ps__import_decode(c, record, &bad, again, sizeof again), PS_ECHECKSUM);
+    bad = x;
+    record[0] ^= 1; /* zstd's magic */
+    bad.checksum = XXH3_64bits(record, (size_t)bad.exponent_bytes + bad.mantissa_bytes);
+    assert_int_equal(ps__import_decode(c, record, &bad, again, sizeof again), PS_ECHECKSUM);
+    record[0] ^= 1;
+    assert_int_equal(ps__import_decode(c, record, &x, again, sizeof again), 0);
+    /* a frame that decodes to fewer words than the chunk has */
+    assert_int_equal(ps__import_decode(c, record, &x, again, sizeof again - 64), PS_ECHECKSUM);
+    ps__import_coder_destroy(c);
+}
+
+/* ---- models ---- */
+
+/* The embedding and the head have 2 chunks each, a layer 1. */
+static const struct unit_model model = {.dir = "m",
+                                        .n_layer = 2,
+                                        .hidden = 256,
+                                        .vocab = 4501,
+                                        .shards = 1,
+                                        .dtype = {PS_DTYPE_BF16, PS_DTYPE_BF16, PS_DTYPE_BF16}};
+static const struct unit_model tiny = {.dir = "t",
+                                       .tied = true,
+                                       .n_layer = 2,
+                                       .hidden = 12,
+                                       .vocab = 50,
+                                       .shards = 2,
+                                       .dtype = {PS_DTYPE_F32, PS_DTYPE_BF16, PS_DTYPE_F16}};
+static const struct ps_unit_options staged = {.dtype = PS_DTYPE_BF16, .force_staged = true};
+
+struct opened {
+    struct ps_param_table table;
+    struct ps_st_set *files;
+    struct ps_unit_sources s;
+};
+
+static void reopen(struct opened *o, const struct unit_model *m, const struct ps_unit_options *opt)
+{
+    struct ps_error err = {0};
+    unit_model_table(m, &o->table);
+    assert_int_equal(ps_st_set_open(&o->files, m->dir, &err), 0);
+    assert_int_equal(ps_unit_sources_create(&o->s, &o->table, o->files, m->dir, opt, &err), 0);
+}
+
+static void open_new(struct opened *o, const struct unit_model *m)
+{
+    struct ps_param_table table;
+    struct ps_error err = {0};
+    unit_model_write(m, &table);
+    ps_param_table_fini(&table);
+    reopen(o, m, &staged);
+    assert_int_equal(ps_file_remove_tree("nvme", &err), 0);
+    assert_int_equal(ps_file_make_dirs("nvme", &err), 0);
+}
+
+static void shut(struct opened *o)
+{
+    ps_unit_sources_fini(&o->s);
+    ps_st_set_close(o->files);
+    ps_param_table_fini(&o->table);
+}
+
+/* Names in nvme/ but ., .. and the lock. */
+static int entries(void)
+{
+    DIR *d = opendir("nvme");
+    int count = 0;
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));)
+        count += e->d_name[0] != '.' && strcmp(e->d_name, "penstock-import.lock") != 0;
+    closedir(d);
+    return count;
+}
+
+static struct ps_import *build(struct opened *o, struct ps_pool *pool)
+{
+    struct ps_import *im = NULL;
+    struct ps_error err = {0};
+    struct ps_import_options opt = {.path = "nvme", .pool = pool};
+    if (ps_import_build(&im, &o->s, &o->table, o->files, &opt, &err) < 0)
+        fail_msg("%s (%s)", err.message, err.file);
+    return im;
+}
+
+static unsigned char *read_extent(const struct ps_import *im, const struct ps_extent *e)
+{
+    unsigned char *raw = aligned_alloc(4096, (size_t)e->bytes);
+    int fd = open(ps_import_path(im), O_RDONLY);
+    assert_non_null(raw);
+    assert_true(fd >= 0);
+    assert_int_equal(pread(fd, raw, (size_t)e->bytes, (off_t)e->offset), e->expect);
+    close(fd);
+    return raw;
+}
+
+/* Every tensor of every unit has the bits that converting the files gives. */
+static void check_bits(const struct opened *o, const struct ps_import *im, struct ps_pool *pool)
+{
+    struct ps_import_decoder *d;
+    struct ps_error err = {0};
+    assert_int_equal(ps_import_decoder_create(&d, ps_pool_thread_count(pool)), 0);
+    for (uint32_t k = 0; k < o->s.unit_count; k++) {
+        const struct ps_unit_source *u = &o->s.unit[k];
+        struct ps_extent e;
+        ps_import_unit_extent(im, k, &e);
+        unsigned char *packed = read_extent(im, &e);
+        unsigned char *raw = unit_model_read(u, o->files);
+        unsigned char *want = calloc(1, (size_t)u->near_bytes);
+        unsigned char *near = malloc((size_t)u->near_bytes + 64);
+        assert_true(want && near);
+        memset(near, 0xcc, (size_t)u->near_bytes + 64);
+        ps_unit_convert(u, want, raw);
+        assert_int_equal(ps_import_decode_unit(im, d, pool, k, near, packed, &err), 0);
+        assert_memory_equal(near, want, u->near_bytes); /* gaps between tensors are 0 */
+        for (size_t i = 0; i < 64; i++)
+            assert_int_equal(near[u->near_bytes + i], 0xcc);
+        free(near);
+        free(want);
+        free(raw);
+        free(packed);
+    }
+    ps_import_decoder_destroy(d);
+}
+
+static void an_import_gives_the_bits_of_the_files(void **state)
+{
+    (void)state;
+    struct ps_pool *pool;
+    assert_int_equal(ps_pool_create(&pool, 3), 0);
+    for (int i = 0; i < 4; i++) {
+        struct opened o;
+        struct unit_model m = i < 3 ? tiny : model;
+        m.shuffle = i == 1;
+        m.header_pad = (size_t)i;
+        m.filler = i == 2 ? 70001 : 0;
+        m.tied = i == 0;
+        open_new(&o, &m);
+        struct ps_import *im = build(&o, i % 2 ? pool : NULL);
+        assert_int_equal(entries(), 1);
+        check_bits(&o, im, i % 2 ? NULL : pool);
+        check_bits(&o, im, i % 2 ? pool : NULL);
+        ps_import_close(im);
+        shut(&o);
+    }
+    ps_pool_destroy(pool);
+}
+
+/* More chunks than the build packs at a time. */
+static void a_unit_of_many_chunks_keeps_its_bits(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_pool *pool;
+    struct unit_model m = model;
+    m.tied = true;
+    m.n_layer = 1;
+    m.hidden = 32;
+    m.vocab = 34 * 32768 + 1;
+    assert_int_equal(ps_pool_create(&pool, 2), 0);
+    open_new(&o, &m);
+    struct ps_import *im = build(&o, pool);
+    assert_int_equal(ps_import_chunk_count(im, 0), 35);
+    check_bits(&o, im, pool);
+    ps_import_close(im);
+    shut(&o);
+    ps_pool_destroy(pool);
+}
+
+static void two_builds_write_the_same_bytes(void **state)
+{
+    (void)state;
+    struct ps_pool *pool;
+    struct ps_error err = {0};
+    uint64_t hash[2];
+    assert_int_equal(ps_pool_create(&pool, 3), 0);
+    for (int i = 0; i < 2; i++) {
+        struct opened o;
+        open_new(&o, &model);
+        struct ps_import *im = build(&o, i ? pool : NULL);
+        assert_int_equal(ps_file_hash(ps_import_path(im), &hash[i], &err), 0);
+        ps_import_close(im);
+        shut(&o);
+    }
+    assert_int_equal(hash[0], hash[1]);
+    ps_pool_destroy(pool);
+}
+
+static void units_are_extents_of_one_aligned_file(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_unit_sources s;
+    struct ps_error err = {0};
+    struct stat st;
+    uint64_t at = 0, near = 0;
+    open_new(&o, &model);
+    struct ps_import *im = build(&o, NULL);
+    assert_int_equal(ps_import_sources(im, &o.s, &s, &err), 0);
+    assert_int_equal(stat(ps_import_path(im), &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0600);
+    assert_int_equal(s.unit_count, o.s.unit_count);
+    assert_int_equal(s.embed_block_count, o.s.embed_block_count);
+    assert_false(s.all_direct);
+    for (uint32_t k = 0; k < s.unit_count; k++) {
+        const struct ps_unit_source *u = &s.unit[k];
+        struct ps_extent e;
+        ps_import_unit_extent(im, k, &e);
+        assert_int_equal(u->unit, o.s.unit[k].unit);
+        assert_int_equal(u->near_bytes, o.s.unit[k].near_bytes);
+        assert_int_equal(u->tensor_count, o.s.unit[k].tensor_count);
+        for (uint32_t i = 0; i < u->tensor_count; i++)
+            assert_int_equal(u->tensor[i].near_offset, o.s.unit[k].tensor[i].near_offset);
+        assert_false(u->direct);
+        assert_int_equal(u->extent_count, 1);
+        assert_memory_equal(&e, u->extent, sizeof e);
+        assert_int_equal(e.offset, at);
+        assert_int_equal(e.bytes % 4096, 0);
+        assert_int_equal(e.expect, e.bytes);
+        assert_int_equal(u->raw_bytes, e.bytes);
+        assert_int_equal(u->read_bytes, e.bytes);
+        at += e.bytes;
+        near += u->near_bytes;
+        /* the checksums of a first pass work on it */
+        unsigned char *raw = read_extent(im, &e);
+        assert_int_equal(ps_unit_verify(&s, u->extent, raw, "w", &err), 0);
+        raw[e.bytes - 1] ^= 4;
+        assert_int_equal(ps_unit_verify(&s, u->extent, raw, "w", &err), PS_ECHECKSUM);
+        free(raw);
+    }
+    assert_int_equal(at, st.st_size);
+    assert_int_equal(ps_import_bytes(im), st.st_size);
+    assert_true(at < near * 8 / 10); /* uniform weights: 16 bits in about 10.2 */
+    assert_true(ps_import_disk_bytes(&o.s, 1) >= at);
+    assert_true(ps_import_disk_bytes(&o.s, (double)near / (double)at) >= at * 99 / 100);
+    ps_unit_sources_fini(&s);
+    ps_import_close(im);
+    shut(&o);
+}
+
+/* ---- reuse ---- */
+
+static int try_open(struct opened *o, char why[256])
+{
+    struct ps_import *im = NULL;
+    struct ps_error err = {0};
+    int ret = ps_import_open(&im, "nvme", &o->s, o->files, why, &err);
+    if (ret == 1)
+        ps_import_close(im);
+    return ret;
+}
+
+/* What a first pass does. */
+static void learn_checksums(struct opened *o)
+{
+    struct ps_error err = {0};
+    for (uint32_t k = 0; k < o->s.unit_count; k++) {
+        const struct ps_unit_source *u = &o->s.unit[k];
+        unsigned char *raw = unit_model_read(u, o->files);
+        for (uint32_t i = 0; i < u->extent_count; i++)
+            assert_int_equal(ps_unit_verify(&o->s, &u->extent[i], raw, "f", &err), 0);
+        free(raw);
+    }
+}
+
+static void an_import_is_found_again_by_content_alone(void **state)
+{
+    (void)state;
+    static const struct timespec when[2] = {{1000, 1}, {1000, 1}};
+    struct opened o;
+    char why[256];
+    open_new(&o, &tiny);
+    ps_import_close(build(&o, NULL));
+    shut(&o);
+    reopen(&o, &tiny, &staged);
+    assert_int_equal(try_open(&o, why), 0); /* the content is not known yet */
+    assert_non_null(strstr(why, "not been read"));
+    learn_checksums(&o);
+    assert_int_equal(try_open(&o, why), 1);
+    assert_string_equal(why, "");
+    shut(&o);
+    /* another time, the same content */
+    assert_int_equal(utimensat(AT_FDCWD, "t/part-0.safetensors", when, 0), 0);
+    reopen(&o, &tiny, &staged);
+    learn_checksums(&o);
+    assert_int_equal(try_open(&o, why), 1);
+    shut(&o);
+}
+
+static void another_content_or_layout_is_another_import(void **state)
+{
+    (void)state;
+    struct opened o;
+    char why[256];
+    open_new(&o, &tiny);
+    ps_import_close(build(&o, NULL));
+    shut(&o);
+    /* rows in blocks */
+    struct ps_unit_options blocks = staged;
+    blocks.embed_block_max = 480;
+    reopen(&o, &tiny, &blocks);
+    learn_checksums(&o);
+    assert_int_equal(try_open(&o, why), 0);
+    assert_non_null(strstr(why, "no import"));
+    ps_import_close(build(&o, NULL));
+    assert_int_equal(try_open(&o, why), 1);
+    assert_int_equal(entries(), 2);
+    shut(&o);
+    /* one bit of a weight */
+    int fd = open("t/part-1.safetensors", O_RDWR);
+    struct stat st;
+    unsigned char byte;
+    assert_true(fd >= 0);
+    assert_int_equal(fstat(fd, &st), 0);
+    assert_int_equal(pread(fd, &byte, 1, st.st_size - 2), 1);
+    byte ^= 1;
+    assert_int_equal(pwrite(fd, &byte, 1, st.st_size - 2), 1);
+    close(fd);
+    reopen(&o, &tiny, &staged);
+    learn_checksums(&o);
+    assert_int_equal(try_open(&o, why), 0);
+    assert_non_null(strstr(why, "no import"));
+    shut(&o);
+}
+
+static void an_open_directory_of_others_is_not_believed(void **state)
+{
+    (void)state;
+    struct opened o;
+    char why[256], dir[512];
+    open_new(&o, &tiny);
+    struct ps_import *im = build(&o, NULL);
+    snprintf(dir, sizeof dir, "%s", ps_import_path(im));
+    *strrchr(dir, '/') = '\0';
+    ps_import_close(im);
+    struct stat st;
+    assert_int_equal(stat(dir, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0700);
+    assert_int_equal(chmod(dir, 0777), 0);
+    assert_int_equal(try_open(&o, why), 0);
+    assert_int_equal(chmod(dir, 0700), 0);
+    assert_int_equal(try_open(&o, why), 1);
+    assert_int_equal(rename(dir, "elsewhere"), 0);
+    assert_int_equal(symlink("../elsewhere", dir), 0);
+    assert_int_equal(try_open(&o, why), 0);
+    assert_non_null(strstr(why, "link"));
+    shut(&o);
+}
+
+/* ---- damage ---- */
+
+static void write_file(const char *path, const void *data, size_t n)
+{
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(data, 1, n, f), n);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void index_path(const struct ps_import *im, char path[512])
+{
+    snprintf(path, 512, "%s", ps_import_path(im));
+    snprintf(strrchr(path, '/'), 16, "/index.bin");
+}
+
+static void a_damaged_index_is_found_and_made_again(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_error err = {0};
+    char path[512], *index, why[256];
+    size_t len;
+    open_new(&o, &tiny);
+    struct ps_import *im = build(&o, NULL);
+    index_path(im, path);
+    ps_import_close(im);
+    assert_int_equal(ps_file_read(path, 1 << 20, &index, &len, &err), 0);
+    for (size_t i = 0; i < len; i++) {
+        index[i] ^= (char)(1 << i % 8);
+        write_file(path, index, len);
+        assert_int_equal(try_open(&o, why), 0);
+        index[i] ^= (char)(1 << i % 8);
+    }
+    for (size_t cut = 0; cut < len; cut += 7) {
+        write_file(path, index, cut);
+        assert_int_equal(try_open(&o, why), 0);
+        assert_non_null(strstr(why, "damaged"));
+    }
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(try_open(&o, why), 0);
+    im = build(&o, NULL);
+    assert_int_equal(entries(), 1);
+    check_bits(&o, im, NULL);
+    ps_import_close(im);
+    free(index);
+    shut(&o);
+}
+
+/* Numbers that would leave the file, under a checksum that is right. */
+static void a_false_index_cannot_leave_its_file(void **state)
+{
+    (void)state;
+    static const uint64_t bad[] = {0,
+                                   1,
+                                   64,
+                                   4095,
+                                   4096,
+                                   1u << 31,
+                                   UINT32_MAX,
+                                   UINT64_MAX,
+                                   UINT64_MAX - 4095,
+                                   (uint64_t)1 << 63};
+    struct opened o;
+    struct ps_error err = {0};
+    char path[512], *index;
+    size_t len;
+    unsigned taken = 0, refused = 0;
+    open_new(&o, &tiny);
+    struct ps_import *im = build(&o, NULL);
+    index_path(im, path);
+    assert_int_equal(ps_file_read(path, 1 << 20, &index, &len, &err), 0);
+    ps_import_close(im);
+    for (size_t at = sizeof(struct ps__import_header); at < len - 8; at += 4)
+        for (size_t b = 0; b < sizeof bad / sizeof bad[0]; b++) {
+            char was[8];
+            size_t n = at + 8 <= len - 8 && at % 8 == 0 ? 8 : 4;
+            memcpy(was, index + at, 8);
+            memcpy(index + at, &bad[b], n);
+            uint64_t own = XXH3_64bits(index, len - 8);
+            memcpy(index + len - 8, &own, 8);
+            write_file(path, index, len);
+            if (ps_import_open(&im, "nvme", &o.s, o.files, NULL, &err) == 1) {
+                /* offsets and sizes within the file: the chunk's own checksum judges */
+                struct ps_import_decoder *d;
+                assert_int_equal(ps_import_decoder_create(&d, 1), 0);
+                for (uint32_t k = 0; k < o.s.unit_count; k++) {
+                    struct ps_extent e;
+                    ps_import_unit_extent(im, k, &e);
+                    unsigned char *raw = read_extent(im, &e);
+                    unsigned char *near = malloc((size_t)o.s.unit[k].near_bytes);
+                    int ret = ps_import_decode_unit(im, d, NULL, k, near, raw, &err);
+                    assert_true(ret == 0 || ret == PS_ECHECKSUM);
+                    free(near);
+                    free(raw);
+                }
+                ps_import_decoder_destroy(d);
+                ps_import_close(im);
+                taken++;
+            } else {
+                refused++;
+            }
+            memcpy(index + at, was, 8);
+        }
+    assert_true(taken > 0);
+    assert_true(refused > taken);
+    free(index);
+    shut(&o);
+}
+
+static void weights_cut_short_are_found_at_once(void **state)
+{
+    (void)state;
+    struct opened o;
+    char path[512], why[256];
+    open_new(&o, &tiny);
+    struct ps_import *im = build(&o, NULL);
+    snprintf(path, sizeof path, "%s", ps_import_path(im));
+    off_t size = (off_t)ps_import_bytes(im);
+    ps_import_close(im);
+    assert_int_equal(truncate(path, size - 1), 0);
+    assert_int_equal(try_open(&o, why), 0);
+    assert_non_null(strstr(why, "cut short"));
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(try_open(&o, why), 0);
+    shut(&o);
+}
+
+static void a_flipped_bit_of_the_weights_is_found_and_named(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_error err = {0};
+    struct ps_pool *pool;
+    struct ps_import_decoder *d;
+    struct ps_rng_key key = {.seed = 3};
+    open_new(&o, &model);
+    assert_int_equal(ps_pool_create(&pool, 2), 0);
+    struct ps_import *im = build(&o, pool);
+    assert_int_equal(ps_import_decoder_create(&d, 2), 0);
+    for (uint32_t k = 0; k < o.s.unit_count; k++) {
+        struct ps_extent e;
+        ps_import_unit_extent(im, k, &e);
+        unsigned char *raw = read_extent(im, &e);
+        unsigned char *near = malloc((size_t)o.s.unit[k].near_bytes);
+        assert_non_null(near);
+        unsigned found = 0;
+        for (uint64_t i = 0; i < 24; i++) {
+            size_t bit = ((size_t)ps_rng_u32(&key, k * 100 + i) << 8) % (8 * e.bytes);
+            raw[bit / 8] ^= (unsigned char)(1u << bit % 8);
+            memset(&err, 0, sizeof err);
+            int ret = ps_import_decode_unit(im, d, pool, k, near, raw, &err);
+            raw[bit / 8] ^= (unsigned char)(1u << bit % 8);
+            if (ret == 0)
+                continue; /* in the zeros at a chunk's or the unit's end */
+            found++;
+            assert_int_equal(ret, PS_ECHECKSUM);
+            assert_string_equal(err.file, ps_import_path(im));
+            assert_non_null(strstr(err.message, "bytes "));
+            unsigned long long from = strtoull(strstr(err.message, "bytes ") + 6, NULL, 10);
+            assert_true(from <= e.offset + bit / 8);
+            assert_true(e.offset + bit / 8 < from + CHUNK);
+            assert_non_null(strstr(err.advice, "penstock-import-"));
+        }
+        assert_true(found >= 20 || e.bytes < 16384);
+        assert_int_equal(ps_import_decode_unit(im, d, pool, k, near, raw, &err), 0);
+        free(near);
+        free(raw);
+    }
+    ps_import_decoder_destroy(d);
+    ps_pool_destroy(pool);
+    ps_import_close(im);
+    shut(&o);
+}
+
+/* ---- builds that fail ---- */
+
+static int build_code(struct opened *o, const struct ps_import_options *opt, struct ps_error *err)
+{
+    struct ps_import *im = NULL;
+    memset(err, 0, sizeof *err);
+    int ret = ps_import_build(&im, &o->s, &o->table, o->files, opt, err);
+    if (ret == 0)
+        ps_import_close(im);
+    else
+        assert_true(strlen(err->message) > 0);
+    return ret;
+}
+
+static const struct ps_import_options here = {.path = "nvme"};
+
+static void what_is_not_bf16_or_lies_direct_is_refused(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_error err;
+    const char *why;
+    struct ps_unit_options wide = {.dtype = PS_DTYPE_F32, .force_staged = true};
+    open_new(&o, &tiny);
+    assert_true(ps_import_possible(&o.s, &why));
+    shut(&o);
+    reopen(&o, &tiny, &wide);
+    assert_false(ps_import_possible(&o.s, &why));
+    assert_int_equal(build_code(&o, &here, &err), PS_EUSAGE);
+    assert_int_equal(try_open(&o, NULL), PS_EUSAGE);
+    shut(&o);
+    struct unit_model direct = model;
+    direct.dir = "d";
+    direct.hidden = 16;
+    direct.vocab = 32;
+    direct.header_pad = 0;
+    open_new(&o, &direct);
+    shut(&o);
+    struct ps_unit_options in_place = {.dtype = PS_DTYPE_BF16};
+    for (direct.header_pad = 0; direct.header_pad < 2; direct.header_pad++) {
+        struct ps_param_table table;
+        unit_model_write(&direct, &table);
+        ps_param_table_fini(&table);
+        reopen(&o, &direct, &in_place);
+        assert_int_equal(ps_import_possible(&o.s, NULL), !o.s.all_direct);
+        shut(&o);
+    }
+    assert_int_equal(entries(), 0);
+}
+
+static bool count_progress(void *arg, uint64_t done, uint64_t total)
+{
+    uint64_t *seen = arg; /* calls, last done, total, calls allowed */
+    assert(done > seen[1]);
+    assert(done <= total);
+    seen[0]++;
+    seen[1] = done;
+    seen[2] = total;
+    return seen[0] < seen[3];
+}
+
+static void a_stopped_build_leaves_nothing(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_error err;
+    open_new(&o, &tiny);
+    uint64_t seen[4] = {0, 0, 0, 100};
+    struct ps_import_options opt = here;
+    opt.progress = count_progress;
+    opt.arg = seen;
+    for (uint64_t stop = 1; stop <= o.s.unit_count; stop++) {
+        memset(seen, 0, sizeof seen);
+        seen[3] = stop;
+        assert_int_equal(build_code(&o, &opt, &err), PS_ESTOPPED);
+        assert_int_equal(seen[0], stop);
+        assert_int_equal(entries(), 0);
+    }
+    memset(seen, 0, sizeof seen);
+    seen[3] = 100;
+    assert_int_equal(build_code(&o, &opt, &err), 0);
+    assert_int_equal(seen[0], o.s.unit_count);
+    assert_int_equal(seen[1], seen[2]);
+    shut(&o);
+}
+
+static void a_failed_write_leaves_nothing(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_error err;
+    struct rlimit was, small;
+    open_new(&o, &tiny);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+    signal(SIGXFSZ, SIG_IGN);
+    int ret = -1, failures = 0;
+    for (rlim_t limit = 0; ret; limit += 2048) {
+        small = was;
+        small.rlim_cur = limit;
+        assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+        ret = build_code(&o, &here, &err);
+        assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
+        if (ret == 0)
+            continue;
+        failures++;
+        assert_int_equal(ret, -EFBIG);
+        assert_true(strlen(err.file) > 0);
+        assert_int_equal(entries(), 0);
+    }
+    assert_true(failures >= 3);
+    assert_int_equal(entries(), 1);
+    shut(&o);
+}
+
+static void a_disk_that_is_too_small_is_found_before_writing(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_error err;
+    open_new(&o, &tiny);
+    /* a plan of more bytes than any disk has; nothing of it is read before the check */
+    uint64_t near = o.s.unit[0].near_bytes;
+    o.s.unit[0].near_bytes = (uint64_t)1 << 53;
+    assert_true(ps_import_disk_bytes(&o.s, 1) > (uint64_t)1 << 53);
+    assert_true(ps_import_disk_bytes(&o.s, 1.5) < (uint64_t)1 << 53);
+    assert_int_equal(build_code(&o, &here, &err), -ENOSPC);
+    assert_non_null(strstr(err.message, "are free"));
+    assert_int_equal(entries(), 0);
+    o.s.unit[0].near_bytes = near;
+    struct ps_import_options absent = {.path = "absent"};
+    assert_int_equal(build_code(&o, &absent, &err), -ENOENT);
+    shut(&o);
+}
+
+static void a_second_builder_is_told_to_wait(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_error err;
+    open_new(&o, &tiny);
+    int fd = open("nvme/penstock-import.lock", O_RDWR | O_CREAT, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(flock(fd, LOCK_EX | LOCK_NB), 0);
+    assert_int_equal(build_code(&o, &here, &err), -EBUSY);
+    close(fd);
+    assert_int_equal(build_code(&o, &here, &err), 0);
+    shut(&o);
+}
+
+static void what_a_killed_build_left_is_removed(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_error err;
+    open_new(&o, &tiny);
+    assert_int_equal(ps_file_make_dirs("nvme/penstock-import-tmp", &err), 0);
+    write_file("nvme/penstock-import-tmp/weights.bin", "x", 1);
+    write_file("nvme/other", "y", 1);
+    assert_int_equal(build_code(&o, &here, &err), 0);
+    assert_int_equal(entries(), 2); /* the import and what is not ours */
+    shut(&o);
+}
+
+static void damaged_or_non_finite_weights_are_not_imported(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_error err;
+    struct stat st;
+    open_new(&o, &tiny);
+    learn_checksums(&o);
+    int fd = open("t/part-0.safetensors", O_RDWR);
+    static const unsigned char inf[8] = {0x80, 0x7f, 0x80, 0x7f, 0x80, 0x7f, 0x80, 0x7f};
+    assert_true(fd >= 0);
+    assert_int_equal(fstat(fd, &st), 0);
+    assert_int_equal(pwrite(fd, inf, 8, st.st_size - 8), 8);
+    assert_int_equal(build_code(&o, &here, &err), PS_ECHECKSUM);
+    assert_string_equal(err.file, "t/part-0.safetensors");
+    assert_int_equal(entries(), 0);
+    shut(&o);
+    reopen(&o, &tiny, &staged);
+    assert_int_equal(build_code(&o, &here, &err), PS_EFORMAT);
+    assert_non_null(strstr(err.message, "NaN or Inf"));
+    assert_int_equal(entries(), 0);
+    assert_int_equal(ftruncate(fd, st.st_size - 4096), 0);
+    assert_int_equal(build_code(&o, &here, &err), PS_EFORMAT);
+    assert_non_null(strstr(err.message, "shorter"));
+    assert_int_equal(entries(), 0);
+    close(fd);
+    shut(&o);
+}
+
+/* ---- does it pay ---- */
+
+static void a_sample_predicts_the_size_of_the_import(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_error err = {0};
+    struct ps_import_sample sample;
+    struct ps_pool *pool;
+    assert_int_equal(ps_pool_create(&pool, 2), 0);
+    open_new(&o, &model);
+    uint64_t near = 0;
+    for (uint32_t k = 0; k < o.s.unit_count; k++)
+        near += o.s.unit[k].near_bytes;
+    assert_int_equal(ps_import_measure(&sample, &o.s, o.files, pool, 2 * CHUNK, &err), 0);
+    assert_true(sample.near_bytes > 0);
+    assert_true(sample.near_bytes <= 2 * CHUNK);
+    assert_int_equal(ps_import_measure(&sample, &o.s, o.files, pool, UINT64_C(1) << 40, &err), 0);
+    assert_int_equal(sample.near_bytes, near); /* all there is */
+    struct ps_import *im = build(&o, pool);
+    double ratio = (double)near / (double)ps_import_bytes(im);
+    assert_true(fabs(sample.ratio / ratio - 1) < 0.01);
+    assert_true(sample.encode_rate > 1e6 && sample.encode_rate < 1e12);
+    assert_true(sample.decode_rate > sample.encode_rate);
+    ps_import_close(im);
+    shut(&o);
+    ps_pool_destroy(pool);
+}
+
+static void a_sample_of_wide_files_is_measured_as_bf16(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_error err = {0};
+    struct ps_import_sample sample;
+    struct unit_model m = tiny;
+    uint64_t near = 0;
+    m.dtype[1] = m.dtype[2] = PS_DTYPE_F32;
+    open_new(&o, &m);
+    for (uint32_t k = 0; k < o.s.unit_count; k++)
+        near += o.s.unit[k].near_bytes;
+    assert_int_equal(ps_import_measure(&sample, &o.s, o.files, NULL, 0, &err), 0);
+    assert_int_equal(sample.near_bytes, near);
+    assert_true(sample.ratio >= 1);
+    shut(&o);
+}
+
+/* 8 GB in bf16, ratio 1.5, decoded at 3 GB/s. */
+static struct ps_import_question question(double disk_read, double compute_s, bool shared)
+{
+    return (struct ps_import_question){
+        .file_bytes = 8e9,
+        .near_bytes = 8e9,
+        .total_file_bytes = 9e9,
+        .total_near_bytes = 9e9,
+        .passes = 1000,
+        .compute_s = compute_s,
+        .cores_shared = shared,
+        .disk_read = disk_read,
+        .disk_write = 1e9,
+        .sample = {.ratio = 1.5, .encode_rate = 1e9, .decode_rate = 3e9}};
+}
+
+static void the_formula_pays_where_the_disk_is_the_bottleneck(void **state)
+{
+    (void)state;
+    struct ps_import_answer a;
+    struct ps_import_question q = question(1e9, 1, true);
+    ps_import_pays(&a, &q);
+    assert_true(a.pays);
+    assert_true(fabs(a.plain_s - 8) < 1e-9);           /* the disk */
+    assert_true(fabs(a.import_s - 8 / 1.5) < 1e-9);    /* 5.33: the disk again, not 1 + 8/3 */
+    assert_true(fabs(a.build_s - (9.0 + 9.0)) < 1e-9); /* read, then encode at 1 GB/s */
+    assert_true(fabs(a.passes_needed - 18 / (8 - 8 / 1.5)) < 1e-9);
+    q.passes = 6; /* 16 s saved, 18 s to make it */
+    ps_import_pays(&a, &q);
+    assert_false(a.pays);
+    q.exists = true;
+    ps_import_pays(&a, &q);
+    assert_true(a.pays);
+    assert_true(a.build_s == 0);
+}
+
+static void the_formula_counts_the_cores_that_decode(void **state)
+{
+    (void)state;
+    struct ps_import_answer a;
+    /* 7 s of computing next to 8 s of disk: decoding (2.67 s) does not fit on the same cores */
+    struct ps_import_question q = question(1e9, 7, true);
+    ps_import_pays(&a, &q);
+    assert_false(a.pays);
+    assert_true(fabs(a.import_s - (7 + 8.0 / 3)) < 1e-9);
+    assert_true(a.passes_needed == HUGE_VAL);
+    q.cores_shared = false; /* a device computes: the cores are idle */
+    ps_import_pays(&a, &q);
+    assert_true(a.pays);
+    assert_true(fabs(a.import_s - 7) < 1e-9);
+    /* a disk faster than the decoder */
+    q = question(7e9, 0.1, false);
+    ps_import_pays(&a, &q);
+    assert_false(a.pays);
+    assert_true(fabs(a.import_s - 8.0 / 3) < 1e-9);
+    /* bound by compute: nothing to gain */
+    q = question(1e9, 20, false);
+    ps_import_pays(&a, &q);
+    assert_false(a.pays);
+}
+
+static void the_formula_knows_wide_files_and_their_conversion(void **state)
+{
+    (void)state;
+    struct ps_import_answer a;
+    struct ps_import_question q = question(2e9, 3, true);
+    q.file_bytes = 16e9; /* F32 */
+    q.total_file_bytes = 18e9;
+    q.convert_rate = 4e9;
+    ps_import_pays(&a, &q);
+    assert_true(fabs(a.plain_s - 8) < 1e-9);              /* 16 GB at 2 */
+    assert_true(fabs(a.import_s - (3 + 8.0 / 3)) < 1e-9); /* 8 / 1.5 at 2 takes less */
+    assert_true(a.pays);
+    q.file_bytes = 8e9;
+    q.compute_s = 6;
+    ps_import_pays(&a, &q);
+    assert_true(fabs(a.plain_s - 8) < 1e-9); /* 6 + 8/4 of converting, 4 of disk */
+    assert_false(a.pays);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_word_survives_the_codec),
+        cmocka_unit_test(planes_shrink_where_there_is_structure_and_are_kept_where_not),
+        cmocka_unit_test(a_false_record_is_refused_by_the_decoder),
+        cmocka_unit_test(an_import_gives_the_bits_of_the_files),
+        cmocka_unit_test(a_unit_of_many_chunks_keeps_its_bits),
+        cmocka_unit_test(two_builds_write_the_same_bytes),
+        cmocka_unit_test(units_are_extents_of_one_aligned_file),
+        cmocka_unit_test(an_import_is_found_again_by_content_alone),
+        cmocka_unit_test(another_content_or_layout_is_another_import),
+        cmocka_unit_test(an_open_directory_of_others_is_not_believed),
+        cmocka_unit_test(a_damaged_index_is_found_and_made_again),
+        cmocka_unit_test(a_false_index_cannot_leave_its_file),
+        cmocka_unit_test(weights_cut_short_are_found_at_once),
+        cmocka_unit_test(a_flipped_bit_of_the_weights_is_found_and_named),
+        cmocka_unit_test(what_is_not_bf16_or_lies_direct_is_refused),
+        cmocka_unit_test(a_stopped_build_leaves_nothing),
+        cmocka_unit_test(a_failed_write_leaves_nothing),
+        cmocka_unit_test(a_disk_that_is_too_small_is_found_before_writing),
+        cmocka_unit_test(a_second_builder_is_told_to_wait),
+        cmocka_unit_test(what_a_killed_build_left_is_removed),
+        cmocka_unit_test(damaged_or_non_finite_weights_are_not_imported),
+        cmocka_unit_test(a_sample_predicts_the_size_of_the_import),
+        cmocka_unit_test(a_sample_of_wide_files_is_measured_as_bf16),
+        cmocka_unit_test(the_formula_pays_where_the_disk_is_the_bottleneck),
+        cmocka_unit_test(the_formula_counts_the_cores_that_decode),
+        cmocka_unit_test(the_formula_knows_wide_files_and_their_conversion),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
