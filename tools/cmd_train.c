@@ -1,6 +1,7 @@
 /* penstock train: the plan, the run with its progress, the summary. */
 #include <errno.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -45,6 +46,12 @@ static void close_line(struct view *v)
     v->line_open = false;
 }
 
+/* null where there is no limit */
+static json_t *budget_json(uint64_t bytes)
+{
+    return bytes > INT64_MAX ? json_null() : json_integer((json_int_t)bytes);
+}
+
 static json_t *plan_json(const struct view *v)
 {
     const struct ps_session_info *i = &v->info;
@@ -53,18 +60,22 @@ static json_t *plan_json(const struct view *v)
         PS_IGNORE(
             json_object_set_new(items, i->plan[k].name, json_integer((json_int_t)i->plan[k].bytes)),
             "without memory the item is missing from the report");
-    return json_pack("{s:s,s:s?,s:s?,s:s?,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:i,s:s?,s:b,s:I,"
-                     "s:I,s:o}",
-                     "event", "plan", "model_type", i->model_type, "method", i->method, "optimizer",
-                     i->optimizer, "parameters", (json_int_t)i->parameters, "trainable_parameters",
-                     (json_int_t)i->trainable_parameters, "step_count", (json_int_t)i->step_count,
-                     "step", (json_int_t)i->step, "rows", (json_int_t)i->rows, "rows_dropped",
-                     (json_int_t)i->rows_dropped, "eval_rows", (json_int_t)i->eval_rows,
-                     "tokens_per_epoch", (json_int_t)i->tokens_per_epoch, "labels_per_epoch",
-                     (json_int_t)i->labels_per_epoch, "packing_efficiency",
-                     tool_real(i->packing_efficiency), "threads", i->threads, "isa", i->isa,
-                     "recompute", i->recompute, "host_bytes", (json_int_t)i->host_bytes,
-                     "host_budget", (json_int_t)i->host_budget, "plan", items);
+    return json_pack(
+        "{s:s,s:s?,s:s?,s:s?,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:i,s:s?,s:b,s:I,"
+        "s:I,s:o,s:s,s:s?,s:I,s:o,s:I,s:o,s:o}",
+        "event", "plan", "model_type", i->model_type, "method", i->method, "optimizer",
+        i->optimizer, "parameters", (json_int_t)i->parameters, "trainable_parameters",
+        (json_int_t)i->trainable_parameters, "step_count", (json_int_t)i->step_count, "step",
+        (json_int_t)i->step, "rows", (json_int_t)i->rows, "rows_dropped",
+        (json_int_t)i->rows_dropped, "eval_rows", (json_int_t)i->eval_rows, "tokens_per_epoch",
+        (json_int_t)i->tokens_per_epoch, "labels_per_epoch", (json_int_t)i->labels_per_epoch,
+        "packing_efficiency", tool_real(i->packing_efficiency), "threads", i->threads, "isa",
+        i->isa, "recompute", i->recompute, "host_bytes", (json_int_t)i->host_bytes, "host_budget",
+        (json_int_t)i->host_budget, "plan", items, "device", i->device ? i->device : "cpu",
+        "strategy", i->strategy, "device_bytes", (json_int_t)i->device_bytes, "device_budget",
+        budget_json(i->device_budget), "disk_bytes", (json_int_t)i->disk_bytes, "disk_budget",
+        budget_json(i->disk_budget), "predicted_step_s",
+        i->predicted_step_s > 0 ? tool_real(i->predicted_step_s) : json_null());
 }
 
 static void print_rows(const struct ps_session_info *i)
@@ -80,6 +91,18 @@ static void print_rows(const struct ps_session_info *i)
     printf("\n          %llu tokens an epoch, %llu in the loss; packing fills %.0f%%\n",
            (unsigned long long)i->tokens_per_epoch, (unsigned long long)i->labels_per_epoch,
            100 * i->packing_efficiency);
+}
+
+/* ", 1 GiB of 8 GiB device"; nothing for a tier that is not used. */
+static void print_tier(const char *tier, uint64_t used, uint64_t budget)
+{
+    char text[32];
+    if (!used && !budget)
+        return;
+    printf(", %s", tool_bytes(text, sizeof text, used));
+    if (budget && budget != UINT64_MAX)
+        printf(" of %s", tool_bytes(text, sizeof text, budget));
+    printf(" %s", tier);
 }
 
 static int print_plan(const struct view *v, struct ps_error *err)
@@ -101,32 +124,70 @@ static int print_plan(const struct view *v, struct ps_error *err)
            v->opt->batch_size, v->opt->max_seq_len);
     if (i->step)
         printf("          resumes after step %llu\n", (unsigned long long)i->step);
-    printf("machine   cpu, %d thread%s, %s, activations %s\n", i->threads,
-           i->threads == 1 ? "" : "s", i->isa, i->recompute ? "recomputed" : "kept");
-    printf("memory    %s of %s host\n", tool_bytes(a, sizeof a, i->host_bytes),
+    printf("machine   %s, %d thread%s, %s, activations %s\n", i->device ? i->device : "cpu",
+           i->threads, i->threads == 1 ? "" : "s", i->isa, i->recompute ? "recomputed" : "kept");
+    if (i->strategy)
+        printf("strategy  %s%s%s\n", i->strategy, i->plan_note && i->plan_note[0] ? ": " : "",
+               i->plan_note ? i->plan_note : "");
+    if (i->predicted_step_s > 0)
+        printf("predicted %.3g s/step\n", i->predicted_step_s);
+    printf("memory    %s of %s host", tool_bytes(a, sizeof a, i->host_bytes),
            tool_bytes(b, sizeof b, i->host_budget));
+    print_tier("device", i->device_bytes, i->device_budget);
+    print_tier("disk", i->disk_bytes, i->disk_budget);
+    putchar('\n');
     for (size_t k = 0; k < i->plan_count; k++)
-        printf("  %-24s %12s\n", i->plan[k].name, tool_bytes(a, sizeof a, i->plan[k].bytes));
+        printf("  %-24s %12s  %s\n", i->plan[k].name, tool_bytes(a, sizeof a, i->plan[k].bytes),
+               i->plan[k].tier ? i->plan[k].tier : "");
     putchar('\n');
     return tool_flush(err);
 }
 
+/* Append to the line; what does not fit is cut off. */
+static void PS_PRINTF(3, 4) append(char *buf, size_t size, const char *fmt, ...)
+{
+    size_t len = strlen(buf);
+    va_list ap;
+    va_start(ap, fmt);
+    PS_IGNORE(vsnprintf(buf + len, size - len, fmt, ap) < 0, "truncation is fine");
+    va_end(ap);
+}
+
+/* "  host 512 MiB/600 MiB"; without a budget "  host 512 MiB"; nothing for a tier that is not used.
+ */
+static void append_tier(char *buf, size_t size, const char *tier, uint64_t used, uint64_t budget)
+{
+    char text[32];
+    if (!used && !budget)
+        return;
+    append(buf, size, "  %s %s", tier, tool_bytes(text, sizeof text, used));
+    if (budget && budget != UINT64_MAX)
+        append(buf, size, "/%s", tool_bytes(text, sizeof text, budget));
+}
+
 static void format_step(const struct view *v, const struct ps_step_stats *s, char *buf, size_t size)
 {
-    char used[32];
-    char budget[32];
     char eta[32];
     double left = (double)(s->step_count - s->step) * v->mean_s;
-    PS_IGNORE(snprintf(buf, size,
-                       "step %llu/%llu  eta %s  loss %.4f  grad %.3g  lr %.2e  %.0f tok/s  "
-                       "%.3g s/step  epoch %.2f  host %s/%s%s",
-                       (unsigned long long)s->step, (unsigned long long)s->step_count,
-                       tool_duration(eta, sizeof eta, left), s->loss, s->grad_norm,
-                       s->learning_rate, s->tokens_per_s, s->step_s, s->epoch,
-                       tool_bytes(used, sizeof used, s->host_bytes),
-                       tool_bytes(budget, sizeof budget, v->info.host_budget),
-                       s->skipped ? "  SKIPPED: not finite, nothing updated" : "") < 0,
-              "truncation is fine");
+    buf[0] = '\0';
+    append(buf, size,
+           "step %llu/%llu  eta %s  loss %.4f  grad %.3g  lr %.2e  %.0f tok/s  %.3g s/step  "
+           "epoch %.2f",
+           (unsigned long long)s->step, (unsigned long long)s->step_count,
+           tool_duration(eta, sizeof eta, left), s->loss, s->grad_norm, s->learning_rate,
+           s->tokens_per_s, s->step_s, s->epoch);
+    if (v->info.device_budget)
+        append_tier(buf, size, "device", s->device_bytes, v->info.device_budget);
+    append_tier(buf, size, "host", s->host_bytes, v->info.host_budget);
+    append_tier(buf, size, "disk", s->disk_bytes, v->info.disk_budget);
+    if (s->disk_read_bytes || s->disk_write_bytes)
+        append(buf, size, "  read %.2f write %.2f GB/s",
+               s->step_s > 0 ? 1e-9 * (double)s->disk_read_bytes / s->step_s : 0,
+               s->step_s > 0 ? 1e-9 * (double)s->disk_write_bytes / s->step_s : 0);
+    if (s->stall_s > 0 && s->step_s > 0)
+        append(buf, size, "  stall %.0f%%", 100 * s->stall_s / s->step_s);
+    if (s->skipped)
+        append(buf, size, "  SKIPPED: not finite, nothing updated");
 }
 
 /* Overwrite the terminal's line; what is too long for it would wrap and stay behind. */
@@ -142,13 +203,19 @@ static void redraw(struct view *v, char *line)
 
 static json_t *step_json(const struct ps_step_stats *s)
 {
-    return json_pack("{s:s,s:I,s:I,s:o,s:o,s:o,s:o,s:I,s:I,s:o,s:o,s:I,s:b}", "event", "step",
-                     "step", (json_int_t)s->step, "step_count", (json_int_t)s->step_count, "epoch",
-                     tool_real(s->epoch), "loss", tool_real(s->loss), "grad_norm",
-                     tool_real(s->grad_norm), "learning_rate", tool_real(s->learning_rate),
-                     "tokens", (json_int_t)s->tokens, "label_tokens", (json_int_t)s->label_tokens,
-                     "tokens_per_s", tool_real(s->tokens_per_s), "step_s", tool_real(s->step_s),
-                     "host_bytes", (json_int_t)s->host_bytes, "skipped", s->skipped);
+    json_t *predicted = s->predicted_step_s > 0 ? tool_real(s->predicted_step_s) : json_null();
+    return json_pack(
+        "{s:s,s:I,s:I,s:o,s:o,s:o,s:o,s:I,s:I,s:o,s:o,s:I,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o}",
+        "event", "step", "step", (json_int_t)s->step, "step_count", (json_int_t)s->step_count,
+        "epoch", tool_real(s->epoch), "loss", tool_real(s->loss), "grad_norm",
+        tool_real(s->grad_norm), "learning_rate", tool_real(s->learning_rate), "tokens",
+        (json_int_t)s->tokens, "label_tokens", (json_int_t)s->label_tokens, "tokens_per_s",
+        tool_real(s->tokens_per_s), "step_s", tool_real(s->step_s), "host_bytes",
+        (json_int_t)s->host_bytes, "skipped", s->skipped, "device_bytes",
+        (json_int_t)s->device_bytes, "disk_bytes", (json_int_t)s->disk_bytes, "disk_read_bytes",
+        (json_int_t)s->disk_read_bytes, "disk_write_bytes", (json_int_t)s->disk_write_bytes,
+        "h2d_bytes", (json_int_t)s->h2d_bytes, "d2h_bytes", (json_int_t)s->d2h_bytes, "stall_s",
+        tool_real(s->stall_s), "predicted_step_s", predicted);
 }
 
 static void on_step(void *arg, const struct ps_step_stats *s)
@@ -214,6 +281,16 @@ static void on_checkpoint(void *arg, const char *path)
     PS_IGNORE(tool_flush(NULL), "a lost progress line does not end a run");
 }
 
+static void on_report(void *arg, const char *text)
+{
+    struct view *v = arg;
+    if (v->progress == PROGRESS_NONE || v->progress == PROGRESS_JSON)
+        return;
+    close_line(v);
+    fputs(text, stdout);
+    PS_IGNORE(tool_flush(NULL), "a lost report does not end a run");
+}
+
 static int print_summary(struct view *v, double seconds, bool stopped, struct ps_error *err)
 {
     char time[32];
@@ -256,7 +333,7 @@ static double now_s(void)
 
 static int run(struct ps_session *s, struct view *v, struct ps_error *err)
 {
-    struct ps_train_hooks hooks = {v, on_step, on_eval, on_checkpoint};
+    struct ps_train_hooks hooks = {v, on_step, on_eval, on_checkpoint, on_report};
     ps_session_info(s, &v->info);
     v->last_step = v->info.step;
     int ret = print_plan(v, err);
