@@ -125,8 +125,8 @@ int ps__layout_bytes(const struct ps_planner_request *req, const struct ps_step_
         bytes[t] = ps_step_map_tier_bytes(&map, (enum ps_tier)t);
     ps_step_map_fini(&map);
     if (!req->discrete) {
-        bytes[PS_TIER_HOST] += bytes[PS_TIER_DEVICE];
-        bytes[PS_TIER_DEVICE] = 0;
+        bytes[PS_TIER_DEVICE] += bytes[PS_TIER_HOST];
+        bytes[PS_TIER_HOST] = 0;
     }
     return 0;
 }

@@ -20,7 +20,9 @@ struct ps_planner_request {
     int32_t micro_count; /* micro-batches of a step */
     int32_t eval_max;    /* most sequences that an evaluation or generation pass could use */
     int64_t tokens;      /* planned tokens of one micro-batch */
-    uint64_t device_budget, host_budget, disk_budget; /* bytes for the buffers; UINT64_MAX: no limit */
+    /* Bytes for the buffers; UINT64_MAX: no limit. Not discrete: all memory is the device's tier, and
+     * host_budget counts nothing. */
+    uint64_t device_budget, host_budget, disk_budget;
     const char *strategy;        /* "auto" or a name */
     int32_t prefetch_depth;      /* slots read ahead; 0: the planner chooses */
     int offload_weights;         /* -1 auto, else enum ps_tier */
@@ -45,7 +47,7 @@ struct ps_plan {
     struct ps_cost_model cost;
     struct ps_sim_result step; /* one optimizer step in the steady state */
     double step_s, serial_s, tokens_per_s;
-    uint64_t device_bytes, host_bytes, disk_bytes; /* buffers */
+    uint64_t device_bytes, host_bytes, disk_bytes; /* buffers; not discrete: host_bytes is 0 */
     uint64_t disk_read, disk_write, h2d, d2h;      /* bytes a step */
     double tokens_per_pass, break_even_tokens;     /* N*; 0 when nothing is streamed */
     double slowdown; /* step time over that of the compute lane alone */

@@ -140,7 +140,8 @@ int ps__plan_no_fit(struct ps_plan *out, const struct ps__trials *t,
         const char *flag, *what;
         uint64_t need, budget;
     } tier[] = {
-        {"gpu-mem", "device memory", out->device_bytes, req->device_budget},
+        {req->discrete ? "gpu-mem" : "host-mem", req->discrete ? "device memory" : "memory",
+         out->device_bytes, req->device_budget},
         {"host-mem", "host memory", out->host_bytes, req->host_budget},
         {"nvme-mem", "disk", out->disk_bytes, req->disk_budget},
     };
@@ -296,11 +297,11 @@ static void say_rival(struct text *w, const struct ps__trials *t,
     if (best)
         say(w, "; %s would take %.3g s (%+.0f%%)", name, best->step_s,
             100 * (best->step_s / step_s - 1));
-    else if (least && least->bytes[PS_TIER_DEVICE] > 0)
+    else if (least && req->discrete)
         say(w, "; %s needs %.2f GiB on the device and %.2f GiB on the host", name,
             (double)least->bytes[PS_TIER_DEVICE] / GIB, (double)least->bytes[PS_TIER_HOST] / GIB);
     else if (least)
-        say(w, "; %s needs %.2f GiB", name, (double)least->bytes[PS_TIER_HOST] / GIB);
+        say(w, "; %s needs %.2f GiB", name, (double)least->bytes[PS_TIER_DEVICE] / GIB);
 }
 
 static void explain(struct ps_plan *out, const struct ps__trials *t,
