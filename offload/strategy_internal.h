@@ -55,8 +55,8 @@ int32_t ps__choice_group(const struct ps_planner_request *req, int i);
 /* Layers that may leave the device, and whether the embedding may. */
 bool ps__unit_streamable(const struct ps_planner_request *req, int32_t unit_idx);
 
-/* Bytes by tier as the budgets count them: without a device memory of its own all memory is that of tier
- * DEVICE, where compute reads and writes. 0 or a negative status. */
+/* Bytes by tier as the budgets count them: without a device memory of its own all memory is that of
+ * tier DEVICE, where compute reads and writes. 0 or a negative status. */
 int ps__layout_bytes(const struct ps_planner_request *req, const struct ps_step_layout *l,
                      uint64_t bytes[PS_TIER_COUNT], struct ps_error *err) PS_WARN_UNUSED;
 bool ps__bytes_fit(const struct ps_planner_request *req, const uint64_t bytes[PS_TIER_COUNT]);
