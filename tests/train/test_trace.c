@@ -8,11 +8,14 @@
 
 #include <jansson.h>
 #include <math.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "runtime/train/trace.h"
+#include "tests/helpers/random_schedule.h"
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 #define N 6
@@ -372,6 +375,148 @@ static void live_ranges_are_by_piece_and_tier(void **state)
     ps_schedule_fini(&s);
 }
 
+/* Bytes of a tier that are live while task `at` runs, tasks running one by one. */
+static uint64_t live_at(const struct ps_live_range *r, uint32_t count, enum ps_tier tier,
+                        uint32_t at)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (r[i].tier == tier && (r[i].from == UINT32_MAX || r[i].from <= at) &&
+            (r[i].to == UINT32_MAX || r[i].to >= at))
+            bytes += r[i].bytes;
+    return bytes;
+}
+
+/* Distinct bytes of a tier that a task declares. Buffers of random schedules are at most 24 bytes.
+ */
+static uint64_t touched(const struct ps_schedule *s, const struct ps_task *task, enum ps_tier tier)
+{
+    uint64_t bytes = 0;
+    for (uint32_t b = 0; b < s->buffer_count; b++)
+        for (uint64_t at = 0; at < s->buffer[b].bytes && s->buffer[b].tier == tier; at++) {
+            bool hit = false;
+            for (uint32_t k = 0; k < task->access_count; k++) {
+                const struct ps_access *a = &s->access[task->access_begin + k];
+                hit = hit || (a->buffer == b && a->offset <= at && at < a->offset + a->bytes);
+            }
+            bytes += hit;
+        }
+    return bytes;
+}
+
+static void what_a_task_touches_is_live_and_no_more_than_there_is(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 300; seed++) {
+        uint64_t random = seed;
+        struct ps_schedule s;
+        struct ps_live_range *range = NULL;
+        uint32_t count = 0;
+        random_schedule(&s, "random", &random, 20);
+        assert_int_equal(ps_schedule_live_ranges(&s, &range, &count), 0);
+        for (int tier = 0; tier < PS_TIER_COUNT; tier++) {
+            uint64_t all = 0;
+            for (uint32_t b = 0; b < s.buffer_count; b++)
+                all += s.buffer[b].tier == (enum ps_tier)tier ? s.buffer[b].bytes : 0;
+            for (uint32_t i = 0; i < s.task_count; i++) {
+                uint64_t live = live_at(range, count, (enum ps_tier)tier, i);
+                if (live > all || live < touched(&s, &s.task[i], (enum ps_tier)tier))
+                    fail_msg("seed %llu, task %u: %llu live", (unsigned long long)seed, i,
+                             (unsigned long long)live);
+            }
+        }
+        free(range);
+        ps_schedule_fini(&s);
+    }
+}
+
+static int work(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    (void)ctx;
+    (void)err;
+    usleep((useconds_t)(task->bytes % 200));
+    return 0;
+}
+
+/* Real records: what is drawn of a lane is the busy time that the executor counts. */
+static void drawn_times_are_the_executors_busy_times(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 12; seed++) {
+        uint64_t random = seed;
+        struct ps_schedule s;
+        struct ps_executor *ex = NULL;
+        struct ps_trace *t = NULL;
+        struct ps_error err = {0};
+        struct ps_executor_options opt = {0};
+        for (int k = 0; k < PS_TASK_KIND_COUNT; k++)
+            opt.ops[k] = (struct ps_task_ops){work, work, work};
+        random_schedule(&s, "random", &random, 30);
+        assert_int_equal(ps_schedule_derive(&s, &err), 0);
+        assert_int_equal(ps_executor_create(&ex, &opt, &err), 0);
+        assert_int_equal(ps_executor_bind(ex, &s), 0);
+        assert_int_equal(ps_trace_open(&t, "real.json", &err), 0);
+        for (uint64_t p = 0; p < 3; p++) {
+            assert_int_equal(ps_executor_run(ex, 0, &err), 0);
+            assert_int_equal(ps_executor_drain(ex, &err), 0);
+            assert_int_equal(ps_trace_period(t, &s, ps_executor_records(ex, 0), p + 1, false, &err),
+                             0);
+        }
+        struct ps_lane_stats stats[PS_LANE_COUNT];
+        ps_executor_stats(ex, stats);
+        ps_executor_destroy(ex);
+        assert_int_equal(ps_trace_close(t, &err), 0);
+        json_t *root = load("real.json");
+        uint64_t sum[PS_LANE_COUNT] = {0};
+        uint64_t events[PS_LANE_COUNT] = {0};
+        for (size_t i = 0; i < json_array_size(root); i++) {
+            const json_t *e = json_array_get(root, i);
+            if (!is_task(e))
+                continue;
+            sum[int_of(e, "tid") - 1] += (uint64_t)ns_of(e, "dur");
+            events[int_of(e, "tid") - 1]++;
+        }
+        for (int l = 0; l < PS_LANE_COUNT; l++) {
+            assert_int_equal(events[l], stats[l].tasks);
+            assert_in_range(sum[l], stats[l].busy_ns, stats[l].busy_ns + events[l]);
+        }
+        json_decref(root);
+        ps_schedule_fini(&s);
+    }
+}
+
+static void a_full_disk_is_reported_and_leaves_no_file(void **state)
+{
+    (void)state;
+    struct ps_schedule s;
+    struct ps_task_record r[N];
+    struct ps_trace *t = NULL;
+    struct ps_error err = {0};
+    struct rlimit old;
+    build(&s);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    struct rlimit small = {.rlim_cur = 100000, .rlim_max = old.rlim_max};
+    assert_true(signal(SIGXFSZ, SIG_IGN) != SIG_ERR);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    assert_int_equal(ps_trace_open(&t, "full.json", &err), 0);
+    int ret = 0;
+    uint64_t p = 0;
+    for (; p < 300 && ret == 0; p++) {
+        fill(r, 1 + p * 10000);
+        ret = ps_trace_period(t, &s, r, p, false, &err);
+    }
+    int again = ps_trace_period(t, &s, r, p, false, NULL);
+    struct ps_error closing = {0};
+    int closed = ps_trace_close(t, &closing);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+    assert_true(ret < 0 && again == ret && closed == ret);
+    assert_true(p < 300);
+    assert_string_equal(err.file, "full.json");
+    assert_string_equal(closing.message, err.message);
+    assert_int_not_equal(access("full.json", F_OK), 0);
+    ps_schedule_fini(&s);
+}
+
 static void tasks_that_did_not_run_are_left_out(void **state)
 {
     (void)state;
@@ -474,6 +619,9 @@ int main(void)
         cmocka_unit_test(processes_and_tracks_have_names),
         cmocka_unit_test(levels_are_the_bytes_that_are_still_needed),
         cmocka_unit_test(live_ranges_are_by_piece_and_tier),
+        cmocka_unit_test(what_a_task_touches_is_live_and_no_more_than_there_is),
+        cmocka_unit_test(drawn_times_are_the_executors_busy_times),
+        cmocka_unit_test(a_full_disk_is_reported_and_leaves_no_file),
         cmocka_unit_test(tasks_that_did_not_run_are_left_out),
         cmocka_unit_test(long_traces_are_whole),
         cmocka_unit_test(a_trace_without_periods_is_valid_and_a_discarded_one_is_none),
