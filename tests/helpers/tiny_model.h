@@ -181,13 +181,27 @@ static inline struct ps_trainer_options tiny_options(const char *dir, enum ps_tr
                                        .position_max = 32};
 }
 
-static inline struct ps_trainer *tiny_trainer(const struct ps_trainer_options *opt)
+/* Everything resident; the saved sets kept, or recomputed. */
+static inline struct ps_trainer *tiny_trainer_resident(const struct ps_trainer_options *opt,
+                                                       bool recompute)
 {
     struct ps_trainer *t = NULL;
     struct ps_error err = {0};
-    if (ps_trainer_create(&t, opt, &err) < 0 || ps_trainer_commit(t, &err) < 0)
+    struct ps_step_layout l = {0};
+    if (ps_trainer_create(&t, opt, &err) < 0 ||
+        ps_step_layout_init(&l, ps_trainer_shape(t)) < 0)
         fail_msg("%s (%s)", err.message, err.field);
+    for (int32_t i = 0; i < ps_trainer_config(t)->n_layer; i++)
+        l.keep[i] = !recompute;
+    if (ps_trainer_set_layout(t, &l, &err) < 0 || ps_trainer_commit(t, &err) < 0)
+        fail_msg("%s (%s)", err.message, err.field);
+    ps_step_layout_fini(&l);
     return t;
+}
+
+static inline struct ps_trainer *tiny_trainer(const struct ps_trainer_options *opt)
+{
+    return tiny_trainer_resident(opt, false);
 }
 
 /* Random values in every adapter tensor: B too. */

@@ -123,8 +123,7 @@ static void full_gradients(const struct tiny_model *m, bool recompute)
     tiny_rows_make(&rows, 6);
     tiny_model_write(m);
     struct ps_trainer_options o = tiny_options(m->dir, PS_MODE_FULL);
-    o.recompute = recompute;
-    struct ps_trainer *t = tiny_trainer(&o);
+    struct ps_trainer *t = tiny_trainer_resident(&o, recompute);
     assert_int_equal(ps_trainer_trainable_count(t), ps_trainer_params(t)->count);
     check_gradients(t, &rows);
     ps_trainer_destroy(t);
@@ -156,8 +155,7 @@ static void lora_gradients_match_differences(void **state)
         struct ps_trainer_options o = tiny_options(m.dir, PS_MODE_ADAPTER);
         o.adapter = &ps_lora_ops;
         o.adapter_config = (struct ps_adapter_config){.method = "lora", .r = 3, .alpha = 5};
-        o.recompute = i == 0;
-        struct ps_trainer *t = tiny_trainer(&o);
+        struct ps_trainer *t = tiny_trainer_resident(&o, i == 0);
         assert_int_equal(ps_trainer_trainable_count(t), 2 * 7 * 2);
         tiny_randomise_adapters(t);
         check_gradients(t, &rows);
@@ -285,9 +283,8 @@ static void recompute_and_keep_and_threads_give_the_same_bits(void **state)
         o.adapter = &ps_lora_ops;
         o.adapter_config = (struct ps_adapter_config){
             .method = "lora", .r = 3, .alpha = 6, .dropout = i == 3 ? 0 : 0.3};
-        o.recompute = i == 1;
         o.thread_count = i == 2 ? 3 : 1;
-        struct ps_trainer *t = tiny_trainer(&o);
+        struct ps_trainer *t = tiny_trainer_resident(&o, i == 1);
         tiny_randomise_adapters(t);
         struct ps_batcher *b = batcher(&rows, 1, 4, true);
         size_t n;
@@ -441,8 +438,9 @@ static void a_missing_model_is_an_error_and_leaves_nothing(void **state)
     ps_trainer_destroy(NULL);
 }
 
-static int keep_rows(void *arg, const float *logits, int32_t row_begin, int32_t rows)
+static int keep_rows(void *arg, int32_t seq, const float *logits, int32_t row_begin, int32_t rows)
 {
+    assert_int_equal(seq, 0);
     float *to = (float *)arg + (size_t)row_begin * TINY_VOCAB;
     memcpy(to, logits, (size_t)rows * TINY_VOCAB * sizeof *to);
     return 0;
@@ -459,10 +457,14 @@ static void logits_and_cached_decoding_agree(void **state)
     struct ps_trainer_options o = tiny_options(m.dir, PS_MODE_NONE);
     o.cache_tok_max = 16;
     struct ps_trainer *t = tiny_trainer(&o);
-    assert_int_equal(ps_trainer_logits(t, ids, N, keep_rows, all), 0);
+    struct ps_error err = {0};
+    struct ps_trainer_seq whole = {.ids = ids, .n_tok = N};
+    assert_int_equal(ps_trainer_logits(t, &whole, 1, keep_rows, all, &err), 0);
     for (int32_t past = 0; past < N; past += past ? 1 : 3) {
         int32_t n = past ? 1 : 3;
-        const float *got = ps_trainer_decode(t, ids + past, n, past);
+        struct ps_trainer_seq seq = {.ids = ids + past, .n_tok = n, .n_past = past};
+        assert_int_equal(ps_trainer_decode(t, &seq, 1, &err), 0);
+        const float *got = ps_trainer_last_logits(t, 0);
         const float *want = all + (size_t)(past + n - 1) * TINY_VOCAB;
         for (int v = 0; v < TINY_VOCAB; v++)
             assert_true(fabsf(got[v] - want[v]) < 1e-4f);
