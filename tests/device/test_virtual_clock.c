@@ -198,6 +198,31 @@ static void ties_go_to_the_lower_lane_then_to_the_earlier_begun(void **state)
     ps_vclock_destroy(c);
 }
 
+static void rounding_does_not_decide_a_tie(void **state)
+{
+    (void)state;
+    for (int k = 1; k <= 200; k++) {
+        struct ps_cost_model m = ms_model();
+        m.byte_rate[PS_LANE_DISK_WRITE] =
+            1000.0 / k * 7; /* k / 7 ms a byte: ten of one are one of ten */
+        m.byte_rate[PS_LANE_H2D] = m.byte_rate[PS_LANE_CPU_OPTIM] = m.byte_rate[PS_LANE_DISK_WRITE];
+        struct ps_vclock *c = make_clock(&m);
+        begin(c, PS_LANE_DISK_WRITE, 10, 1);
+        begin(c, PS_LANE_H2D, 1, 2);
+        begin(c, PS_LANE_CPU_OPTIM, 1, 3);
+        for (int i = 1; i < 10; i++) {
+            assert_int_equal(ps_vclock_next(c), 2);
+            begin(c, PS_LANE_H2D, 1, 2);
+            assert_int_equal(ps_vclock_next(c), 3);
+            begin(c, PS_LANE_CPU_OPTIM, 1, 3);
+        }
+        assert_int_equal(ps_vclock_next(c), 2);
+        assert_int_equal(ps_vclock_next(c), 1);
+        assert_int_equal(ps_vclock_next(c), 3);
+        ps_vclock_destroy(c);
+    }
+}
+
 static void a_task_that_costs_nothing_ends_at_once(void **state)
 {
     (void)state;
@@ -511,6 +536,7 @@ int main(void)
         cmocka_unit_test(a_throttled_task_stays_but_gives_its_resources_back),
         cmocka_unit_test(a_throttle_counts_from_the_beginning_and_not_after_contention),
         cmocka_unit_test(ties_go_to_the_lower_lane_then_to_the_earlier_begun),
+        cmocka_unit_test(rounding_does_not_decide_a_tie),
         cmocka_unit_test(a_task_that_costs_nothing_ends_at_once),
         cmocka_unit_test(many_small_tasks_add_up_without_drift),
         cmocka_unit_test(the_executor_keeps_virtual_time_exactly),
