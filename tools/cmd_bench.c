@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "session/bench.h"
+#include "session/sweep.h"
 #include "tools/tool.h"
 
 #define PATH_BYTES 4096
@@ -66,15 +67,41 @@ static int measure(struct ps_options *opt, const struct ps_bench_options *bench,
     return ret;
 }
 
+static int sweep(const struct ps_options *opt, const struct ps_log *log, struct ps_error *err)
+{
+    struct ps_sweep_summary *s = malloc(sizeof *s);
+    if (!s)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    struct ps_sweep_options o = {
+        .grid = opt->grid, .output = opt->output, .simulate_only = opt->simulate_only, .log = log};
+    int ret = ps_sweep(s, &o, err);
+    if (ret == 0 && opt->json)
+        ret = tool_print_json(json_pack("{s:i,s:s,s:s,s:I,s:I,s:I,s:I,s:I}", "version", 1, "csv",
+                                        s->csv, "page", s->page, "cells", (json_int_t)s->cells,
+                                        "runs", (json_int_t)s->runs, "infeasible",
+                                        (json_int_t)s->infeasible, "refused",
+                                        (json_int_t)s->refused, "failed", (json_int_t)s->failed),
+                              err);
+    else if (ret == 0)
+        printf("%zu cells, %zu runs: %zu cells do not fit, %zu are refused, %zu runs failed\n"
+               "%s\n%s\n",
+               s->cells, s->runs, s->infeasible, s->refused, s->failed, s->csv, s->page);
+    if (ret == 0 && s->failed > 0)
+        ret = ps_error_full(err, -EIO, s->csv, NULL, "see the column `message`",
+                            "%zu of %zu runs failed", s->failed, s->runs);
+    free(s);
+    return ret;
+}
+
 int cmd_bench(struct ps_options *opt, struct ps_error *err)
 {
     static const struct ps_log log = {progress, NULL};
     int ret = ps_options_resolve(opt, err);
     if (ret)
         return ret;
-    if (!strcmp(opt->bench_parts, "sweep"))
-        return ps_error_set(err, -ENOSYS, "`bench sweep` is not in this version");
     tool_catch_signals(NULL);
+    if (!strcmp(opt->bench_parts, "sweep"))
+        return sweep(opt, opt->json ? tool_log(opt) : &log, err);
     const char *path[PS_PROFILE_DISK_MAX];
     size_t count;
     ret = split_paths(opt, path, &count, err);
