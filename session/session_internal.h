@@ -71,10 +71,22 @@ struct ps_session {
     uint64_t total_tokens, total_labels;
     double total_seconds, last_eval_loss;
     uint64_t peak_rss;
+    uint64_t first_step;                      /* that this process began with */
+    struct ps_lane_stats lane[PS_LANE_COUNT]; /* of the last step */
+    struct ps_lane_stats lane_sum[PS_LANE_COUNT]; /* of all but the first */
+    uint64_t lane_steps, lane_read_bytes, lane_write_bytes;
+    double lane_seconds;
+    struct ps_trace *trace; /* NULL: none, or complete */
+    struct ps_task_record *predicted; /* of the train segment, for the trace */
 
     _Atomic int stop_signal; /* atomic: set by a signal handler */
     _Atomic int save_wanted; /* atomic: set by a signal handler */
 };
+
+/* As ps_session_open, but on failure *out is what there is so far (close it), NULL without memory. The
+ * error must be given and empty. */
+int ps__session_open(struct ps_session **out, const struct ps_options *opt,
+                     const struct ps_log *log, struct ps_error *err) PS_WARN_UNUSED;
 
 /* session_layout.c: choose the layout (s->trainer exists, s->trainer_options are its own), set it, and
  * fill in needs and budgets. PS_ENOFIT names the smallest sufficient budget. */
@@ -85,6 +97,12 @@ int ps__planner_request(struct ps_session *s, struct ps_planner_request *r,
 /* --hardware, else the user's own profile, else the built-in one; *where says which. */
 int ps__profile_find(const struct ps_options *o, struct ps_profile *out, const char **where,
                      struct ps_error *err) PS_WARN_UNUSED;
+/* session_trace.c: trace.json (and --trace FILE) of the first steps. A trace that cannot be written is a
+ * warning while the run goes on. */
+int ps__trace_begin(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
+void ps__trace_step(struct ps_session *s);
+int ps__trace_end(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
+
 /* Fill s->plan. */
 void ps__layout_describe(struct ps_session *s);
 

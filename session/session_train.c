@@ -12,6 +12,7 @@
 #include "peft/adapters.h"
 #include "runtime/base/file.h"
 #include "runtime/base/json.h"
+#include "runtime/train/lane_report.h"
 #include "session/session_internal.h"
 
 #define NONFINITE_RUN_MAX 10
@@ -20,6 +21,16 @@
 static bool is_full(const struct ps_session *s)
 {
     return strcmp(s->opt->method, "full") == 0;
+}
+
+/* What the lanes did, for the summary at the end. */
+static void sum_lanes(struct ps_session *s, const struct ps_trainer_stats *st)
+{
+    ps_lane_stats_add(s->lane_sum, st->lane);
+    s->lane_steps++;
+    s->lane_seconds += st->seconds;
+    s->lane_read_bytes += st->read_bytes;
+    s->lane_write_bytes += st->write_bytes;
 }
 
 int ps_session_step(struct ps_session *s, struct ps_step_stats *out, struct ps_error *err)
@@ -54,7 +65,19 @@ int ps_session_step(struct ps_session *s, struct ps_step_stats *out, struct ps_e
         .update_s = st.update_s,
         .host_bytes = ps__rss_bytes(),
         .skipped = st.skipped,
+        .disk_read_bytes = st.read_bytes,
+        .disk_write_bytes = st.write_bytes,
+        .h2d_bytes = st.lane[PS_LANE_H2D].bytes,
+        .d2h_bytes = st.lane[PS_LANE_D2H].bytes,
+        .device_bytes = s->device_need,
+        .disk_bytes = s->disk_need,
+        .stall_s = ps_lane_stall_s(&st.lane[PS_LANE_COMPUTE]),
+        .predicted_step_s = s->chosen.step_s,
     };
+    memcpy(s->lane, st.lane, sizeof s->lane);
+    ps__trace_step(s);
+    if (s->step > s->first_step + 1 || s->step == count) /* the first step fills the slots */
+        sum_lanes(s, &st);
     return s->step < count;
 }
 
@@ -81,25 +104,30 @@ static int log_step(struct ps_session *s, const struct ps_step_stats *st, struct
 {
     char loss[32];
     char norm[32];
+    char predicted[32];
+    char lanes[PS_LANE_JSON_BYTES];
     if (s->history_count < s->history_capacity)
         s->history[s->history_count++] = (struct ps_log_entry){.step = st->step,
                                                                .epoch = st->epoch,
                                                                .loss = st->loss,
                                                                .grad_norm = st->grad_norm,
                                                                .learning_rate = st->learning_rate};
-    fprintf(s->metrics,
-            "{\"step\":%" PRIu64
-            ",\"epoch\":%.6g,\"loss\":%s,\"grad_norm\":%s,\"learning_rate\":%.9g,"
-            "\"tokens\":%" PRIu64 ",\"label_tokens\":%" PRIu64
-            ",\"tokens_per_s\":%.2f,\"step_s\":%.6f,\"compute_s\":%.6f,\"data_s\":%.6f,"
-            "\"update_s\":%.6f,\"stall_s\":0,\"device_bytes\":0,\"host_bytes\":%" PRIu64
-            ",\"disk_bytes\":0,\"disk_read_bytes\":0,\"disk_write_bytes\":0,\"clip_coef\":%.9g,"
-            "\"predicted_step_s\":null,\"skipped\":%s,\"lanes\":{\"compute\":{\"busy_s\":%.6f,"
-            "\"stall_on\":{}}}}\n",
-            st->step, st->epoch, real(loss, sizeof loss, st->loss),
-            real(norm, sizeof norm, st->grad_norm), st->learning_rate, st->tokens, st->label_tokens,
-            st->tokens_per_s, st->step_s, st->compute_s, st->data_s, st->update_s, st->host_bytes,
-            st->clip_coef, st->skipped ? "true" : "false", st->compute_s + st->update_s);
+    double guess = st->predicted_step_s > 0 ? st->predicted_step_s : (double)NAN;
+    fprintf(
+        s->metrics,
+        "{\"step\":%" PRIu64 ",\"epoch\":%.6g,\"loss\":%s,\"grad_norm\":%s,\"learning_rate\":%.9g,"
+        "\"tokens\":%" PRIu64 ",\"label_tokens\":%" PRIu64
+        ",\"tokens_per_s\":%.2f,\"step_s\":%.6f,\"compute_s\":%.6f,\"data_s\":%.6f,"
+        "\"update_s\":%.6f,\"stall_s\":%.6f,\"device_bytes\":%" PRIu64 ",\"host_bytes\":%" PRIu64
+        ",\"disk_bytes\":%" PRIu64 ",\"disk_read_bytes\":%" PRIu64 ",\"disk_write_bytes\":%" PRIu64
+        ",\"h2d_bytes\":%" PRIu64 ",\"d2h_bytes\":%" PRIu64 ",\"clip_coef\":%.9g,"
+        "\"predicted_step_s\":%s,\"skipped\":%s,%s}\n",
+        st->step, st->epoch, real(loss, sizeof loss, st->loss),
+        real(norm, sizeof norm, st->grad_norm), st->learning_rate, st->tokens, st->label_tokens,
+        st->tokens_per_s, st->step_s, st->compute_s, st->data_s, st->update_s, st->stall_s,
+        st->device_bytes, st->host_bytes, st->disk_bytes, st->disk_read_bytes, st->disk_write_bytes,
+        st->h2d_bytes, st->d2h_bytes, st->clip_coef, real(predicted, sizeof predicted, guess),
+        st->skipped ? "true" : "false", ps_lane_report_json(s->lane, lanes));
     return flush_metrics(s, err);
 }
 
@@ -148,7 +176,8 @@ static int write_plan(struct ps_session *s, struct ps_error *err)
         "\"peak_bytes\":{\"device\":%" PRIu64 ",\"host\":%" PRIu64 ",\"disk\":%" PRIu64
         "},\"host_budget\":%" PRIu64 ",\"traffic_bytes\":{\"disk_read\":%" PRIu64
         ",\"disk_write\":%" PRIu64 ",\"h2d\":%" PRIu64 ",\"d2h\":%" PRIu64
-        "},\"tokens_per_pass\":%.9g,\"break_even_tokens\":%.9g,\"bottleneck\":\"%s\",\"placement\":[",
+        "},\"tokens_per_pass\":%.9g,\"break_even_tokens\":%.9g,\"bottleneck\":\"%s\",\"placement\":"
+        "[",
         p->layout.strategy, p->step_s, p->tokens_per_s, s->device_need, s->host_need, s->disk_need,
         s->host_budget, p->disk_read, p->disk_write, p->h2d, p->d2h, p->tokens_per_pass,
         p->break_even_tokens, ps_lane_name(p->bottleneck));
@@ -359,16 +388,24 @@ static int load_best(struct ps_session *s, struct ps_error *err)
 static int write_end(struct ps_session *s, struct ps_error *err)
 {
     char eval[32];
+    char measured[32];
     double rate = s->total_seconds > 0 ? (double)s->total_tokens / s->total_seconds : 0;
+    double step_s = s->lane_steps > 0 ? s->lane_seconds / (double)s->lane_steps : (double)NAN;
     fprintf(s->metrics,
             "{\"event\":\"end\",\"steps\":%" PRIu64 ",\"updates\":%" PRIu64 ",\"skipped\":%" PRIu64
             ",\"tokens\":%" PRIu64 ",\"label_tokens\":%" PRIu64
-            ",\"train_s\":%.6f,\"tokens_per_s\":%.2f,\"eval_loss\":%s,\"peak_bytes\":{\"device\":0,"
-            "\"host\":%" PRIu64 ",\"disk\":0},\"predicted_peak_bytes\":{\"host\":%" PRIu64 "}}\n",
+            ",\"train_s\":%.6f,\"tokens_per_s\":%.2f,\"eval_loss\":%s,\"peak_bytes\":{\"device\":"
+            "%" PRIu64 ",\"host\":%" PRIu64 ",\"disk\":%" PRIu64
+            "},\"predicted_peak_bytes\":{\"device\":%" PRIu64 ",\"host\":%" PRIu64
+            ",\"disk\":%" PRIu64
+            "},\"step_s\":%s,\"predicted_step_s\":%.9g,\"disk_read_bytes\":%" PRIu64
+            ",\"disk_write_bytes\":%" PRIu64 "}\n",
             s->step, ps_trainer_updates(s->trainer), s->skipped, s->total_tokens, s->total_labels,
             s->total_seconds, rate,
-            s->eval_batcher ? real(eval, sizeof eval, s->last_eval_loss) : "null",
-            ps__rss_peak_bytes(), s->host_need);
+            s->eval_batcher ? real(eval, sizeof eval, s->last_eval_loss) : "null", s->device_need,
+            ps__rss_peak_bytes(), s->disk_need, s->device_need, s->host_need, s->disk_need,
+            real(measured, sizeof measured, step_s), s->chosen.step_s, s->lane_read_bytes,
+            s->lane_write_bytes);
     return flush_metrics(s, err);
 }
 
@@ -385,12 +422,33 @@ static int write_result(struct ps_session *s, struct ps_error *err)
     return ret == 0 ? write_end(s, err) : ret;
 }
 
+/* The summary: predicted beside measured. The first step, which fills slots and caches, is left
+ * out. */
+static void report(struct ps_session *s, const struct ps_train_hooks *hooks)
+{
+    char text[PS_LANE_TEXT_BYTES];
+    struct ps_lane_report r = {.steps = s->lane_steps,
+                               .seconds = s->lane_seconds,
+                               .stats = s->lane_sum,
+                               .disk_read_bytes = s->lane_read_bytes,
+                               .disk_write_bytes = s->lane_write_bytes,
+                               .predicted_step_s = s->chosen.step_s,
+                               .predicted_busy_s = s->chosen.step.busy_s,
+                               .predicted_read_bytes = s->chosen.disk_read,
+                               .predicted_write_bytes = s->chosen.disk_write};
+    if (hooks && hooks->on_report && s->lane_steps > 0)
+        hooks->on_report(hooks->arg, ps_lane_report_text(&r, text));
+}
+
 int ps_session_train(struct ps_session *s, const struct ps_train_hooks *hooks, struct ps_error *err)
 {
     struct ps_error local = {0};
     if (!err)
         err = &local;
     int ret = prepare_output(s, err);
+    if (ret == 0)
+        ret = ps__trace_begin(s, err);
+    s->first_step = s->step;
     bool first = true;
     bool stop = out_of_patience(s); /* resumed after the last step of a run that stopped early */
     while (ret == 0 && !stop && s->step < ps_batcher_step_count(s->batcher)) {
@@ -402,5 +460,9 @@ int ps_session_train(struct ps_session *s, const struct ps_train_hooks *hooks, s
         if (ret >= 0)
             ret = after_step(s, &st, hooks, err);
     }
+    if (ret >= 0)
+        ret = ps__trace_end(s, err);
+    if (ret >= 0)
+        report(s, hooks);
     return ret < 0 ? ret : write_result(s, err);
 }
