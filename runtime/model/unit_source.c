@@ -297,16 +297,6 @@ void ps_unit_sources_fini(struct ps_unit_sources *s)
     memset(s, 0, sizeof *s);
 }
 
-void ps_unit_convert(const struct ps_unit_source *u, void *near, const void *raw)
-{
-    for (uint32_t i = 0; i < u->tensor_count; i++) {
-        const struct ps_unit_tensor *t = &u->tensor[i];
-        ps_dtype_convert((unsigned char *)near + t->near_offset, t->near_dtype,
-                         (const unsigned char *)raw + t->raw_offset, t->src_dtype,
-                         (size_t)t->elements);
-    }
-}
-
 /* Find an element whose magnitude is at least `limit` among `bytes` bytes at any address.
  *
  * Each lane of a 64-bit word is cleared of its sign and raised by (top - limit), which sets the

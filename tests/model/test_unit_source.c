@@ -583,6 +583,38 @@ static void a_non_finite_value_is_found_wherever_it_is(void **state)
                                  cases[i].want);
 }
 
+/* Every binary16 number and fp32 numbers of every sign, exponent and rounding case, at odd
+ * addresses, between normal numbers and among their like. */
+static void conversion_is_that_of_ps_dtype_convert(void **state)
+{
+    (void)state;
+    const size_t n = 3 * 65536 + 7;
+    unsigned char *raw = malloc(3 + 4 * n), *near = malloc(2 * n + 2), *want = malloc(2 * n + 2);
+    assert_true(raw && near && want);
+    for (int f16 = 0; f16 < 2; f16++) {
+        struct ps_unit_tensor t;
+        enum ps_dtype src = f16 ? PS_DTYPE_F16 : PS_DTYPE_F32;
+        struct ps_unit_source u = one_tensor(&t, src, PS_DTYPE_BF16, n);
+        for (size_t i = 0; i < n; i++) {
+            uint32_t k = (uint32_t)(i % 65536);
+            uint32_t low[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff, 0x4000};
+            uint32_t wide = k << 16 | low[i % 7];
+            uint32_t half = i < 65536 ? k : i < 131072 ? (i % 50 ? 0x3c01 : k) : k * 7919 % 65536;
+            if (f16)
+                memcpy(raw + 3 + 2 * i, &half, 2);
+            else
+                memcpy(raw + 3 + 4 * i, &wide, 4);
+        }
+        near[2 * n] = want[2 * n] = 0x77;
+        ps_unit_convert(&u, near, raw);
+        ps_dtype_convert(want, PS_DTYPE_BF16, raw + 3, src, n);
+        assert_memory_equal(near, want, 2 * n + 1);
+    }
+    free(raw);
+    free(near);
+    free(want);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -601,6 +633,7 @@ int main(void)
         cmocka_unit_test(a_missing_tensor_or_a_wrong_shape_is_named),
         cmocka_unit_test(an_unsupported_dtype_is_named),
         cmocka_unit_test(a_non_finite_value_is_found_wherever_it_is),
+        cmocka_unit_test(conversion_is_that_of_ps_dtype_convert),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
