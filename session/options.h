@@ -70,8 +70,6 @@ struct ps_options {
     char *storage;                           /* "auto", "io_uring", "threads", "ram" or "null" */
     int queue_depth;                         /* disk requests in flight, 1..64; 0: auto */
     uint64_t delay_seed;                     /* not 0: random waits around tasks and requests */
-    char *storage_fault;                     /* of offload/storage_fault.h, for tests; NULL: none */
-    double storage_timeout;                  /* s without a completion until a run ends; 0: default */
     char *emu_clock;                         /* "real" or "virtual"; of --device emu */
     char *trace;                             /* Chrome trace to write; NULL: none */
     /* method */
@@ -186,8 +184,9 @@ int ps_options_numerical_diff(const char *then, const char *now, char *text, siz
 
 /* Read the arguments of a command (without program and command names): `[CONFIG.yaml] [--flag value ...]`, flags as
  * `--name value`, `--name=value`, and for bool ones also `--name` alone. For inspect and list the argument without
- * a flag is the target instead of a configuration file; for bench those are its parts, and a .yaml file the grid. The file is read last, so a flag beats it wherever it
- * stands; of two equal flags the last counts (those of a list add up). `--help` or `-h` sets *help and stops. Nothing is resolved yet.
+ * a flag is the target instead of a configuration file; for bench those are its parts, and a .yaml file the grid.
+ * The file is read last, so a flag beats it wherever it stands; of two equal flags the last counts (those of a
+ * list add up). `--help` or `-h` sets *help and stops. Nothing is resolved yet.
  * Returns 0 or PS_EUSAGE. */
 int ps_options_parse_args(struct ps_options *opt, int argc, char **argv, bool *help,
                           struct ps_error *err) PS_WARN_UNUSED;

@@ -177,7 +177,7 @@ static const struct {
      "has no effect with `--placement`, which says where everything lives"},
     {"offload-weights,prefetch-depth", is_resident,
      "has no effect with `--strategy resident`, which streams no weights"},
-    {"storage,queue-depth,nvme-mem,nvme-path,storage-fault,storage-timeout", uses_no_disk,
+    {"storage,queue-depth,nvme-mem,nvme-path", uses_no_disk,
      "has no effect with `--strategy resident`, which leaves the disk alone"},
     {"grid,simulate-only", is_no_sweep, "has no effect without `bench sweep`"},
     {"disk-size,disk-seconds", has_no_disk_part, "has no effect without `bench disk`"},

@@ -105,10 +105,6 @@ static const struct ps__option table[] = {
      .min = 1, .max = 64, .commands = RUN, .help = "disk requests in flight"},
     {"delay-seed", PS__UINT64, AT(delay_seed), .fallback = "0", .arg = "N", .commands = RUN,
      .transient = true},
-    {"storage-fault", PS__STRING, AT(storage_fault), .arg = "FAULTS", .commands = RUN,
-     .transient = true},
-    {"storage-timeout", PS__REAL, AT(storage_timeout), .fallback = "0", .arg = "S",
-     .min = PS__ABOVE_0, .max = 86400, .commands = RUN, .transient = true},
     {"emu-clock", PS__CHOICE, AT(emu_clock), .fallback = "real", .choices = "real|virtual",
      .commands = RUN, .help = "time of --device emu: virtual counts what the profile says"},
     /* method */

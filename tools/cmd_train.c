@@ -126,9 +126,10 @@ static int print_plan(const struct view *v, struct ps_error *err)
         printf("          resumes after step %llu\n", (unsigned long long)i->step);
     printf("machine   %s, %d thread%s, %s, activations %s\n", i->device ? i->device : "cpu",
            i->threads, i->threads == 1 ? "" : "s", i->isa, i->recompute ? "recomputed" : "kept");
-    if (i->strategy)
-        printf("strategy  %s%s%s\n", i->strategy, i->plan_note && i->plan_note[0] ? ": " : "",
-               i->plan_note ? i->plan_note : "");
+    if (i->plan_note && i->plan_note[0]) /* names the strategy too */
+        printf("plan      %s\n", i->plan_note);
+    else if (i->strategy)
+        printf("plan      %s\n", i->strategy);
     if (i->predicted_step_s > 0)
         printf("predicted %.3g s/step\n", i->predicted_step_s);
     printf("memory    %s of %s host", tool_bytes(a, sizeof a, i->host_bytes),

@@ -420,7 +420,7 @@ int ps_trace_period(struct ps_trace *t, const struct ps_schedule *s,
 {
     struct known *k = NULL;
     struct span recorded;
-    if (!t->failed && extent(s, record, &recorded)) {
+    if (!t->failed && record && extent(s, record, &recorded)) {
         int ret = find_known(t, s, &k);
         if (ret)
             t->failed = ps_error_set(&t->error, ret, "no memory for the trace");

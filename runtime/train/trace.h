@@ -33,9 +33,10 @@ struct ps_trace;
 /* Begin a trace that will appear as `path` when it is closed. -errno of the file, or -ENOMEM. */
 int ps_trace_open(struct ps_trace **out, const char *path, struct ps_error *err) PS_WARN_UNUSED;
 
-/* Add one period: `record` has s->task_count entries; those whose end_ns is 0 (still running: they trail)
- * or before their start_ns are left out. The schedule must live until the trace is closed; at most
- * PS_TRACE_SCHEDULE_MAX different ones. The same actual records given twice are written once.
+/* Add one period: `record` has s->task_count entries (NULL: no period is complete yet, nothing is
+ * added); those whose end_ns is 0 (still running: they trail) or before their start_ns are left out. The
+ * schedule must live until the trace is closed; at most PS_TRACE_SCHEDULE_MAX different ones. The same
+ * actual records given twice are written once.
  *
  * Time 0 of the trace is the earliest time of its first actual period. A predicted period is moved so that
  * it begins where the last actual period began, or, without a new actual one since, where the predicted

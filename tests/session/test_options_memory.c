@@ -273,8 +273,6 @@ static void what_has_no_effect_is_refused_with_the_reason(void **state)
         {PS_CMD_BENCH, {"sweep", "grid.yaml", "gemm"}, {"sweep", "alone"}},
         {PS_CMD_BENCH, {"gem"}, {"`gem`", "measure"}},
         {PS_CMD_BENCH, {"gemm,"}, {"``", "measure"}},
-        {PS_CMD_TRAIN, {"--strategy", "resident", "--storage-fault", "x"}, {"fault", "resident"}},
-        {PS_CMD_BENCH, {"sweep", "a.yaml", "b.yml"}, {"unexpected", "b.yml"}},
         {PS_CMD_DOCTOR, {"--threads", "2"}, {"threads", "`doctor`"}},
     };
     for (size_t i = 0; i < COUNT(cases); i++) {
@@ -367,22 +365,15 @@ static void hidden_options_stay_out_of_help_and_configuration(void **state)
     ps_options_print_help(f, PS_CMD_TRAIN);
     assert_int_equal(fclose(f), 0);
     assert_null(strstr(text, "delay-seed"));
-    assert_null(strstr(text, "storage-"));
     assert_contains(text, "--queue-depth ");
     free(text);
     struct ps_options o;
     struct ps_error err;
-    assert_int_equal(parse(&o, PS_CMD_TRAIN,
-                           ARGS("--delay-seed", "3", "--storage-fault", "read:1:eio",
-                                "--storage-timeout", "2.5"),
-                           &err),
-                     0);
-    assert_string_equal(o.storage_fault, "read:1:eio");
-    assert_true(o.storage_timeout == 2.5);
+    assert_int_equal(parse(&o, PS_CMD_TRAIN, ARGS("--delay-seed", "3"), &err), 0);
+    assert_int_equal(o.delay_seed, 3);
     text = ps_options_to_yaml(&o);
     assert_non_null(text);
     assert_null(strstr(text, "delay"));
-    assert_null(strstr(text, "fault"));
     free(text);
     ps_options_fini(&o);
 }

@@ -531,6 +531,7 @@ static void tasks_that_did_not_run_are_left_out(void **state)
     assert_int_equal(ps_trace_period(t, &s, r, 1, false, &err), 0);
     memset(r, 0, sizeof r);
     assert_int_equal(ps_trace_period(t, &s, r, 2, false, &err), 0);
+    assert_int_equal(ps_trace_period(t, &s, NULL, 2, false, &err), 0);
     assert_int_equal(ps_trace_close(t, &err), 0);
     json_t *root = load("part.json");
     int events = 0;
