@@ -259,7 +259,7 @@ static int add_unit(struct build *b, uint32_t k, const struct ps_param_table *pa
     uint64_t begin = b->written, chunks = ps__import_chunks(u->near_bytes);
     int ret = ps__import_read_unit(u, b->files, b->raw, err);
     for (uint32_t i = 0; !ret && i < u->extent_count; i++)
-        ret = ps_unit_verify(b->plan, &u->extent[i], b->raw,
+        ret = ps_unit_verify(b->plan, &u->extent[i], b->raw + u->extent[i].raw_offset,
                              ps_st_path(ps_st_set_file(b->files, u->extent[i].file)), err);
     if (!ret)
         ret = ps_unit_check_finite(u, b->raw, params,

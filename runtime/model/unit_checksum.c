@@ -55,7 +55,7 @@ static uint64_t chunk_hash(const void *p, size_t n)
 int ps_unit_verify(struct ps_unit_sources *s, const struct ps_extent *e, const void *raw,
                    const char *file, struct ps_error *err)
 {
-    const unsigned char *p = (const unsigned char *)raw + e->raw_offset;
+    const unsigned char *p = raw;
     uint64_t idx = e->checksum_idx;
     for (uint64_t at = 0; at < e->expect; at += PS_UNIT_CHUNK_BYTES, idx++) {
         uint64_t n = e->expect - at < PS_UNIT_CHUNK_BYTES ? e->expect - at : PS_UNIT_CHUNK_BYTES;

@@ -96,8 +96,8 @@ int ps_unit_check_finite(const struct ps_unit_source *u, const void *raw,
                          struct ps_error *err) PS_WARN_UNUSED;
 
 /* Checksums of an extent that has just been read: where they are known compare (PS_ECHECKSUM names file,
- * offset and what to do), else remember. Whole chunks of `expect`, the last one short. `raw` is the raw
- * slot: the extent lies at raw + e->raw_offset. Different extents may be verified at the same time. */
+ * offset and what to do), else remember. Whole chunks of `expect`, the last one short. `raw` is the extent's
+ * first byte (raw slot + e->raw_offset). Different extents may be verified at the same time. */
 int ps_unit_verify(struct ps_unit_sources *s, const struct ps_extent *e, const void *raw,
                    const char *file, struct ps_error *err) PS_WARN_UNUSED;
 
