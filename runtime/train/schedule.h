@@ -168,8 +168,10 @@ int ps_schedule_validate_without(const struct ps_schedule *s, const struct ps_ed
                                  struct ps_error *err) PS_WARN_UNUSED;
 int ps_schedule_validate(const struct ps_schedule *s, struct ps_error *err) PS_WARN_UNUSED;
 
-/* The edges of the transitive reduction, lane order included, in *out (malloc'd; free it). Small
- * schedules only (the work is tasks * edges). */
+/* The edges of the transitive reduction, lane order included, in *out (malloc'd; free it): those that
+ * no path of others replaces. Of two edges that say the same (a dependency on the task before on a lane
+ * that is not a disk lane, a dependency given twice) neither is among them. 0, -ENOMEM or what
+ * ps_schedule_validate says of broken fields. */
 int ps_schedule_reduction(const struct ps_schedule *s, struct ps_edge **out,
                           size_t *count) PS_WARN_UNUSED;
 
