@@ -110,6 +110,7 @@ struct ps_options {
     char *prompt, *prompts;
     int max_new_tokens, top_k;
     double temperature, top_p;
+    int prompt_count;                        /* no flag: prompts that will be asked together; 0: one */
     /* export, init, data, inspect, list */
     char *checkpoint, *config, *tokenizer, *text, *target;
     int show_mask;

@@ -122,10 +122,26 @@ struct ps_generation {
     size_t prompt_count, count;
     char *text;                /* of the new part, special tokens skipped */
 };
-/* Continue one prompt (greedy at temperature 0). Stops at EOS or max_new_tokens. */
+/* A text, or token ids (text NULL). */
+struct ps_prompt {
+    const char *text;
+    const int32_t *ids;
+    size_t id_count;
+};
+/* Continue prompts (greedy at temperature 0), each until EOS or max_new_tokens. As many go in lockstep, one
+ * pass over the weights giving each its next token, as the plan has room for (ps_session_prompts_per_pass);
+ * the tokens do not depend on which go together. prompt_idx of the first keys its random numbers, the
+ * others follow. out (count,) is filled, or on an error empty. */
+int ps_session_generate_many(struct ps_session *s, const struct ps_prompt *prompt, size_t count,
+                             uint32_t prompt_idx, struct ps_generation *out,
+                             struct ps_error *err) PS_WARN_UNUSED;
+/* Prompts in lockstep, and whether the weights are streamed for every token. */
+size_t ps_session_prompts_per_pass(const struct ps_session *s, bool *streamed);
+/* Predicted seconds of one pass over streamed weights: of one token of every prompt in the group. */
+double ps_session_token_seconds(const struct ps_session *s);
+/* One prompt. */
 int ps_session_generate(struct ps_session *s, const char *prompt, uint32_t prompt_idx,
                         struct ps_generation *out, struct ps_error *err) PS_WARN_UNUSED;
-/* Same, from token ids. */
 int ps_session_generate_ids(struct ps_session *s, const int32_t *ids, size_t count, uint32_t prompt_idx,
                             struct ps_generation *out, struct ps_error *err) PS_WARN_UNUSED;
 void ps_generation_fini(struct ps_generation *g);

@@ -138,64 +138,107 @@ static int run(struct ps_session *s, struct state *p, int32_t count, struct cand
             if (p[i].done)
                 continue;
             busy = true;
-            seq[i] = (struct ps_trainer_seq){.ids = &p[i].last,
-                                             .n_tok = 1,
-                                             .n_past = (int32_t)(p[i].n_prompt + p[i].count - 1)};
+            seq[i] = (struct ps_trainer_seq){
+                .ids = &p[i].last, .n_tok = 1, .n_past = (int32_t)(p[i].n_prompt + p[i].count - 1)};
         }
     }
     free(seq);
     return ret;
 }
 
-static int generate_one(struct ps_session *s, const int32_t *ids, size_t count, size_t max,
-                        uint32_t prompt_idx, struct ps_generation *g, struct ps_error *err)
+/* Ids of a prompt, and room for its continuation. */
+static int prepare(struct ps_session *s, const struct ps_prompt *prompt, uint32_t prompt_idx,
+                   struct ps_generation *g, struct state *p, struct ps_error *err)
 {
-    g->prompt_ids = malloc(count * sizeof *g->prompt_ids);
-    g->ids = malloc((max + 1) * sizeof *g->ids);
-    struct candidate *list = malloc((size_t)s->cfg.vocab_size * sizeof *list);
-    int ret = g->prompt_ids && g->ids && list ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
-    if (ret == 0) {
-        memcpy(g->prompt_ids, ids, count * sizeof *ids);
-        struct state p = {.prompt = ids,
-                          .n_prompt = count,
-                          .max = max,
-                          .prompt_idx = prompt_idx,
-                          .out = g->ids};
-        ret = run(s, &p, 1, list, err);
-        g->count = p.count;
+    const int32_t *ids = prompt->ids;
+    size_t count = prompt->id_count;
+    if (prompt->text) {
+        int ret =
+            ps_tokenizer_encode(s->tok, prompt->text, strlen(prompt->text), true, &s->enc, err);
+        if (ret < 0)
+            return ps_error_field(err, ret, "prompt");
+        ids = s->enc.ids;
+        count = s->enc.count;
     }
-    free(list);
-    return ret;
-}
-
-int ps_session_generate_ids(struct ps_session *s, const int32_t *ids, size_t count,
-                            uint32_t prompt_idx, struct ps_generation *out, struct ps_error *err)
-{
     int ret = check_prompt(s, ids, count, err);
     if (ret < 0)
         return ret;
     size_t room = (size_t)s->context_max - count;
     size_t max = (size_t)s->opt->max_new_tokens < room ? (size_t)s->opt->max_new_tokens : room;
-    struct ps_generation g = {.prompt_count = count};
-    ret = generate_one(s, ids, count, max, prompt_idx, &g, err);
-    size_t len;
-    if (ret == 0 && s->tok)
-        ret = ps_tokenizer_decode(s->tok, g.ids, g.count, true, &g.text, &len, err);
-    if (ret < 0) {
-        ps_generation_fini(&g);
-        return ret;
-    }
-    *out = g;
+    g->prompt_count = count;
+    g->prompt_ids = malloc(count * sizeof *g->prompt_ids);
+    g->ids = malloc((max + 1) * sizeof *g->ids);
+    if (!g->prompt_ids || !g->ids)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    memcpy(g->prompt_ids, ids, count * sizeof *ids);
+    *p = (struct state){.prompt = g->prompt_ids,
+                        .n_prompt = count,
+                        .max = max,
+                        .prompt_idx = prompt_idx,
+                        .out = g->ids};
     return 0;
+}
+
+/* One group that goes through the weights together. */
+static int generate_group(struct ps_session *s, struct state *p, int32_t count,
+                          struct candidate *list, struct ps_generation *out, struct ps_error *err)
+{
+    int ret = run(s, p, count, list, err);
+    for (int32_t i = 0; ret == 0 && i < count; i++) {
+        size_t len;
+        out[i].count = p[i].count;
+        if (s->tok)
+            ret = ps_tokenizer_decode(s->tok, out[i].ids, out[i].count, true, &out[i].text, &len,
+                                      err);
+    }
+    return ret;
+}
+
+int ps_session_generate_many(struct ps_session *s, const struct ps_prompt *prompt, size_t count,
+                             uint32_t prompt_idx, struct ps_generation *out, struct ps_error *err)
+{
+    struct state *p = calloc(count + 1, sizeof *p);
+    struct candidate *list = malloc((size_t)s->cfg.vocab_size * sizeof *list);
+    int ret = p && list ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
+    memset(out, 0, count * sizeof *out);
+    for (size_t i = 0; ret == 0 && i < count; i++)
+        ret = prepare(s, &prompt[i], prompt_idx + (uint32_t)i, &out[i], &p[i], err);
+    size_t most = (size_t)ps_trainer_seq_max(s->trainer);
+    for (size_t i = 0; ret == 0 && i < count; i += most) {
+        size_t group = count - i < most ? count - i : most;
+        ret = generate_group(s, p + i, (int32_t)group, list, out + i, err);
+    }
+    for (size_t i = 0; ret < 0 && i < count; i++)
+        ps_generation_fini(&out[i]);
+    free(list);
+    free(p);
+    return ret;
+}
+
+size_t ps_session_prompts_per_pass(const struct ps_session *s, bool *streamed)
+{
+    if (streamed)
+        *streamed = ps_trainer_map(s->trainer)->stream_count > 0;
+    return (size_t)ps_trainer_seq_max(s->trainer);
+}
+
+double ps_session_token_seconds(const struct ps_session *s)
+{
+    return s->chosen.step.busy_s[PS_LANE_DISK_WEIGHTS];
+}
+
+int ps_session_generate_ids(struct ps_session *s, const int32_t *ids, size_t count,
+                            uint32_t prompt_idx, struct ps_generation *out, struct ps_error *err)
+{
+    struct ps_prompt p = {.ids = ids, .id_count = count};
+    return ps_session_generate_many(s, &p, 1, prompt_idx, out, err);
 }
 
 int ps_session_generate(struct ps_session *s, const char *prompt, uint32_t prompt_idx,
                         struct ps_generation *out, struct ps_error *err)
 {
-    int ret = ps_tokenizer_encode(s->tok, prompt, strlen(prompt), true, &s->enc, err);
-    if (ret < 0)
-        return ps_error_field(err, ret, "prompt");
-    return ps_session_generate_ids(s, s->enc.ids, s->enc.count, prompt_idx, out, err);
+    struct ps_prompt p = {.text = prompt};
+    return ps_session_generate_many(s, &p, 1, prompt_idx, out, err);
 }
 
 void ps_generation_fini(struct ps_generation *g)

@@ -51,7 +51,6 @@ struct ps_session {
     struct ps_plan_item plan[PS_PLAN_ITEM_MAX];
     size_t plan_count;
     char *checksum_path;
-    int32_t prompt_count; /* that generate will be asked for together; 0: not known */
     int32_t context_max; /* tokens of prompt and continuation together (generate) */
     int thread_count;
     enum ps_isa isa;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "runtime/base/file.h"
+#include "runtime/model/block.h"
 #include "session/host_memory.h"
 #include "session/session_internal.h"
 
@@ -75,11 +76,13 @@ static int32_t eval_max(const struct ps_session *s)
 {
     if (s->opt->command == PS_CMD_EXPORT)
         return 1;
-    if (s->opt->command == PS_CMD_GENERATE)
-        return s->prompt_count > 0 && s->prompt_count < EVAL_GROUP_MAX ? s->prompt_count
-               : s->prompt_count > 0                                   ? EVAL_GROUP_MAX
-                                                                       : 1;
+    if (s->opt->command == PS_CMD_GENERATE) {
+        int prompts = s->opt->prompt_count;
+        return prompts < 1 ? 1 : prompts < EVAL_GROUP_MAX ? prompts : EVAL_GROUP_MAX;
+    }
     uint64_t rows = s->eval_data.row_count;
+    if (s->opt->command == PS_CMD_PLAN && rows == 0)
+        return EVAL_GROUP_MAX; /* as if there were enough */
     return rows < 1 ? 1 : rows < EVAL_GROUP_MAX ? (int32_t)rows : EVAL_GROUP_MAX;
 }
 
@@ -120,7 +123,11 @@ int ps__planner_request(struct ps_session *s, struct ps_planner_request *r,
                                      .hidden_size = s->cfg.hidden_size,
                                      .intermediate_size = s->cfg.intermediate_size,
                                      .discrete = r->discrete,
-                                     .sustained = true};
+                                     .sustained = true,
+                                     .vocab_size = s->cfg.vocab_size};
+    double linears = (double)r->tokens * ps_block_linear_flops(&s->cfg);
+    if (r->shape->layer_flops > linears)
+        r->cost.attention_share = 1 - linears / r->shape->layer_flops;
     memcpy(r->cost.throttle, o->throttle, sizeof r->cost.throttle);
     set_budgets(s, r);
     set_wishes(s, r);

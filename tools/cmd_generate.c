@@ -167,21 +167,33 @@ static int report(const struct ps_options *opt, const struct prompt *p,
     return tool_flush(err);
 }
 
+/* As many prompts as share a pass at a time, so that what is ready is printed. */
 static int generate(struct ps_session *s, const struct ps_options *opt, const struct prompts *p,
                     struct ps_error *err)
 {
-    int ret = 0;
-    for (size_t i = 0; ret == 0 && i < p->count; i++) {
-        const struct prompt *one = &p->list[i];
-        struct ps_generation g = {0};
-        if (one->ids)
-            ret = ps_session_generate_ids(s, one->ids, one->id_count, (uint32_t)i, &g, err);
-        else
-            ret = ps_session_generate(s, one->text, (uint32_t)i, &g, err);
-        if (ret == 0)
-            ret = report(opt, one, &g, p->count > 1, err);
-        ps_generation_fini(&g);
+    bool streamed;
+    size_t most = ps_session_prompts_per_pass(s, &streamed);
+    struct ps_prompt *prompt = calloc(most, sizeof *prompt);
+    struct ps_generation *g = calloc(most, sizeof *g);
+    int ret = prompt && g ? 0 : oom(err);
+    if (ret == 0 && streamed && ps_session_token_seconds(s) > 0)
+        ps_log(tool_log(opt), PS_LOG_INFO,
+               "the weights are streamed: about %.3g s a token, for %zu prompt%s at a time",
+               ps_session_token_seconds(s), most, most == 1 ? "" : "s");
+    for (size_t i = 0; ret == 0 && i < p->count; i += most) {
+        size_t count = p->count - i < most ? p->count - i : most;
+        for (size_t j = 0; j < count; j++)
+            prompt[j] = (struct ps_prompt){.text = p->list[i + j].ids ? NULL : p->list[i + j].text,
+                                           .ids = p->list[i + j].ids,
+                                           .id_count = p->list[i + j].id_count};
+        ret = ps_session_generate_many(s, prompt, count, (uint32_t)i, g, err);
+        for (size_t j = 0; ret == 0 && j < count; j++)
+            ret = report(opt, &p->list[i + j], &g[j], p->count > 1, err);
+        for (size_t j = 0; j < count; j++)
+            ps_generation_fini(&g[j]);
     }
+    free(g);
+    free(prompt);
     return ret;
 }
 
@@ -193,6 +205,7 @@ int cmd_generate(struct ps_options *opt, struct ps_error *err)
     struct prompts p = {0};
     struct ps_session *s = NULL;
     ret = opt->prompt ? add_text(&p, opt->prompt, err) : load(&p, opt->prompts, err);
+    opt->prompt_count = p.count < INT32_MAX ? (int)p.count : INT32_MAX;
     if (ret == 0)
         ret = ps_session_open(&s, opt, tool_log(opt), err);
     if (ret == 0)

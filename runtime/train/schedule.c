@@ -353,7 +353,8 @@ static void derive_task(struct derive *d, uint32_t unrolled, uint32_t lane_prev[
             add_candidate(d, given->task + 1 + (second && given->distance == 0 ? d->n : 0));
     }
     visit_ranges(d, t, unrolled, false);
-    qsort(d->candidate, d->candidate_count, sizeof *d->candidate, descending);
+    if (d->candidate_count > 0)
+        qsort(d->candidate, d->candidate_count, sizeof *d->candidate, descending);
     for (uint32_t i = 0; i < d->candidate_count; i++) {
         uint32_t c = d->candidate[i];
         if (c == unrolled || start->ended[s->task[c % d->n].lane] > number_on_lane(d, c))
