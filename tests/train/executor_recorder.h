@@ -113,10 +113,12 @@ static inline int begin(void *ctx, const struct ps_task *t, struct ps_error *err
 static inline int end(void *ctx, const struct ps_task *t, struct ps_error *err)
 {
     struct recorder *r = ctx;
+    pthread_mutex_lock(&r->m);
+    pass(r, &r->gate, t);
+    pthread_mutex_unlock(&r->m);
     if (r->sleep_ns[t->id])
         sleep_ns(r->sleep_ns[t->id]);
     pthread_mutex_lock(&r->m);
-    pass(r, &r->gate, t);
     uint32_t p = r->ends[t->id]++;
     if (p < PERIOD_MAX)
         r->ended[p][t->id] = ++r->clock;

@@ -354,7 +354,7 @@ static void stats_count_busy_time_bytes_and_stalls_by_cause(void **state)
     (void)state;
     struct ps_schedule s;
     ps_schedule_init(&s, "stats");
-    add(&s, PS_LANE_COMPUTE, 0); /* 4 ms */
+    add(&s, PS_LANE_COMPUTE, 0); /* 40 ms */
     add(&s, PS_LANE_DISK_STATE, 0);
     add(&s, PS_LANE_H2D, 0); /* waits for both, for the slower one last */
     ps_schedule_dep(&s, 1, 0);
@@ -368,13 +368,14 @@ static void stats_count_busy_time_bytes_and_stalls_by_cause(void **state)
     int h = ps_executor_bind(ex, &s);
     struct ps_error err = {0};
     struct ps_lane_stats st[PS_LANE_COUNT];
-    for (uint64_t p = 1; p <= 2; p++) {
+    for (uint32_t p = 1; p <= 2; p++) {
+        r.gate = (struct gate){.task = 0, .on = 1, .count = p}; /* the read is surely done first */
         assert_int_equal(ps_executor_run(ex, h, &err), 0);
         ps_executor_stats(ex, st);
         assert_int_equal(st[PS_LANE_H2D].bytes, 1000 * p);
         assert_int_equal(st[PS_LANE_H2D].tasks, p);
-        assert_true(st[PS_LANE_COMPUTE].busy_ns >= 40000000 * p);
-        assert_true(st[PS_LANE_H2D].stall_ns[PS_LANE_COMPUTE] >= 30000000 * p);
+        assert_true(st[PS_LANE_COMPUTE].busy_ns >= 40000000ull * p);
+        assert_true(st[PS_LANE_H2D].stall_ns[PS_LANE_COMPUTE] >= 30000000ull * p);
         assert_int_equal(st[PS_LANE_H2D].stall_ns[PS_LANE_DISK_STATE], 0);
         assert_int_equal(st[PS_LANE_COMPUTE].stall_ns[PS_LANE_H2D], 0);
         const struct ps_task_record *rec = ps_executor_records(ex, h);
