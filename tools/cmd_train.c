@@ -56,10 +56,16 @@ static json_t *plan_json(const struct view *v)
 {
     const struct ps_session_info *i = &v->info;
     json_t *items = json_object();
-    for (size_t k = 0; k < i->plan_count; k++)
-        PS_IGNORE(
-            json_object_set_new(items, i->plan[k].name, json_integer((json_int_t)i->plan[k].bytes)),
-            "without memory the item is missing from the report");
+    for (size_t k = 0; k < i->plan_count; k++) {
+        char name[96]; /* what lies in two tiers is told apart */
+        const struct ps_plan_item *item = &i->plan[k];
+        bool again = json_object_get(items, item->name) != NULL;
+        PS_IGNORE(snprintf(name, sizeof name, again ? "%s (%s)" : "%s", item->name,
+                           item->tier ? item->tier : "") < 0,
+                  "truncation is fine");
+        PS_IGNORE(json_object_set_new(items, name, json_integer((json_int_t)item->bytes)),
+                  "without memory the item is missing from the report");
+    }
     return json_pack(
         "{s:s,s:s?,s:s?,s:s?,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:i,s:s?,s:b,s:I,"
         "s:I,s:o,s:s,s:s?,s:I,s:o,s:I,s:o,s:o}",
@@ -182,7 +188,7 @@ static void format_step(const struct view *v, const struct ps_step_stats *s, cha
     append_tier(buf, size, "host", s->host_bytes, v->info.host_budget);
     append_tier(buf, size, "disk", s->disk_bytes, v->info.disk_budget);
     if (s->disk_read_bytes || s->disk_write_bytes)
-        append(buf, size, "  read %.2f write %.2f GB/s",
+        append(buf, size, "  read %.3g write %.3g GB/s",
                s->step_s > 0 ? 1e-9 * (double)s->disk_read_bytes / s->step_s : 0,
                s->step_s > 0 ? 1e-9 * (double)s->disk_write_bytes / s->step_s : 0);
     if (s->stall_s > 0 && s->step_s > 0)
