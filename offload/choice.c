@@ -426,9 +426,11 @@ void ps__layout_note(const struct ps_step_shape *p, const struct ps_step_layout 
         ADD(", keep last %d", kept);
     else if (needed > 0)
         ADD(", recompute");
+    if (x_host + x_disk > 0)
+        ADD(", boundaries:");
     if (x_host > 0)
-        ADD(", %d x to RAM", x_host);
+        ADD(" %d to RAM", x_host);
     if (x_disk > 0)
-        ADD(", %d x to disk", x_disk);
+        ADD("%s %d to disk", x_host ? "," : "", x_disk);
 #undef ADD
 }

@@ -20,6 +20,7 @@
 #include "peft/adapters.h"
 #include "peft/targets.h"
 #include "runtime/base/file.h"
+#include "runtime/train/trace.h"
 #include "session/dataset_options.h"
 #include "session/host_cores.h"
 #include "session/session_internal.h"
@@ -57,6 +58,18 @@ static bool is_command(const struct ps_session *s, enum ps_command c)
     return s->opt->command == c;
 }
 
+/* Training, or the plan of it. */
+static bool trains(const struct ps_session *s)
+{
+    return is_command(s, PS_CMD_TRAIN) || is_command(s, PS_CMD_PLAN);
+}
+
+/* A plan without rows: sequences of --max-seq-len are assumed. */
+static bool lacks_data(const struct ps_session *s)
+{
+    return is_command(s, PS_CMD_PLAN) && !s->opt->data;
+}
+
 static void add_eos(struct ps_session *s, int32_t id)
 {
     for (int i = 0; i < s->eos_count; i++)
@@ -74,7 +87,7 @@ static int open_tokenizer(struct ps_session *s, struct ps_error *err)
     char path[4096];
     if (!ps_path_join(path, sizeof path, s->opt->model, "tokenizer.json"))
         return ps_error_full(err, -ENAMETOOLONG, s->opt->model, "model", NULL, "path too long");
-    if (is_command(s, PS_CMD_EXPORT) || (!wanted && access(path, R_OK) != 0))
+    if (is_command(s, PS_CMD_EXPORT) || lacks_data(s) || (!wanted && access(path, R_OK) != 0))
         return 0;
     int ret = ps_tokenizer_open(&s->tok, s->opt->model, err);
     if (ret < 0 && !wanted) {
@@ -160,7 +173,7 @@ static void make_schedule(struct ps_session *s)
 static int choose_method(struct ps_session *s, struct ps_trainer_options *t, struct ps_error *err)
 {
     const struct ps_options *o = s->opt;
-    bool train = is_command(s, PS_CMD_TRAIN);
+    bool train = trains(s);
     size_t layers = (size_t)s->cfg.n_layer;
     if (train && strcmp(o->method, "full") == 0) {
         t->mode = PS_MODE_FULL;
@@ -220,6 +233,8 @@ static int32_t at_least(int32_t a, int32_t b)
     return a > b ? a : b;
 }
 
+/* Tokens of a document that a plan without rows makes room for. */
+#define PLAN_DOC_TOKENS 32
 /* --delay-seed: every task is late by up to so much. */
 #define TASK_DELAY_NS ((uint64_t)2000000)
 
@@ -252,7 +267,7 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
     ps_session_io_fill(s->io, &t->io);
     t->io.checksum_path = s->checksum_path;
     t->optimizer = o->optimizer ? ps_optimizer_find(o->optimizer) : NULL;
-    if (is_command(s, PS_CMD_TRAIN) && !t->optimizer)
+    if (trains(s) && !t->optimizer)
         return ps_error_full(err, PS_EUSAGE, NULL, "optimizer", "see penstock list optimizers",
                              "unknown optimizer '%s'", o->optimizer ? o->optimizer : "");
     t->n_tok_max = 1;
@@ -268,6 +283,16 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
         for (uint64_t r = 0; r < d[i]->row_count; r++)
             t->position_max =
                 at_least(t->position_max, (int32_t)(d[i]->row_begin[r + 1] - d[i]->row_begin[r]));
+    }
+    t->plan_only = is_command(s, PS_CMD_PLAN);
+    if (lacks_data(s)) {
+        if ((int64_t)o->batch_size * o->max_seq_len > INT32_MAX / 2)
+            return ps_error_full(err, PS_EUSAGE, NULL, "max-seq-len", "lower it or --batch-size",
+                                 "a micro-batch of %d x %d tokens is too large", o->batch_size,
+                                 o->max_seq_len);
+        t->n_tok_max = o->batch_size * o->max_seq_len;
+        t->doc_max = t->n_tok_max / PLAN_DOC_TOKENS + o->batch_size;
+        t->position_max = o->max_seq_len;
     }
     if (is_command(s, PS_CMD_GENERATE)) {
         t->n_tok_max = s->context_max;
@@ -311,7 +336,7 @@ static int allocate(struct ps_session *s, struct ps_error *err)
         if (!s->history)
             return ps_error_set(err, -ENOMEM, "out of memory");
     }
-    if (s->opt->command == PS_CMD_TRAIN && s->opt->dry_run)
+    if (is_command(s, PS_CMD_PLAN) || (is_command(s, PS_CMD_TRAIN) && s->opt->dry_run))
         return 0;
     int ret = ps_trainer_commit(s->trainer, err);
     if (ret == 0 && s->opt->adapter)
@@ -344,7 +369,7 @@ static int open_parts(struct ps_session *s, struct ps_error *err)
         add_eos(s, ps_tokenizer_special_id(s->tok, "eos_token"));
     for (int i = 0; i < s->cfg.eos_count; i++)
         add_eos(s, s->cfg.eos_token_id[i]);
-    if (is_command(s, PS_CMD_TRAIN) || is_command(s, PS_CMD_EVAL))
+    if (is_command(s, PS_CMD_EVAL) || (trains(s) && !lacks_data(s)))
         ret = load_data(s, err);
     if (ret == 0)
         ret = make_batchers(s, err);
@@ -375,16 +400,14 @@ static int as_input_error(int ret, struct ps_error *err)
     return PS_EDATA;
 }
 
-int ps_session_open(struct ps_session **out, const struct ps_options *opt, const struct ps_log *log,
-                    struct ps_error *err)
+int ps__session_open(struct ps_session **out, const struct ps_options *opt,
+                     const struct ps_log *log, struct ps_error *err)
 {
-    struct ps_error local;
-    if (!err)
-        err = &local;
-    memset(err, 0, sizeof *err);
+    *out = NULL;
     struct ps_session *s = calloc(1, sizeof *s);
     if (!s)
         return ps_error_set(err, -ENOMEM, "out of memory");
+    *out = s;
     s->opt = opt;
     if (log)
         s->log = *log;
@@ -394,13 +417,23 @@ int ps_session_open(struct ps_session **out, const struct ps_options *opt, const
     s->thread_count = opt->threads > 0 ? opt->threads : ps_host_core_count();
     s->best_eval = (double)INFINITY;
     s->last_eval_loss = (double)NAN;
-    int ret = as_input_error(open_parts(s, err), err);
-    if (ret < 0) {
+    return as_input_error(open_parts(s, err), err);
+}
+
+int ps_session_open(struct ps_session **out, const struct ps_options *opt, const struct ps_log *log,
+                    struct ps_error *err)
+{
+    struct ps_error local;
+    if (!err)
+        err = &local;
+    memset(err, 0, sizeof *err);
+    struct ps_session *s;
+    int ret = ps__session_open(&s, opt, log, err);
+    if (ret < 0)
         ps_session_close(s);
-        return ret;
-    }
-    *out = s;
-    return 0;
+    else
+        *out = s;
+    return ret;
 }
 
 void ps_session_close(struct ps_session *s)
@@ -409,6 +442,8 @@ void ps_session_close(struct ps_session *s)
         return;
     if (s->metrics)
         fclose(s->metrics);
+    ps_trace_discard(s->trace);
+    free(s->predicted);
     ps_trainer_destroy(s->trainer);
     ps_session_io_destroy(s->io);
     ps_plan_fini(&s->chosen);
@@ -449,7 +484,7 @@ void ps_session_info(const struct ps_session *s, struct ps_session_info *out)
         .loss_on = rows ? loss_name[d->loss_on] : "",
         .parameters = ps_trainer_params(s->trainer)->elements,
         .trainable_parameters =
-            s->opt->command == PS_CMD_TRAIN ? ps_trainer_trainable_elements(s->trainer) : 0,
+            trains(s) ? ps_trainer_trainable_elements(s->trainer) : 0,
         .step_count = s->batcher ? ps_batcher_step_count(s->batcher) : 0,
         .step = s->step,
         .rows = d->row_count,

@@ -1,0 +1,279 @@
+/* The report of a plan, as text and as JSON: see plan_report.h. */
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "session/plan_report_internal.h"
+
+#define DAY_S 86400.0
+#define TEN_MILLION 1e7
+
+static const struct ps_plan_item *item_of(const struct ps_session *s, const char *name,
+                                          const char *tier)
+{
+    for (size_t i = 0; i < s->plan_count; i++)
+        if (!strcmp(s->plan[i].name, name) && !strcmp(s->plan[i].tier, tier))
+            return &s->plan[i];
+    return NULL;
+}
+
+static double per_day(const struct ps__plan_facts *f, uint64_t bytes)
+{
+    return f->plan->step_s > 0 ? (double)bytes * DAY_S / f->plan->step_s : 0;
+}
+
+static double hours_per_10m(const struct ps__plan_facts *f)
+{
+    return f->plan->tokens_per_s > 0 ? TEN_MILLION / f->plan->tokens_per_s / 3600 : 0;
+}
+
+/* --- text --- */
+
+static const char *bytes_text(char buf[32], double bytes)
+{
+    static const char *const unit[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+    size_t u = 0;
+    while (bytes >= 1024 && u + 1 < sizeof unit / sizeof *unit) {
+        bytes /= 1024;
+        u++;
+    }
+    snprintf(buf, 32, u && bytes < 100 ? "%.2f %s" : "%.0f %s", bytes, unit[u]);
+    return buf;
+}
+
+static const char *time_text(char buf[32], double s)
+{
+    if (s < 120)
+        snprintf(buf, 32, "%.3g s", s);
+    else if (s < 7200)
+        snprintf(buf, 32, "%.3g min", s / 60);
+    else if (s < 2 * DAY_S)
+        snprintf(buf, 32, "%.3g h", s / 3600);
+    else
+        snprintf(buf, 32, "%.3g days", s / DAY_S);
+    return buf;
+}
+
+static void put_head(FILE *to, const struct ps__plan_facts *f)
+{
+    const struct ps_session *s = f->s;
+    const struct ps_options *o = s->opt;
+    double parameters = (double)ps_trainer_params(s->trainer)->elements;
+    double trained = (double)ps_trainer_trainable_elements(s->trainer);
+    char a[32];
+    char b[32];
+    fprintf(to, "model     %s: %s, %.4g billion parameters, %.4g million trained (%s)\n", o->model,
+            s->cfg.model_type, parameters / 1e9, trained / 1e6, o->method);
+    fprintf(to, "hardware  %s\n          %s\n", s->profile_where, f->machine);
+    if (s->device_budget)
+        fprintf(to, "budgets   %s on the device, %s on the host\n",
+                bytes_text(a, (double)s->device_budget), bytes_text(b, (double)s->host_budget));
+    else
+        fprintf(to, "budget    %s of memory\n", bytes_text(a, (double)s->host_budget));
+    fprintf(to, "step      %d micro-batch%s of %d tokens", f->micro_count,
+            f->micro_count == 1 ? "" : "es", s->trainer_options.n_tok_max);
+    if (s->batcher)
+        fprintf(to, " at most (from the data)\n");
+    else
+        fprintf(to, " (%d x %d)\n", o->batch_size, o->max_seq_len);
+}
+
+static void put_speed(FILE *to, const struct ps__plan_facts *f)
+{
+    const struct ps_plan *p = f->plan;
+    char a[32];
+    char b[32];
+    fprintf(to, "\nstrategy  %s\n", p->why);
+    fprintf(to, "speed     %s a step, %.4g tokens/s; %s with one task at a time\n",
+            time_text(a, p->step_s), p->tokens_per_s, time_text(b, p->serial_s));
+    if (p->break_even_tokens > 0) {
+        double share = p->tokens_per_pass / p->break_even_tokens;
+        fprintf(to, "          N* is %.4g tokens a pass over the weights; this job has %.4g: ",
+                p->break_even_tokens, p->tokens_per_pass);
+        const char *end =
+            share < 1 ? "the step takes as long as its reads, and up to N* more tokens "
+                        "a pass cost nothing"
+            : p->layout.near_slots == 1 ? "enough, but one slot leaves no room to read ahead"
+                                        : "compute hides the reads";
+        fprintf(to, "%s; %.2f x the time of compute alone\n", end, p->slowdown);
+    }
+    fprintf(to, "          10M tokens in %s", time_text(a, hours_per_10m(f) * 3600));
+    if (f->steps > 0)
+        fprintf(to, "; %llu steps in %s", (unsigned long long)f->steps,
+                time_text(b, (double)f->steps * p->step_s));
+    if (f->eval_rows > 0)
+        fprintf(to, "; an evaluation of %llu rows in %.3g min", (unsigned long long)f->eval_rows,
+                f->eval_s / 60);
+    else if (f->eval_tokens_per_s > 0)
+        fprintf(to, "; an evaluation of 1M tokens in %.3g min", 1e6 / f->eval_tokens_per_s / 60);
+    fprintf(to, "\n");
+    fprintf(to, "traffic   a step: %s read from disk, ", bytes_text(a, (double)p->disk_read));
+    fprintf(to, "%s written", bytes_text(a, (double)p->disk_write));
+    if (p->layout.discrete) {
+        fprintf(to, "; %s to the device, ", bytes_text(a, (double)p->h2d));
+        fprintf(to, "%s back", bytes_text(a, (double)p->d2h));
+    }
+    fprintf(to, "\n          a day: %s read, ", bytes_text(a, per_day(f, p->disk_read)));
+    fprintf(to, "%s written to the SSD\n", bytes_text(a, per_day(f, p->disk_write)));
+}
+
+static void put_cell(FILE *to, const struct ps_plan_item *i)
+{
+    char a[32];
+    if (i)
+        fprintf(to, "  %12s", bytes_text(a, (double)i->bytes));
+    else
+        fprintf(to, "  %12s", "-");
+}
+
+/* Where every byte lives: classes down, tiers across. */
+static void put_memory(FILE *to, const struct ps__plan_facts *f)
+{
+    static const char *const tier[] = {"device", "host", "disk"};
+    const struct ps_session *s = f->s;
+    const uint64_t sum[] = {s->device_need, s->host_need, s->disk_need};
+    char a[32];
+    fprintf(to, "\n%-24s", "where it lives");
+    for (int t = 0; t < 3; t++)
+        fprintf(to, "  %12s", tier[t]);
+    fprintf(to, "\n");
+    for (size_t i = 0; i < s->plan_count; i++) {
+        bool seen = false;
+        for (size_t k = 0; k < i; k++)
+            seen |= !strcmp(s->plan[k].name, s->plan[i].name);
+        if (seen)
+            continue;
+        fprintf(to, "  %-22s", s->plan[i].name);
+        for (int t = 0; t < 3; t++)
+            put_cell(to, item_of(s, s->plan[i].name, tier[t]));
+        fprintf(to, "\n");
+    }
+    fprintf(to, "  %-22s", "together");
+    for (int t = 0; t < 3; t++)
+        fprintf(to, "  %12s", sum[t] ? bytes_text(a, (double)sum[t]) : "-");
+    fprintf(to, "\n");
+}
+
+static void put_candidates(FILE *to, const struct ps_plan *p, int most)
+{
+    char a[3][32];
+    fprintf(to, "\n%-12s %10s  %10s %10s %10s  layout\n", "tried", "step", "device", "host",
+            "disk");
+    for (int i = 0; i < p->candidate_count && i < most; i++) {
+        const struct ps_plan_candidate *c = &p->candidate[i];
+        char step[32] = "too large";
+        if (c->fits)
+            time_text(step, c->step_s);
+        fprintf(to, "%-12s %10s  %10s %10s %10s  %s\n", c->strategy, step,
+                bytes_text(a[0], (double)c->device_bytes), bytes_text(a[1], (double)c->host_bytes),
+                bytes_text(a[2], (double)c->disk_bytes), c->note);
+    }
+    if (p->candidate_count > most)
+        fprintf(to, "and %d more; --json lists them\n", p->candidate_count - most);
+}
+
+char *ps__plan_text(const struct ps__plan_facts *f)
+{
+    char *text = NULL;
+    size_t len;
+    FILE *to = open_memstream(&text, &len);
+    if (!to)
+        return NULL;
+    put_head(to, f);
+    put_speed(to, f);
+    put_memory(to, f);
+    put_candidates(to, f->plan, 12);
+    bool failed = ferror(to) != 0;
+    if (fclose(to) != 0 || failed) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
+/* --- JSON --- */
+
+static json_t *real(double v)
+{
+    return isfinite(v) ? json_real(v) : json_null();
+}
+
+static json_t *size(uint64_t bytes)
+{
+    return json_integer((json_int_t)bytes);
+}
+
+static json_t *memory_json(const struct ps_session *s)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < s->plan_count; i++)
+        if (json_array_append_new(list,
+                                  json_pack("{s:s,s:s,s:o}", "class", s->plan[i].name, "tier",
+                                            s->plan[i].tier, "bytes", size(s->plan[i].bytes)))) {
+            json_decref(list);
+            return NULL;
+        }
+    return list;
+}
+
+static json_t *candidates_json(const struct ps_plan *p)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < p->candidate_count; i++) {
+        const struct ps_plan_candidate *c = &p->candidate[i];
+        json_t *o =
+            json_pack("{s:s,s:o,s:o,s:o,s:o,s:b,s:s}", "strategy", c->strategy, "step_s",
+                      real(c->step_s), "device", size(c->device_bytes), "host", size(c->host_bytes),
+                      "disk", size(c->disk_bytes), "fits", c->fits, "note", c->note);
+        if (json_array_append_new(list, o)) {
+            json_decref(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+/* What the contract names. */
+static json_t *contract_json(const struct ps__plan_facts *f)
+{
+    const struct ps_plan *p = f->plan;
+    const struct ps_session *s = f->s;
+    return json_pack("{s:b,s:s,s:o,s:o,s:{s:o,s:o,s:o},s:{s:o,s:o,s:o,s:o},s:o,s:o,s:s,s:o}",
+                     "fits", 1, "strategy", p->layout.strategy, "step_s", real(p->step_s),
+                     "tokens_per_s", real(p->tokens_per_s), "peak_bytes", "device",
+                     size(s->device_need), "host", size(s->host_need), "disk", size(s->disk_need),
+                     "traffic_bytes", "disk_read", size(p->disk_read), "disk_write",
+                     size(p->disk_write), "h2d", size(p->h2d), "d2h", size(p->d2h),
+                     "tokens_per_pass", real(p->tokens_per_pass), "break_even_tokens",
+                     real(p->break_even_tokens), "bottleneck", ps_lane_name(p->bottleneck),
+                     "placement", ps_placement_json(&p->layout, ps_trainer_shape(s->trainer)));
+}
+
+json_t *ps__plan_json(const struct ps__plan_facts *f)
+{
+    const struct ps_plan *p = f->plan;
+    const struct ps_session *s = f->s;
+    json_t *o = contract_json(f);
+    json_t *more = json_pack(
+        "{s:o,s:o,s:s,s:{s:s,s:s},s:o,s:{s:o,s:o},s:o,s:o,s:o,s:{s:o,s:o,s:o},s:o,s:{s:o,s:o},s:o}",
+        "serial_s", real(p->serial_s), "slowdown", real(p->slowdown), "why", p->why, "hardware",
+        "profile", s->profile_where, "machine", f->machine, "hours_per_10m_tokens",
+        real(hours_per_10m(f)), "ssd_bytes_per_day", "read", real(per_day(f, p->disk_read)),
+        "write", real(per_day(f, p->disk_write)), "steps",
+        f->steps ? json_integer((json_int_t)f->steps) : json_null(), "tokens_per_step",
+        real(f->tokens_per_step), "hours",
+        f->steps ? real((double)f->steps * p->step_s / 3600) : json_null(), "evaluation",
+        "tokens_per_s", real(f->eval_tokens_per_s), "rows",
+        f->eval_rows ? json_integer((json_int_t)f->eval_rows) : json_null(), "minutes",
+        f->eval_rows ? real(f->eval_s / 60) : json_null(), "memory", memory_json(s), "budgets",
+        "device", size(s->device_budget), "host", size(s->host_budget), "candidates",
+        candidates_json(p));
+    if (!o || !more || json_object_update(o, more) < 0) {
+        json_decref(o);
+        o = NULL;
+    }
+    json_decref(more);
+    return o;
+}
