@@ -14,7 +14,7 @@
 #include "offload/storage_internal.h"
 
 #define PIECE_BYTES ((uint64_t)1 << 30)
-enum { PIECES_MAX = 1024 };
+enum { PIECES_MAX = 1024, INTERRUPTED_MAX = 64 };
 
 struct uring_engine {
     struct ps__engine e;
@@ -74,10 +74,12 @@ static bool uring_issue(struct ps__engine *e, const struct ps__io *io)
 static int uring_kick(struct ps__engine *e)
 {
     struct uring_engine *u = uring_of(e);
-    while (io_uring_sq_ready(&u->ring) > 0) {
+    for (int interrupted = 0; io_uring_sq_ready(&u->ring) > 0;) {
         int rc = io_uring_submit(&u->ring);
-        if (rc == -EINTR)
+        if (rc == -EINTR && interrupted++ < INTERRUPTED_MAX)
             continue;
+        if (rc == -EINTR)
+            return 0;
         if (rc == -EAGAIN || rc == -EBUSY || rc == 0)
             return 0; /* they stay in the queue; offered again after a completion */
         if (rc < 0)
@@ -95,9 +97,10 @@ static int uring_wait(struct uring_engine *u, double timeout_s)
     struct __kernel_timespec ts = {.tv_sec = (long long)timeout_s};
     ts.tv_nsec = (long long)((timeout_s - (double)ts.tv_sec) * 1e9);
     int rc = io_uring_wait_cqe_timeout(&u->ring, &cqe, &ts);
-    if (rc == -ETIME || rc == -EINTR || rc == -EAGAIN || rc == -EBUSY)
-        return -EAGAIN;
-    return rc;
+    if (rc == -EAGAIN || rc == -EBUSY || rc == -EINTR)
+        ps__sleep_s(timeout_s < 1e-3 ? timeout_s
+                                     : 1e-3); /* the kernel refuses for now: no spinning */
+    return rc == -ETIME || rc == -EINTR || rc == -EBUSY ? -EAGAIN : rc;
 }
 
 static int uring_reap(struct ps__engine *e, struct ps__io_done *out, uint32_t max, double timeout_s)

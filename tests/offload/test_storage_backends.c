@@ -413,12 +413,12 @@ static void a_real_short_write_goes_on_and_the_file_size_limit_is_named(void **s
     }
 }
 
-/* From here on io_uring_setup fails with this errno. */
-static int refuse_io_uring(int code)
+/* From here on this system call fails with this errno. */
+static int refuse_call(unsigned call, int code)
 {
     struct sock_filter filter[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)code),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
@@ -431,7 +431,7 @@ static int refuse_io_uring(int code)
 static int child_refused(const void *arg)
 {
     const struct read_case *c = arg;
-    if (refuse_io_uring(c->inject) != 0)
+    if (refuse_call(__NR_io_uring_setup, c->inject) != 0)
         return 99;
     struct heard heard;
     heard_init(&heard);
@@ -471,6 +471,48 @@ static void where_io_uring_is_refused_threads_are_used_and_it_says_so(void **sta
         int rc = in_child(child_refused, &c);
         if (rc == 99) {
             print_message("no seccomp filters here\n");
+            skip();
+        }
+        assert_int_equal(rc, 0);
+    }
+}
+
+static int child_never_accepted(const void *arg)
+{
+    const struct read_case *c = arg;
+    struct heard heard;
+    heard_init(&heard);
+    struct ps_storage_options opt = {
+        .depth = 2, .chunk_bytes = PAGE, .warn_s = 0.03, .abort_s = 0.1, .log = &heard.log};
+    struct ps_storage *st = NULL;
+    struct ps_error err = {0};
+    void *m = NULL;
+    if (ps_storage_open_uring(&st, &opt, &err) != 0 || posix_memalign(&m, PAGE, ASKED) != 0)
+        return 98;
+    int f = st->ops->add_file(st, "a.bin", false, NULL, &err);
+    if (f < 0)
+        return 1;
+    if (refuse_call(__NR_io_uring_enter, c->inject) != 0)
+        return 99;
+    int rc = read_once(st, f, 0, ASKED, FILE_BYTES, m, &err);
+    if (c->inject == EFAULT)
+        return rc == -EFAULT && strstr(err.message, "io_uring") ? 0 : 2;
+    if (rc != -ETIMEDOUT || heard_count(&heard, "in flight: read a.bin offset") != 2)
+        return 3;
+    st->ops->close(st);
+    return 0;
+}
+
+static void a_kernel_that_never_takes_the_requests_is_given_up(void **state)
+{
+    (void)state;
+    static const int code[] = {EAGAIN, EBUSY, EINTR, EFAULT};
+    make_file("a.bin", FILE_BYTES, 8);
+    for (int i = 0; i < 4; i++) {
+        struct read_case c = {.inject = code[i]};
+        int rc = in_child(child_never_accepted, &c);
+        if (rc >= 98) {
+            print_message("no io_uring or no seccomp filters here\n");
             skip();
         }
         assert_int_equal(rc, 0);
@@ -571,6 +613,7 @@ int main(void)
         cmocka_unit_test(closing_with_transfers_under_way_is_legal),
         cmocka_unit_test(a_real_short_write_goes_on_and_the_file_size_limit_is_named),
         cmocka_unit_test(where_io_uring_is_refused_threads_are_used_and_it_says_so),
+        cmocka_unit_test(a_kernel_that_never_takes_the_requests_is_given_up),
         cmocka_unit_test(little_lockable_memory_is_said_and_does_not_stop_the_run),
         cmocka_unit_test(direct_reads_show_up_in_the_kernels_own_counter),
     };
