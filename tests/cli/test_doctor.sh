@@ -91,6 +91,30 @@ else
     echo "skip - limits of an ordinary user: needs root and setpriv"
 fi
 
+# A stand-in for the driver's library: a machine with a GPU, and one whose driver fails.
+cat >cuda.c <<'END'
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+int cuInit(unsigned f) { (void)f; return getenv("CUDA_BROKEN") ? 999 : 0; }
+int cuDriverGetVersion(int *v) { *v = 13000; return 0; }
+int cuDeviceGetCount(int *n) { *n = getenv("CUDA_NONE") ? 0 : 2; return 0; }
+int cuDeviceGetName(char *s, int n, int d) { (void)d; strncpy(s, "Some GPU", (size_t)n); return 0; }
+int cuDeviceTotalMem_v2(size_t *b, int d) { (void)d; *b = (size_t)24 << 30; return 0; }
+END
+if mkdir lib && ${CC:-cc} -shared -fPIC -o lib/libcuda.so.1 cuda.c 2>log; then
+    LD_LIBRARY_PATH=$PWD/lib "$PENSTOCK" doctor --json >report.json 2>log
+    says "a GPU" report.json gpu found "2, first: Some GPU, 24.0 GiB"
+    says "its driver" report.json driver found "CUDA 13.0"
+    CUDA_NONE=1 LD_LIBRARY_PATH=$PWD/lib "$PENSTOCK" doctor --json >report.json 2>log
+    says "a driver without a GPU" report.json gpu found "none: cpu and emu only"
+    CUDA_BROKEN=1 LD_LIBRARY_PATH=$PWD/lib "$PENSTOCK" doctor --json >report.json 2>log
+    says "a driver that fails" report.json gpu found "fails with error 999"
+    check "a driver that fails: usable all the same" test "$(json_get report.json ok)" = true
+else
+    echo "skip - a driver: no compiler for its stand-in"
+fi
+
 if command -v strace >/dev/null && strace -o trace true 2>/dev/null; then
     strace -f -o trace -e trace=io_uring_setup -e inject=io_uring_setup:error=EPERM \
         "$PENSTOCK" doctor --nvme-path disk --json >report.json 2>log
