@@ -108,7 +108,7 @@ struct ps_import_options {
  * remembered where it does not; every chunk is decoded again and compared. Replaces a damaged one.
  * Errors: PS_EUSAGE (not possible), -ENOSPC (too little space, found before or while writing),
  * -EBUSY (another process is making one here), PS_EFORMAT (non-finite weights, files that changed),
- * PS_ECHECKSUM, PS_ESTOPPED, -errno; nothing is left of it then. */
+ * PS_ECHECKSUM, PS_ESTOPPED, -errno; nothing half made is left of it then. */
 int ps_import_build(struct ps_import **out, struct ps_unit_sources *plan,
                     const struct ps_param_table *params, const struct ps_st_set *files,
                     const struct ps_import_options *opt, struct ps_error *err) PS_WARN_UNUSED;

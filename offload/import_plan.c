@@ -123,8 +123,8 @@ void ps__import_window(const struct ps_unit_source *u, uint64_t begin, size_t n,
         size_t count = overlap(t, begin, n, &at, &first);
         uint64_t from = t->raw_offset + first * ps_dtype_size(t->src_dtype);
         if (count)
-            ps_dtype_convert((unsigned char *)near + at, PS_DTYPE_BF16,
-                             (const unsigned char *)raw + from, t->src_dtype, count);
+            ps_unit_convert_elements((unsigned char *)near + at, PS_DTYPE_BF16,
+                                     (const unsigned char *)raw + from, t->src_dtype, count);
     }
 }
 
@@ -191,7 +191,8 @@ int ps__import_window_read(const struct ps_unit_source *u, const struct ps_st_se
             int ret = read_at(ps_st_set_file(files, e->file), piece, step * size, offset, err);
             if (ret)
                 return ret;
-            ps_dtype_convert((unsigned char *)near + at, PS_DTYPE_BF16, piece, t->src_dtype, step);
+            ps_unit_convert_elements((unsigned char *)near + at, PS_DTYPE_BF16, piece, t->src_dtype,
+                                     step);
             at += 2 * step;
             offset += step * size;
         }

@@ -67,18 +67,23 @@ static void f16_to_bf16(unsigned char *dst, const unsigned char *src, size_t n)
     ps_dtype_convert(dst + i * 2, PS_DTYPE_BF16, src + i * 2, PS_DTYPE_F16, n - i);
 }
 
+void ps_unit_convert_elements(void *near, enum ps_dtype near_dtype, const void *raw,
+                              enum ps_dtype src_dtype, size_t n)
+{
+    if (near_dtype == PS_DTYPE_BF16 && src_dtype == PS_DTYPE_F32)
+        f32_to_bf16(near, raw, n);
+    else if (near_dtype == PS_DTYPE_BF16 && src_dtype == PS_DTYPE_F16)
+        f16_to_bf16(near, raw, n);
+    else
+        ps_dtype_convert(near, near_dtype, raw, src_dtype, n);
+}
+
 void ps_unit_convert(const struct ps_unit_source *u, void *near, const void *raw)
 {
     for (uint32_t i = 0; i < u->tensor_count; i++) {
         const struct ps_unit_tensor *t = &u->tensor[i];
-        unsigned char *dst = (unsigned char *)near + t->near_offset;
-        const unsigned char *src = (const unsigned char *)raw + t->raw_offset;
-        size_t n = (size_t)t->elements;
-        if (t->near_dtype == PS_DTYPE_BF16 && t->src_dtype == PS_DTYPE_F32)
-            f32_to_bf16(dst, src, n);
-        else if (t->near_dtype == PS_DTYPE_BF16 && t->src_dtype == PS_DTYPE_F16)
-            f16_to_bf16(dst, src, n);
-        else
-            ps_dtype_convert(dst, t->near_dtype, src, t->src_dtype, n);
+        ps_unit_convert_elements((unsigned char *)near + t->near_offset, t->near_dtype,
+                                 (const unsigned char *)raw + t->raw_offset, t->src_dtype,
+                                 (size_t)t->elements);
     }
 }

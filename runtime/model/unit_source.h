@@ -90,6 +90,10 @@ void ps_unit_sources_fini(struct ps_unit_sources *s);
  * to nearest even. Also checks nothing: non-finite values are found by ps_unit_check_finite. */
 void ps_unit_convert(const struct ps_unit_source *u, void *near, const void *raw);
 
+/* The same for n elements: BF16, F32 or F16 at any host address, no overlap. */
+void ps_unit_convert_elements(void *near, enum ps_dtype near_dtype, const void *raw,
+                              enum ps_dtype src_dtype, size_t n);
+
 /* PS_EFORMAT when a tensor in the raw slot holds a non-finite value (first pass only). */
 int ps_unit_check_finite(const struct ps_unit_source *u, const void *raw,
                          const struct ps_param_table *params, const char *file,

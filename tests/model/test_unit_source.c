@@ -12,6 +12,7 @@
 
 #include "runtime/model/weights.h"
 #include "runtime/train/schedule.h"
+#include "tests/helpers/fail_alloc.h"
 #include "tests/helpers/unit_model.h"
 
 #define GAP 65536
@@ -615,6 +616,35 @@ static void conversion_is_that_of_ps_dtype_convert(void **state)
     free(want);
 }
 
+static void memory_that_runs_out_is_told_and_leaks_nothing(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_unit_sources s;
+    struct ps_error err = {0};
+    if (!FAIL_ALLOC) {
+        print_message("skip: the sanitizer brings its own malloc\n");
+        skip();
+    }
+    open_model(&o, &plain, &bf16);
+    int ret = -1;
+    for (long n = 1; ret; n++) {
+        long live = fail_alloc_live;
+        fail_alloc_in = n;
+        ret = ps_unit_sources_create(&s, &o.table, o.files, "m", &bf16, &err);
+        fail_alloc_in = 0;
+        if (ret == 0) {
+            assert_int_equal(n, 6); /* five blocks */
+            ps_unit_sources_fini(&s);
+        } else {
+            assert_int_equal(ret, -ENOMEM);
+            assert_string_equal(err.file, "m");
+        }
+        assert_int_equal(fail_alloc_live, live);
+    }
+    close_model(&o);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -634,6 +664,7 @@ int main(void)
         cmocka_unit_test(an_unsupported_dtype_is_named),
         cmocka_unit_test(a_non_finite_value_is_found_wherever_it_is),
         cmocka_unit_test(conversion_is_that_of_ps_dtype_convert),
+        cmocka_unit_test(memory_that_runs_out_is_told_and_leaks_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

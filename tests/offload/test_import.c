@@ -19,6 +19,7 @@
 #include <xxhash.h>
 
 #include "offload/import_internal.h"
+#include "tests/helpers/fail_alloc.h"
 #include "tests/helpers/unit_model.h"
 
 #define CHUNK ((size_t)PS_IMPORT_CHUNK_BYTES)
@@ -832,6 +833,65 @@ static void damaged_or_non_finite_weights_are_not_imported(void **state)
     shut(&o);
 }
 
+static void memory_that_runs_out_leaves_nothing(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_error err;
+    struct ps_import_sample sample;
+    if (!FAIL_ALLOC) {
+        print_message("skip: the sanitizer brings its own malloc\n");
+        skip();
+    }
+    open_new(&o, &tiny);
+    int ret = -1;
+    for (long n = 1; ret; n++) {
+        long live = fail_alloc_live;
+        fail_alloc_in = n;
+        ret = build_code(&o, &here, &err);
+        fail_alloc_in = 0;
+        assert_int_equal(fail_alloc_live, live);
+        if (ret) {
+            assert_int_equal(ret, -ENOMEM);
+            /* when only opening it failed, a whole one is there */
+            if (entries() > 0)
+                assert_int_equal(try_open(&o, NULL), 1);
+            assert_int_equal(access("nvme/penstock-import-tmp", F_OK), -1);
+        } else {
+            assert_true(n > 8);
+        }
+    }
+    ret = -1;
+    for (long n = 1; ret; n++) {
+        long live = fail_alloc_live;
+        struct ps_import *im = NULL;
+        struct ps_import_decoder *d = NULL;
+        struct ps_unit_sources s;
+        fail_alloc_in = n;
+        ret = ps_import_open(&im, "nvme", &o.s, o.files, NULL, &err);
+        ret = ret == 1 ? ps_import_sources(im, &o.s, &s, &err) : ret ? ret : -EIO;
+        if (!ret) {
+            ret = ps_import_decoder_create(&d, 2);
+            ps_unit_sources_fini(&s);
+        }
+        fail_alloc_in = 0;
+        ps_import_decoder_destroy(d);
+        ps_import_close(im);
+        assert_true(ret == 0 || ret == -ENOMEM);
+        assert_int_equal(fail_alloc_live, live);
+    }
+    ret = -1;
+    for (long n = 1; ret; n++) {
+        long live = fail_alloc_live;
+        fail_alloc_in = n;
+        ret = ps_import_measure(&sample, &o.s, o.files, NULL, 0, &err);
+        fail_alloc_in = 0;
+        assert_true(ret == 0 || ret == -ENOMEM);
+        assert_int_equal(fail_alloc_live, live);
+    }
+    shut(&o);
+}
+
 /* ---- does it pay ---- */
 
 static void a_sample_predicts_the_size_of_the_import(void **state)
@@ -983,6 +1043,7 @@ int main(void)
         cmocka_unit_test(a_second_builder_is_told_to_wait),
         cmocka_unit_test(what_a_killed_build_left_is_removed),
         cmocka_unit_test(damaged_or_non_finite_weights_are_not_imported),
+        cmocka_unit_test(memory_that_runs_out_leaves_nothing),
         cmocka_unit_test(a_sample_predicts_the_size_of_the_import),
         cmocka_unit_test(a_sample_of_wide_files_is_measured_as_bf16),
         cmocka_unit_test(the_formula_pays_where_the_disk_is_the_bottleneck),
