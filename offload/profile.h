@@ -96,20 +96,37 @@ struct ps_cost_query {
     bool discrete;                  /* the device has memory of its own */
     bool sustained;                 /* use the sustained disk rates where known (and lower) */
     double throttle[PS_LANE_COUNT]; /* as in the cost model */
-    double attention_share;         /* of a layer's FLOPs, 0..1; 0: all as the linears */
-    int64_t vocab_size;             /* 0: the head as the layers */
+    int64_t vocab_size;             /* 0: the head runs as the layers */
+    double attention_share; /* of a layer's forward FLOPs; for callers that do not give them: */
+    /* FLOPs of one layer forward, for the planned tokens: what a task's flops count is linear_flops
+     * + attention_flops; 0: attention_share, and the rest below is not used */
+    double linear_flops, attention_flops;
+    double down_flops;    /* the part of linear_flops that recomputation leaves out */
+    double adapter_flops; /* not counted by the tasks */
+    bool full;            /* gradients of the weights too: backward counts linear_flops twice */
 };
+
+/* Fill tokens, sizes and FLOPs for a model: micro-batches of `tokens` tokens in rows of at most
+ * `row_tokens`, adapters with `adapter_params` parameters a layer (0: none), gradients of the
+ * weights
+ * (`full`) or not. The other members stay. */
+struct ps_model_config;
+void ps_cost_query_model(struct ps_cost_query *q, const struct ps_model_config *cfg, int64_t tokens,
+                         int64_t row_tokens, double adapter_params, bool full);
 
 /* The cost model of a run on this machine.
  *
  * Rates. A layer's FLOPs run at the rate of its linears, products (tokens, hidden, hidden),
  * (tokens, intermediate, hidden) and (tokens, hidden, intermediate), each weighted with its time;
- * backward with the last two swapped; the given share at attention's rate. The head is a product
- * (tokens, vocab, hidden). An update's `flops` are its parameters. On a CPU the element-wise
- * operations of a block, which have no FLOPs, are added as time at memory bandwidth. Each compute
- * task has step_overhead_s on top, each disk task the latency of a small read. Disk lanes have the
- * rates of disk 0 (of the careful figures when there is none). Copies run at h2d and d2h; where
- * those are not known, or the device has no memory of its own, at copy_host.
+ * backward with the last two swapped; attention at its own rate, backward 2.5 times its forward;
+ * adapters, narrow products, at a third of the linears' rate, backward twice. A rate is that of the
+ * FLOPs that tasks count, so it contains what they count too much (the down projection, which
+ * recomputation leaves out) or not (adapters). The head is a product (tokens, vocab, hidden). An
+ * update's `flops` are its parameters. On a CPU the element-wise operations of a block, which have
+ * no FLOPs, are added as time at memory bandwidth. Each compute task has step_overhead_s on top,
+ * each disk task the latency of a small read. Disk lanes have the rates of disk 0 (of the careful
+ * figures when there is none). Copies run at h2d and d2h; where those are not known, or the device
+ * has no memory of its own, at copy_host.
  *
  * Shares. Two works that slow each other down by a and b (alone / together) do 1/a + 1/b of a
  * second's work in a second. A shared resource slows both by one factor f, the sum of their shares,

@@ -16,6 +16,7 @@
 #include "offload/profile.h"
 #include "runtime/base/file.h"
 #include "runtime/base/rng.h"
+#include "runtime/model/config.h"
 
 static void near_at(double got, double want, double tolerance, int line)
 {
@@ -412,13 +413,56 @@ static void layer_rates_weigh_each_product_with_its_time(void **state)
     struct ps_cost_model m = cost(&p, &q);
     assert_near(m.flop_rate[PS_TASK_LAYER_FORWARD], 11.5 / (2.5 / 5 + 6.0 / 10 + 3.0 / 20), 1e-12);
     assert_near(m.flop_rate[PS_TASK_LAYER_BACKWARD], 11.5 / (2.5 / 5 + 6.0 / 20 + 3.0 / 10), 1e-12);
+    double forward = m.flop_rate[PS_TASK_LAYER_FORWARD];
+    double backward = m.flop_rate[PS_TASK_LAYER_BACKWARD];
     q.attention_share = 0.25;
     p.attention_flops = 2;
     m = cost(&p, &q);
-    assert_near(m.flop_rate[PS_TASK_LAYER_FORWARD],
-                1 / (0.75 / (11.5 / (2.5 / 5 + 6.0 / 10 + 3.0 / 20)) + 0.25 / 2), 1e-12);
+    assert_near(1 / m.flop_rate[PS_TASK_LAYER_RECOMPUTE], 0.75 / forward + 0.25 / 2, 1e-12);
+    q.linear_flops = 60;
+    q.attention_flops = 20;
+    q.down_flops = 15;
+    q.adapter_flops = 6;
+    m = cost(&p, &q);
+    assert_near(80 / m.flop_rate[PS_TASK_LAYER_FORWARD], 60 / forward + 20.0 / 2 + 3 * 6 / forward,
+                1e-12);
+    assert_near(80 / m.flop_rate[PS_TASK_LAYER_RECOMPUTE],
+                45 / forward + 20.0 / 2 + 3 * 6 / forward, 1e-12);
+    assert_near(110 / m.flop_rate[PS_TASK_LAYER_BACKWARD],
+                60 / backward + 50.0 / 2 + 3 * 12 / backward, 1e-12);
+    q.full = true;
+    q.adapter_flops = 0;
+    p.attention_flops = 0; /* as the products */
+    assert_near(170 / cost(&p, &q).flop_rate[PS_TASK_LAYER_BACKWARD], 170 / backward, 1e-12);
     q.vocab_size = 300;
     assert_near(cost(&p, &q).flop_rate[PS_TASK_HEAD], 10, 1e-12);
+}
+
+static void a_model_gives_its_flops(void **state)
+{
+    (void)state;
+    struct ps_model_config cfg = {.hidden_size = 10,
+                                  .intermediate_size = 30,
+                                  .n_head = 4,
+                                  .n_kv_head = 2,
+                                  .head_dim = 3,
+                                  .vocab_size = 77};
+    struct ps_cost_query q = {.dtype = PS_DTYPE_F32, .sustained = true};
+    ps_cost_query_model(&q, &cfg, 100, 50, 7, true);
+    assert_int_equal(q.hidden_size, 10);
+    assert_int_equal(q.intermediate_size, 30);
+    assert_int_equal(q.vocab_size, 77);
+    assert_int_equal(q.tokens, 100);
+    /* q and o 12 x 10, k and v 6 x 10, gate, up and down 30 x 10 */
+    assert_near(q.linear_flops, 2 * 100 * (2 * 120 + 2 * 60 + 3 * 300), 1e-12);
+    /* scores and sums over on average 25 keys, 4 heads of 3 */
+    assert_near(q.attention_flops, 100 * 25 * 2 * 2 * 12, 1e-12);
+    assert_near(q.down_flops, 2 * 100 * 300, 1e-12);
+    assert_near(q.adapter_flops, 2 * 100 * 7, 1e-12);
+    assert_true(q.full);
+    assert_true(q.sustained);
+    ps_cost_query_model(&q, &cfg, 100, 2000, 0, false);
+    assert_near(q.attention_flops, 100 * 50 * 2 * 2 * 12, 1e-12);
 }
 
 static double load_of(const struct ps_cost_model *m, enum ps_lane a, enum ps_lane b)
@@ -510,6 +554,7 @@ int main(void)
         cmocka_unit_test(a_dtype_that_was_not_measured_is_guessed_low),
         cmocka_unit_test(rates_come_from_the_profile),
         cmocka_unit_test(layer_rates_weigh_each_product_with_its_time),
+        cmocka_unit_test(a_model_gives_its_flops),
         cmocka_unit_test(interference_becomes_shares_that_do_as_much_work),
         cmocka_unit_test(reads_share_the_disk_and_writes_as_measured),
         cmocka_unit_test(a_gpu_has_its_own_cores_and_a_link),
