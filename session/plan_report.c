@@ -156,6 +156,17 @@ static void put_memory(FILE *to, const struct ps__plan_facts *f)
     fprintf(to, "\n");
 }
 
+/* Without a device memory of its own all memory is the host's. */
+static uint64_t on_device(const struct ps_plan *p, const struct ps_plan_candidate *c)
+{
+    return p->layout.discrete ? c->device_bytes : 0;
+}
+
+static uint64_t on_host(const struct ps_plan *p, const struct ps_plan_candidate *c)
+{
+    return p->layout.discrete ? c->host_bytes : c->device_bytes + c->host_bytes;
+}
+
 static void put_candidates(FILE *to, const struct ps_plan *p, int most)
 {
     char a[3][32];
@@ -167,7 +178,7 @@ static void put_candidates(FILE *to, const struct ps_plan *p, int most)
         if (c->fits)
             time_text(step, c->step_s);
         fprintf(to, "%-12s %10s  %10s %10s %10s  %s\n", c->strategy, step,
-                bytes_text(a[0], (double)c->device_bytes), bytes_text(a[1], (double)c->host_bytes),
+                bytes_text(a[0], (double)on_device(p, c)), bytes_text(a[1], (double)on_host(p, c)),
                 bytes_text(a[2], (double)c->disk_bytes), c->note);
     }
     if (p->candidate_count > most)
@@ -225,7 +236,7 @@ static json_t *candidates_json(const struct ps_plan *p)
         const struct ps_plan_candidate *c = &p->candidate[i];
         json_t *o =
             json_pack("{s:s,s:o,s:o,s:o,s:o,s:b,s:s}", "strategy", c->strategy, "step_s",
-                      real(c->step_s), "device", size(c->device_bytes), "host", size(c->host_bytes),
+                      real(c->step_s), "device", size(on_device(p, c)), "host", size(on_host(p, c)),
                       "disk", size(c->disk_bytes), "fits", c->fits, "note", c->note);
         if (json_array_append_new(list, o)) {
             json_decref(list);

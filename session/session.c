@@ -233,6 +233,17 @@ static int32_t at_least(int32_t a, int32_t b)
     return a > b ? a : b;
 }
 
+/* Are there weights, or is the configuration all that a plan can go by? */
+static bool has_weights(const char *dir)
+{
+    static const char *const name[] = {"model.safetensors", "model.safetensors.index.json"};
+    char path[4096];
+    for (int i = 0; i < 2; i++)
+        if (ps_path_join(path, sizeof path, dir, name[i]) && access(path, F_OK) == 0)
+            return true;
+    return false;
+}
+
 /* Tokens of a document that a plan without rows makes room for. */
 #define PLAN_DOC_TOKENS 32
 /* --delay-seed: every task is late by up to so much. */
@@ -284,7 +295,7 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
             t->position_max =
                 at_least(t->position_max, (int32_t)(d[i]->row_begin[r + 1] - d[i]->row_begin[r]));
     }
-    t->plan_only = is_command(s, PS_CMD_PLAN);
+    t->plan_only = is_command(s, PS_CMD_PLAN) && !has_weights(o->model);
     if (lacks_data(s)) {
         if ((int64_t)o->batch_size * o->max_seq_len > INT32_MAX / 2)
             return ps_error_full(err, PS_EUSAGE, NULL, "max-seq-len", "lower it or --batch-size",

@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include "runtime/base/file.h"
-#include "runtime/model/block.h"
 #include "session/host_memory.h"
 #include "session/session_internal.h"
 
@@ -118,16 +117,12 @@ int ps__planner_request(struct ps_session *s, struct ps_planner_request *r,
     r->tokens = s->trainer_options.n_tok_max;
     r->micro_count = s->trainer_options.micro_max > 0 ? s->trainer_options.micro_max : 1;
     r->eval_max = eval_max(s);
-    r->cost = (struct ps_cost_query){.dtype = s->trainer_options.dtype,
-                                     .tokens = r->tokens,
-                                     .hidden_size = s->cfg.hidden_size,
-                                     .intermediate_size = s->cfg.intermediate_size,
-                                     .discrete = r->discrete,
-                                     .sustained = true,
-                                     .vocab_size = s->cfg.vocab_size};
-    double linears = (double)r->tokens * ps_block_linear_flops(&s->cfg);
-    if (r->shape->layer_flops > linears)
-        r->cost.attention_share = 1 - linears / r->shape->layer_flops;
+    r->cost = (struct ps_cost_query){
+        .dtype = s->trainer_options.dtype, .discrete = r->discrete, .sustained = true};
+    bool full = s->trainer_options.mode == PS_MODE_FULL;
+    double adapter = full ? 0 : (double)ps_trainer_trainable_elements(s->trainer) / s->cfg.n_layer;
+    ps_cost_query_model(&r->cost, &s->cfg, r->tokens, s->trainer_options.position_max, adapter,
+                        full);
     memcpy(r->cost.throttle, o->throttle, sizeof r->cost.throttle);
     set_budgets(s, r);
     set_wishes(s, r);

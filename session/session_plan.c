@@ -83,11 +83,19 @@ static int gather(struct ps__plan_facts *f, const struct ps_session *s, struct p
     return measure_eval(f, err);
 }
 
+/* Budgets that suffice, in whole MiB; a process of the same plan may be a little larger the next
+ * time.
+ */
+static json_t *budget_for(uint64_t bytes)
+{
+    return json_integer((json_int_t)(bytes ? ((bytes >> 20) + 2) << 20 : 0));
+}
+
 static char *needs_json(const struct ps_session *s)
 {
     json_t *o =
-        json_pack("{s:b,s:{s:I,s:I,s:I}}", "fits", 0, "needs", "device", (json_int_t)s->device_need,
-                  "host", (json_int_t)s->host_need, "disk", (json_int_t)s->chosen.disk_bytes);
+        json_pack("{s:b,s:{s:o,s:o,s:o}}", "fits", 0, "needs", "device", budget_for(s->device_need),
+                  "host", budget_for(s->host_need), "disk", budget_for(s->chosen.disk_bytes));
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     return text;

@@ -1,0 +1,78 @@
+# penstock plan: from a config.json alone, for this machine and for others; what it names as enough is enough; its
+# placement is one that train takes.
+. "$PENSTOCK_ROOT/tests/helpers/lib.sh"
+. "$PENSTOCK_ROOT/tests/helpers/runs.sh"
+shapes=$PENSTOCK_ROOT/examples/shapes
+hardware=$PENSTOCK_ROOT/examples/hardware
+
+# field NAME of the last plan
+field() { json_get out "$1"; }
+
+for size in 8b 70b 405b; do
+    check "$size plans for another machine" penstock plan --model "$shapes/llama-3-$size" --max-seq-len 2048 \
+        --grad-accum 16 --hardware "$hardware/rtx4090-nvme7.json" --json
+    check "$size fits" test "$(field fits)" = true
+    for key in step_s tokens_per_s tokens_per_pass slowdown hours_per_10m_tokens evaluation.tokens_per_s; do
+        check "$size: $key is above 0" awk -v v="$(field $key)" 'BEGIN { print v; exit !(v > 0) }'
+    done
+    check "$size stays in the memory of the profile" awk -v d="$(field peak_bytes.device)" \
+        -v h="$(field peak_bytes.host)" 'BEGIN { print d, h; exit !(d <= 24 * 2^30 && h <= 64 * 2^30) }'
+    check "$size: a tier for each layer" test "$(field 'placement.weights.layers.#')" = \
+        "$(json_get "$shapes/llama-3-$size/config.json" num_hidden_layers)"
+done
+check "70b on the slower disk" penstock plan --model "$shapes/llama-3-70b" --max-seq-len 2048 --grad-accum 2 \
+    --hardware "$hardware/rtx4090-nvme3.json" --json
+slow=$(field step_s) slow_n=$(field break_even_tokens)
+check "70b on the faster disk" penstock plan --model "$shapes/llama-3-70b" --max-seq-len 2048 --grad-accum 2 \
+    --hardware "$hardware/rtx4090-nvme7.json" --json
+check "few tokens a pass: the disk decides" awk -v s="$slow" -v f="$(field step_s)" -v n="$slow_n" \
+    -v t="$(field tokens_per_pass)" 'BEGIN { print s, f, n, t; exit !(t < n && s > 1.3 * f) }'
+
+# What does not fit names what would.
+for where in "" "--gpu-mem 1MiB"; do
+    # shellcheck disable=SC2086
+    expect_exit "tiny budgets ${where:-on cpu}: exit 3" 3 plan --model "$shapes/tinyllama-1.1b.json" --host-mem 40MiB \
+        $where --json
+    check "says so" test "$(field fits)" = false
+    host=$(field needs.host) device=$(field needs.device)
+    [ "$device" = 0 ] || where="--gpu-mem $((device >> 20))MiB"
+    # shellcheck disable=SC2086
+    check "the budgets named fit: $host $device" penstock plan --model "$shapes/tinyllama-1.1b.json" \
+        --host-mem "$((host >> 20))MiB" $where
+    # shellcheck disable=SC2086
+    expect_exit "12 MiB less do not" 3 plan --model "$shapes/tinyllama-1.1b.json" \
+        --host-mem "$(((host >> 20) - 12))MiB" $where
+done
+
+# A text report for a person.
+check "report" penstock plan --model "$shapes/llama-3-8b/config.json" --host-mem 8GiB
+for word in "N\*" "tokens/s" "written to the SSD" "where it lives" "stream-lora" "resident needs"; do
+    check "report has: $word" grep -q -- "$word" out
+done
+
+# Errors.
+expect_exit "unknown strategy: exit 2" 2 plan --model "$shapes/llama-3-8b" --strategy vertical
+expect_exit "full fine-tuning is not streamed: exit 2" 2 plan --model "$shapes/llama-3-8b" --method full \
+    --strategy stream-lora --host-mem 400GiB
+echo '{"version":1}' >bad.json
+expect_exit "a bad profile: exit 4" 4 plan --model "$shapes/llama-3-8b" --hardware bad.json
+expect_exit "no model: exit 4" 4 plan --model nowhere
+
+# The plan with rows is that of the run, and its placement one that train takes.
+model=$models/llama_untied/model
+make_rows 4 40 60 96 3 >rows.jsonl
+args="--model $model --data rows.jsonl --format tokens --max-seq-len 64 --grad-accum 2 --max-steps 3 --threads 1"
+# shellcheck disable=SC2086
+{
+    check "plan with rows" penstock plan $args --strategy stream-lora --json
+    check "knows the steps" test "$(field steps)" = 3
+    check "keeps something on the disk" grep -q '"disk"' out
+    json_get out placement >placement.json
+    check "train takes the placement" penstock train $args --placement placement.json --output run --progress none
+    check "plan takes it too" penstock plan $args --placement placement.json --json
+    check "and only that" test "$(json_get out 'candidates.#')" = 1
+    sed 's/"keep": *true/"keep":7/; s/"keep": *false/"keep":7/' placement.json >bad.json
+    expect_exit "a bad placement: exit 4" 4 plan $args --placement bad.json
+    check "is named" grep -q 'bad.json' err
+}
+finish
