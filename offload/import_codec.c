@@ -53,23 +53,50 @@ void ps__import_coder_destroy(struct ps__import_coder *c)
     free(c);
 }
 
-static void split_step(const uint16_t *word, unsigned char *exponent, unsigned char *mantissa,
-                       size_t n)
+static void split_step(const uint16_t *restrict word, unsigned char *restrict exponent,
+                       unsigned char *restrict mantissa)
 {
-    for (size_t i = 0; i < n; i++) {
+    for (int i = 0; i < STEP; i++) {
         uint16_t x = (uint16_t)(word[i] << 1 | word[i] >> 15);
         exponent[i] = (unsigned char)(x >> 8);
         mantissa[i] = (unsigned char)x;
     }
 }
 
-static void join_step(uint16_t *word, const unsigned char *exponent, const unsigned char *mantissa,
-                      size_t n)
+static void join_step(uint16_t *restrict word, const unsigned char *restrict exponent,
+                      const unsigned char *restrict mantissa)
 {
-    for (size_t i = 0; i < n; i++) {
+    for (int i = 0; i < STEP; i++) {
         uint16_t x = (uint16_t)(exponent[i] << 8 | mantissa[i]);
         word[i] = (uint16_t)(x >> 1 | x << 15);
     }
+}
+
+static void split(const uint16_t *word, unsigned char *exponent, unsigned char *mantissa, size_t n)
+{
+    size_t i = 0;
+    for (; i + STEP <= n; i += STEP)
+        split_step(word + i, exponent + i, mantissa + i);
+    uint16_t last[STEP] = {0};
+    unsigned char e[STEP], m[STEP];
+    memcpy(last, word + i, (n - i) * sizeof *word);
+    split_step(last, e, m);
+    memcpy(exponent + i, e, n - i);
+    memcpy(mantissa + i, m, n - i);
+}
+
+static void join(uint16_t *word, const unsigned char *exponent, const unsigned char *mantissa,
+                 size_t n)
+{
+    size_t i = 0;
+    for (; i + STEP <= n; i += STEP)
+        join_step(word + i, exponent + i, mantissa + i);
+    uint16_t last[STEP];
+    unsigned char e[STEP] = {0}, m[STEP] = {0};
+    memcpy(e, exponent + i, n - i);
+    memcpy(m, mantissa + i, n - i);
+    join_step(last, e, m);
+    memcpy(word + i, last, (n - i) * sizeof *word);
 }
 
 /* Store a plane of n bytes at out: compressed when that saves 1/64. *stored receives the bytes. */
@@ -94,11 +121,8 @@ int ps__import_encode(struct ps__import_coder *c, const void *near, size_t n, vo
 {
     assert(n % 2 == 0 && n <= PS_IMPORT_CHUNK_BYTES);
     assert(c->cctx);
-    const uint16_t *word = near;
-    size_t words = n / 2, i = 0;
-    for (; i + STEP <= words; i += STEP)
-        split_step(word + i, c->exponent + i, c->mantissa + i, STEP);
-    split_step(word + i, c->exponent + i, c->mantissa + i, words - i);
+    size_t words = n / 2;
+    split(near, c->exponent, c->mantissa, words);
     unsigned char *p = out;
     int ret = store_plane(c->cctx, c->exponent, words, p, &x->exponent_bytes);
     if (!ret)
@@ -123,7 +147,7 @@ int ps__import_decode(struct ps__import_coder *c, const void *record,
 {
     assert(n % 2 == 0 && n <= PS_IMPORT_CHUNK_BYTES);
     const unsigned char *p = record;
-    size_t words = n / 2, i = 0;
+    size_t words = n / 2;
     if (XXH3_64bits(record, (size_t)x->exponent_bytes + x->mantissa_bytes) != x->checksum)
         return PS_ECHECKSUM;
     const unsigned char *exponent = load_plane(c->dctx, p, x->exponent_bytes, c->exponent, words);
@@ -131,9 +155,6 @@ int ps__import_decode(struct ps__import_coder *c, const void *record,
         load_plane(c->dctx, p + x->exponent_bytes, x->mantissa_bytes, c->mantissa, words);
     if (!exponent || !mantissa)
         return PS_ECHECKSUM;
-    uint16_t *word = near;
-    for (; i + STEP <= words; i += STEP)
-        join_step(word + i, exponent + i, mantissa + i, STEP);
-    join_step(word + i, exponent + i, mantissa + i, words - i);
+    join(near, exponent, mantissa, words);
     return 0;
 }

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #define SAMPLE_BYTES ((uint64_t)16 << 20)
@@ -60,6 +61,7 @@ static int prepare(struct sample *s, const struct ps_unit_sources *plan, struct 
     s->memory = malloc(s->count * 2 * PS_IMPORT_CHUNK_BYTES);
     if (!s->coder || !s->chunk || !s->memory)
         return -ENOMEM;
+    memset(s->memory, 0, s->count * 2 * PS_IMPORT_CHUNK_BYTES); /* page faults are not measured */
     for (int i = 0; i < s->thread_count; i++) {
         s->coder[i] = ps__import_coder_create(true);
         if (!s->coder[i])
