@@ -24,111 +24,6 @@
 
 #define CHUNK ((size_t)PS_IMPORT_CHUNK_BYTES)
 
-/* ---- codec ---- */
-
-enum fill { RANDOM, ZERO, ONE_VALUE, WEIGHTS, EVERY_WORD, RUNS, FILL_COUNT };
-
-static void fill_words(uint16_t *w, size_t n, enum fill how)
-{
-    struct ps_rng_key key = {.seed = 11 + (uint64_t)how};
-    for (size_t i = 0; i < n; i++) {
-        uint32_t r = ps_rng_u32(&key, i);
-        float f = (ps_rng_uniform(&key, i) - 0.5f) * 0.1f;
-        w[i] = how == RANDOM       ? (uint16_t)r
-               : how == ZERO       ? 0
-               : how == ONE_VALUE  ? 0xbf81
-               : how == WEIGHTS    ? ps_f32_to_bf16(f)
-               : how == EVERY_WORD ? (uint16_t)i
-                                   : (uint16_t)(i / 1000 * 77);
-    }
-}
-
-static void every_word_survives_the_codec(void **state)
-{
-    (void)state;
-    static const size_t sizes[] = {2, 62, 64, 126, 128, 130, 4096, 196608 + 2, CHUNK - 64, CHUNK};
-    struct ps__import_coder *c = ps__import_coder_create(true);
-    unsigned char *near = malloc(CHUNK + 64), *record = malloc(CHUNK + 64);
-    unsigned char *again = malloc(CHUNK + 64);
-    assert_non_null(c);
-    assert_true(near && record && again);
-    for (int how = 0; how < FILL_COUNT; how++)
-        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
-            size_t n = sizes[s];
-            struct ps__import_chunk x = {0};
-            fill_words((uint16_t *)(void *)near, n / 2, (enum fill)how);
-            memset(record, 0xa5, CHUNK + 64);
-            memset(again, 0x5a, CHUNK + 64);
-            assert_int_equal(ps__import_encode(c, near, n, record, &x), 0);
-            assert_true((size_t)x.exponent_bytes + x.mantissa_bytes <= n);
-            for (size_t i = 0; i < 64; i++)
-                assert_int_equal(record[n + i], 0xa5);
-            assert_int_equal(ps__import_decode(c, record, &x, again, n), 0);
-            assert_memory_equal(again, near, n);
-            for (size_t i = 0; i < 64; i++)
-                assert_int_equal(again[n + i], 0x5a);
-        }
-    free(near);
-    free(record);
-    free(again);
-    ps__import_coder_destroy(c);
-}
-
-static void planes_shrink_where_there_is_structure_and_are_kept_where_not(void **state)
-{
-    (void)state;
-    struct ps__import_coder *c = ps__import_coder_create(true);
-    uint16_t *near = malloc(CHUNK);
-    unsigned char *record = malloc(CHUNK);
-    struct ps__import_chunk x = {0};
-    assert_true(c && near && record);
-    fill_words(near, CHUNK / 2, RANDOM);
-    assert_int_equal(ps__import_encode(c, near, CHUNK, record, &x), 0);
-    assert_int_equal(x.exponent_bytes, CHUNK / 2);
-    assert_int_equal(x.mantissa_bytes, CHUNK / 2);
-    fill_words(near, CHUNK / 2, WEIGHTS); /* the exponent of a uniform value: 2 bits of 8 */
-    assert_int_equal(ps__import_encode(c, near, CHUNK, record, &x), 0);
-    assert_true(x.exponent_bytes < CHUNK / 2 * 3 / 10);
-    assert_int_equal(x.mantissa_bytes, CHUNK / 2);
-    fill_words(near, CHUNK / 2, ZERO);
-    assert_int_equal(ps__import_encode(c, near, CHUNK, record, &x), 0);
-    assert_true(x.exponent_bytes + x.mantissa_bytes < 1000);
-    fill_words(near, CHUNK / 2, RUNS);
-    assert_int_equal(ps__import_encode(c, near, CHUNK, record, &x), 0);
-    assert_true(x.exponent_bytes + x.mantissa_bytes < CHUNK / 20);
-    free(near);
-    free(record);
-    ps__import_coder_destroy(c);
-}
-
-/* A record that fits its checksum but is no zstd frame: the sizes are believed, the content is not.
- */
-static void a_false_record_is_refused_by_the_decoder(void **state)
-{
-    (void)state;
-    struct ps__import_coder *c = ps__import_coder_create(true);
-    uint16_t near[2048], again[2048];
-    unsigned char record[4096];
-    struct ps__import_chunk x = {0};
-    assert_non_null(c);
-    fill_words(near, 2048, WEIGHTS);
-    assert_int_equal(ps__import_encode(c, near, sizeof near, record, &x), 0);
-    assert_true(x.exponent_bytes < 2048);
-    struct ps__import_chunk bad = x;
-    bad.exponent_bytes--;
-    bad.checksum = XXH3_64bits(record, (size_t)bad.exponent_bytes + bad.mantissa_bytes);
-    assert_int_equal(ps__import_decode(c, record, &bad, again, sizeof again), PS_ECHECKSUM);
-    bad = x;
-    record[0] ^= 1; /* zstd's magic */
-    bad.checksum = XXH3_64bits(record, (size_t)bad.exponent_bytes + bad.mantissa_bytes);
-    assert_int_equal(ps__import_decode(c, record, &bad, again, sizeof again), PS_ECHECKSUM);
-    record[0] ^= 1;
-    assert_int_equal(ps__import_decode(c, record, &x, again, sizeof again), 0);
-    /* a frame that decodes to fewer words than the chunk has */
-    assert_int_equal(ps__import_decode(c, record, &x, again, sizeof again - 64), PS_ECHECKSUM);
-    ps__import_coder_destroy(c);
-}
-
 /* ---- models ---- */
 
 /* The embedding and the head have 2 chunks each, a layer 1. */
@@ -939,92 +834,9 @@ static void a_sample_of_wide_files_is_measured_as_bf16(void **state)
     shut(&o);
 }
 
-/* 8 GB in bf16, ratio 1.5, decoded at 3 GB/s. */
-static struct ps_import_question question(double disk_read, double compute_s, bool shared)
-{
-    return (struct ps_import_question){
-        .file_bytes = 8e9,
-        .near_bytes = 8e9,
-        .total_file_bytes = 9e9,
-        .total_near_bytes = 9e9,
-        .passes = 1000,
-        .compute_s = compute_s,
-        .cores_shared = shared,
-        .disk_read = disk_read,
-        .disk_write = 1e9,
-        .sample = {.ratio = 1.5, .encode_rate = 1e9, .decode_rate = 3e9}};
-}
-
-static void the_formula_pays_where_the_disk_is_the_bottleneck(void **state)
-{
-    (void)state;
-    struct ps_import_answer a;
-    struct ps_import_question q = question(1e9, 1, true);
-    ps_import_pays(&a, &q);
-    assert_true(a.pays);
-    assert_true(fabs(a.plain_s - 8) < 1e-9);           /* the disk */
-    assert_true(fabs(a.import_s - 8 / 1.5) < 1e-9);    /* 5.33: the disk again, not 1 + 8/3 */
-    assert_true(fabs(a.build_s - (9.0 + 9.0)) < 1e-9); /* read, then encode at 1 GB/s */
-    assert_true(fabs(a.passes_needed - 18 / (8 - 8 / 1.5)) < 1e-9);
-    q.passes = 6; /* 16 s saved, 18 s to make it */
-    ps_import_pays(&a, &q);
-    assert_false(a.pays);
-    q.exists = true;
-    ps_import_pays(&a, &q);
-    assert_true(a.pays);
-    assert_true(a.build_s == 0);
-}
-
-static void the_formula_counts_the_cores_that_decode(void **state)
-{
-    (void)state;
-    struct ps_import_answer a;
-    /* 7 s of computing next to 8 s of disk: decoding (2.67 s) does not fit on the same cores */
-    struct ps_import_question q = question(1e9, 7, true);
-    ps_import_pays(&a, &q);
-    assert_false(a.pays);
-    assert_true(fabs(a.import_s - (7 + 8.0 / 3)) < 1e-9);
-    assert_true(a.passes_needed == HUGE_VAL);
-    q.cores_shared = false; /* a device computes: the cores are idle */
-    ps_import_pays(&a, &q);
-    assert_true(a.pays);
-    assert_true(fabs(a.import_s - 7) < 1e-9);
-    /* a disk faster than the decoder */
-    q = question(7e9, 0.1, false);
-    ps_import_pays(&a, &q);
-    assert_false(a.pays);
-    assert_true(fabs(a.import_s - 8.0 / 3) < 1e-9);
-    /* bound by compute: nothing to gain */
-    q = question(1e9, 20, false);
-    ps_import_pays(&a, &q);
-    assert_false(a.pays);
-}
-
-static void the_formula_knows_wide_files_and_their_conversion(void **state)
-{
-    (void)state;
-    struct ps_import_answer a;
-    struct ps_import_question q = question(2e9, 3, true);
-    q.file_bytes = 16e9; /* F32 */
-    q.total_file_bytes = 18e9;
-    q.convert_rate = 4e9;
-    ps_import_pays(&a, &q);
-    assert_true(fabs(a.plain_s - 8) < 1e-9);              /* 16 GB at 2 */
-    assert_true(fabs(a.import_s - (3 + 8.0 / 3)) < 1e-9); /* 8 / 1.5 at 2 takes less */
-    assert_true(a.pays);
-    q.file_bytes = 8e9;
-    q.compute_s = 6;
-    ps_import_pays(&a, &q);
-    assert_true(fabs(a.plain_s - 8) < 1e-9); /* 6 + 8/4 of converting, 4 of disk */
-    assert_false(a.pays);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_word_survives_the_codec),
-        cmocka_unit_test(planes_shrink_where_there_is_structure_and_are_kept_where_not),
-        cmocka_unit_test(a_false_record_is_refused_by_the_decoder),
         cmocka_unit_test(an_import_gives_the_bits_of_the_files),
         cmocka_unit_test(a_unit_of_many_chunks_keeps_its_bits),
         cmocka_unit_test(two_builds_write_the_same_bytes),
@@ -1046,9 +858,6 @@ int main(void)
         cmocka_unit_test(memory_that_runs_out_leaves_nothing),
         cmocka_unit_test(a_sample_predicts_the_size_of_the_import),
         cmocka_unit_test(a_sample_of_wide_files_is_measured_as_bf16),
-        cmocka_unit_test(the_formula_pays_where_the_disk_is_the_bottleneck),
-        cmocka_unit_test(the_formula_counts_the_cores_that_decode),
-        cmocka_unit_test(the_formula_knows_wide_files_and_their_conversion),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
