@@ -319,18 +319,37 @@ static int read_profile(const struct reader *r, const json_t *root, struct ps_pr
     return ret;
 }
 
+static int read_root(struct ps_profile *out, const json_t *root, const char *file,
+                     struct ps_error *err)
+{
+    struct reader r = {.path = file, .err = err};
+    struct ps_profile *p = calloc(1, sizeof *p);
+    int ret = p ? read_profile(&r, root, p) : ps_error_set(err, -ENOMEM, "out of memory");
+    if (ret == 0)
+        *out = *p;
+    free(p);
+    return ret;
+}
+
+int ps_profile_parse(struct ps_profile *out, const char *text, size_t len, const char *file,
+                     struct ps_error *err)
+{
+    json_t *root;
+    int ret = ps_json_parse(text, len, PS_JSON_STRICT, file, &root, err);
+    if (ret < 0)
+        return ps_error_advice(err, ret, ADVICE);
+    ret = read_root(out, root, file, err);
+    json_decref(root);
+    return ret;
+}
+
 int ps_profile_load(struct ps_profile *out, const char *path, struct ps_error *err)
 {
-    struct reader r = {.path = path, .err = err};
     json_t *root;
     int ret = ps_json_load(path, FILE_BYTES_MAX, &root, err);
     if (ret < 0)
         return ps_error_advice(err, ret, ADVICE);
-    struct ps_profile *p = calloc(1, sizeof *p);
-    ret = p ? read_profile(&r, root, p) : ps_error_set(err, -ENOMEM, "out of memory");
-    if (ret == 0)
-        *out = *p;
-    free(p);
+    ret = read_root(out, root, path, err);
     json_decref(root);
     return ret;
 }
@@ -437,25 +456,37 @@ static int check_figures(const struct member *table, size_t count, const void *i
     return 0;
 }
 
-int ps_profile_save(const struct ps_profile *p, const char *path, struct ps_error *err)
+int ps_profile_print(const struct ps_profile *p, char **text, size_t *len, struct ps_error *err)
 {
-    char *text = NULL;
-    size_t len = 0;
-    int ret = check_figures(profile_members, COUNT(profile_members), p, path, err);
-    for (int i = 0; i < p->disk_count && ret == 0; i++)
-        ret = check_figures(disk_members, COUNT(disk_members), &p->disk[i], path, err);
-    for (int i = 0; i < p->gemm_count && ret == 0; i++)
-        ret = check_figures(gemm_members, COUNT(gemm_members), &p->gemm[i], path, err);
-    if (ret < 0)
-        return ret;
-    FILE *f = open_memstream(&text, &len);
+    char *out = NULL;
+    FILE *f = open_memstream(&out, len);
     if (!f)
         return ps_error_set(err, -ENOMEM, "out of memory");
     put_profile(f, p);
     int failed = ferror(f);
     failed |= fclose(f);
-    ret =
-        failed ? ps_error_set(err, -ENOMEM, "out of memory") : ps_file_write(path, text, len, err);
+    if (failed) {
+        free(out);
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    }
+    *text = out;
+    return 0;
+}
+
+int ps_profile_save(const struct ps_profile *p, const char *path, struct ps_error *err)
+{
+    char *text;
+    size_t len;
+    int ret = check_figures(profile_members, COUNT(profile_members), p, path, err);
+    for (int i = 0; i < p->disk_count && ret == 0; i++)
+        ret = check_figures(disk_members, COUNT(disk_members), &p->disk[i], path, err);
+    for (int i = 0; i < p->gemm_count && ret == 0; i++)
+        ret = check_figures(gemm_members, COUNT(gemm_members), &p->gemm[i], path, err);
+    if (ret == 0)
+        ret = ps_profile_print(p, &text, &len, err);
+    if (ret < 0)
+        return ret;
+    ret = ps_file_write(path, text, len, err);
     free(text);
     return ret;
 }

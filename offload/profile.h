@@ -72,6 +72,13 @@ struct ps_profile {
 /* Read and check a profile. PS_EFORMAT names the field; -errno of opening or reading, -ENOMEM. *out
  * is then untouched. */
 int ps_profile_load(struct ps_profile *out, const char *path, struct ps_error *err) PS_WARN_UNUSED;
+/* The same from text; `file` is for messages. */
+int ps_profile_parse(struct ps_profile *out, const char *text, size_t len, const char *file,
+                     struct ps_error *err) PS_WARN_UNUSED;
+/* As the text of a file: *text, NUL-terminated, `len` bytes, is to be freed with free(). -ENOMEM.
+ */
+int ps_profile_print(const struct ps_profile *p, char **text, size_t *len,
+                     struct ps_error *err) PS_WARN_UNUSED;
 /* Write it atomically; numbers read back as the same bits. PS_ENUMERIC names a figure that load
  * would refuse; -errno of writing, -ENOMEM. The old file is then untouched. */
 int ps_profile_save(const struct ps_profile *p, const char *path,
