@@ -7,6 +7,7 @@
 #include "session/bench_internal.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -221,7 +222,9 @@ static int measure_disk(struct ps__bench *b, const char *dir, int idx, struct ps
     struct disk k = {.b = b, .p = &b->out->profile.disk[idx], .d = &b->out->disk[idx]};
     memset(k.p, 0, sizeof *k.p);
     memset(k.d, 0, sizeof *k.d);
-    ps_log(b->opt->log, PS_LOG_INFO, "disk: filling the test file in %s", dir);
+    char real[PATH_MAX];
+    ps_log(b->opt->log, PS_LOG_INFO, "disk: filling the test file in %s",
+           realpath(dir, real) ? real : dir);
     int ret = ps__bench_file_open(&k.file, b, dir, &k.d->fill_rate, err);
     if (ret)
         return ret;
