@@ -276,6 +276,15 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
     t->delay_seed = o->delay_seed;
     t->delay_max_ns = o->delay_seed ? TASK_DELAY_NS : 0;
     ps_session_io_fill(s->io, &t->io);
+    if (is_command(s, PS_CMD_TRAIN) && o->output) {
+        char path[4096];
+        if (!ps_path_join(path, sizeof path, o->output, "base.checksums"))
+            return ps_error_full(err, -ENAMETOOLONG, o->output, "output", NULL,
+                                 "the path is too long");
+        s->checksum_path = strdup(path);
+        if (!s->checksum_path)
+            return ps_error_set(err, -ENOMEM, "out of memory");
+    }
     t->io.checksum_path = s->checksum_path;
     t->optimizer = o->optimizer ? ps_optimizer_find(o->optimizer) : NULL;
     if (trains(s) && !t->optimizer)

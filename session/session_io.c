@@ -56,15 +56,22 @@ const char *ps_session_io_used(const struct ps_session_io *io)
     return io->used;
 }
 
+/* Seconds, 0: not set or not a number. */
+static double environment_s(const char *name)
+{
+    const char *text = getenv(name);
+    char *end;
+    double s = text ? strtod(text, &end) : 0;
+    return text && *end == '\0' && s > 0 && s < 1e6 ? s : 0;
+}
+
 static int open_storage(void *arg, struct ps_storage **out, const struct ps_storage_options *given,
                         struct ps_error *err)
 {
     struct ps_session_io *io = arg;
     struct ps_storage_options o = *given;
-    const char *warn = getenv("PENSTOCK_IO_WARN_S");
-    const char *stop = getenv("PENSTOCK_IO_ABORT_S");
-    o.warn_s = warn ? atof(warn) : 0;
-    o.abort_s = stop ? atof(stop) : 0;
+    o.warn_s = environment_s("PENSTOCK_IO_WARN_S");
+    o.abort_s = environment_s("PENSTOCK_IO_ABORT_S");
     struct ps_storage_fault fault = {0};
     int ret = io->fault[0] ? ps_storage_fault_parse(&fault, io->fault, err) : 0;
     if (ret < 0)

@@ -36,6 +36,8 @@ struct ps_device_ops {
                     struct ps_error *err);
     /* Fill with a poison pattern (emu); nothing on cpu. A buffer that is given up. */
     void (*poison)(struct ps_device *d, void *device_address, size_t bytes);
+    /* What pages the arena lies on ("transparent huge pages", ...); NULL: none, or not known. */
+    const char *(*pages)(const struct ps_device *d);
 };
 
 struct ps_device {

@@ -3,9 +3,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
-#include "runtime/base/checked.h"
+#include "runtime/base/huge.h"
 #include "runtime/device/device.h"
 
 #define ARENA_ALIGN ((size_t)2 << 20)
@@ -14,8 +13,7 @@ struct cpu_device {
     struct ps_device device; /* first: the two pointers are one */
     unsigned char *base;
     size_t bytes;
-    void *map;
-    size_t map_bytes;
+    const char *kind; /* of pages; static storage */
 };
 
 static void cpu_close(struct ps_device *d)
@@ -23,7 +21,7 @@ static void cpu_close(struct ps_device *d)
     struct cpu_device *c = (struct cpu_device *)d;
     if (!c)
         return;
-    munmap(c->map, c->map_bytes);
+    ps_huge_release(c->base, c->bytes);
     free(c);
 }
 
@@ -35,23 +33,13 @@ static int cpu_open(struct ps_device **out, size_t bytes, struct ps_error *err)
         return ps_error_set(err, -ENOMEM, "no memory for the device cpu");
     c->device.ops = &ps_device_cpu;
     c->bytes = bytes;
-    if (!ps_add_size(bytes, ARENA_ALIGN, &c->map_bytes)) {
+    void *base = NULL;
+    int ret = bytes > 0 ? ps_huge_reserve(&base, bytes, &c->kind, err) : 0;
+    if (ret < 0) {
         free(c);
-        return ps_error_set(err, -ENOMEM, "an arena of %zu bytes is too large", bytes);
+        return ret;
     }
-    c->map = mmap(NULL, c->map_bytes, PROT_READ | PROT_WRITE,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (c->map == MAP_FAILED) {
-        int ret = -errno;
-        free(c);
-        return ps_error_full(err, ret, NULL, "host-mem", "lower --host-mem",
-                             "cannot map %zu MiB of memory: %s", bytes >> 20, ps_status_text(ret));
-    }
-    c->base = (unsigned char *)ps_align_up((size_t)c->map, ARENA_ALIGN);
-    if (bytes > 0) {
-        PS_IGNORE(madvise(c->base, bytes, MADV_HUGEPAGE), "huge pages are a bonus");
-        PS_IGNORE(madvise(c->base, bytes, MADV_DONTFORK), "a hint");
-    }
+    c->base = base;
     *out = &c->device;
     return 0;
 }
@@ -101,6 +89,11 @@ static void cpu_poison(struct ps_device *d, void *device_address, size_t bytes)
     assert(holds(d, device_address, bytes));
 }
 
+static const char *cpu_pages(const struct ps_device *d)
+{
+    return ((const struct cpu_device *)d)->kind;
+}
+
 const struct ps_device_ops ps_device_cpu = {
     .name = "cpu",
     .discrete = false,
@@ -111,4 +104,5 @@ const struct ps_device_ops ps_device_cpu = {
     .copy_h2d = cpu_copy_h2d,
     .copy_d2h = cpu_copy_d2h,
     .poison = cpu_poison,
+    .pages = cpu_pages,
 };

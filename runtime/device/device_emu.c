@@ -137,6 +137,12 @@ static void emu_poison(struct ps_device *d, void *device_address, size_t bytes)
         memset(at, POISON_BYTE, bytes);
 }
 
+static const char *emu_pages(const struct ps_device *d)
+{
+    (void)d;
+    return NULL;
+}
+
 const struct ps_device_ops ps_device_emu = {
     .name = "emu",
     .discrete = true,
@@ -147,4 +153,5 @@ const struct ps_device_ops ps_device_emu = {
     .copy_h2d = emu_copy_h2d,
     .copy_d2h = emu_copy_d2h,
     .poison = emu_poison,
+    .pages = emu_pages,
 };

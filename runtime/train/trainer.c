@@ -106,6 +106,9 @@ static int open_arenas(struct ps_trainer *t, struct ps_error *err)
         ret = ps_device_cpu.open(&t->host, host, err);
     if (ret < 0)
         return ps_error_field(err, ret, t->near ? "host-mem" : "gpu-mem");
+    struct ps_device *on_host = t->opt.device->discrete ? t->host : t->near;
+    if (on_host && t->map.stream_count > 0 && on_host->ops->pages(on_host))
+        ps_log(t->opt.log, PS_LOG_INFO, "the host arena lies on %s", on_host->ops->pages(on_host));
     for (int b = 0; b < PS_BUF_COUNT; b++) {
         struct ps_device *d = t->map.tier[b] == PS_TIER_DEVICE ? t->near : t->host;
         if (t->map.tier[b] != PS_TIER_DISK && t->map.bytes[b] > 0)

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "runtime/kernels/rope.h"
 #include "runtime/model/weights.h"
@@ -53,12 +54,13 @@ static int open_weights(struct ps_trainer *t, struct ps_error *err)
     t->convert_piece = malloc(CONVERT_PIECE_BYTES);
     if (!t->unit_seen || !t->convert_piece)
         return ps_error_set(err, -ENOMEM, "out of memory");
-    if (!t->opt.io.checksum_path)
+    if (!t->opt.io.checksum_path || access(t->opt.io.checksum_path, F_OK) != 0)
         return 0;
     char why[256] = "";
     ret = ps_unit_checksums_load(&t->source, t->files, t->opt.io.checksum_path, why, err);
     if (ret == 0 && why[0])
-        ps_log(t->opt.log, PS_LOG_WARN, "the table of the model's checksums is made anew: %s", why);
+        ps_log(t->opt.log, PS_LOG_WARN, "the model is not the one that this run began with: %s",
+               why);
     return ret < 0 ? ret : 0;
 }
 
@@ -214,7 +216,7 @@ static int copy_tensor(struct ps_trainer *t, void *near, const struct ps_unit_te
     size_t piece = CONVERT_PIECE_BYTES / dst;
     for (size_t at = 0; at < x->elements; at += piece) {
         size_t n = x->elements - at < piece ? (size_t)x->elements - at : piece;
-        ps_dtype_convert(t->convert_piece, x->near_dtype, raw + at * src, x->src_dtype, n);
+        ps_unit_convert_elements(t->convert_piece, x->near_dtype, raw + at * src, x->src_dtype, n);
         int ret = t->near->ops->copy_h2d(t->near, to + at * dst, t->convert_piece, n * dst, err);
         if (ret < 0)
             return ret;
