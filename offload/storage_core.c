@@ -458,6 +458,7 @@ static void core_close(struct ps_storage *st)
     struct ps__core *c = core_of(st);
     c->ticket_cut = c->ticket_last + 1; /* what has not begun never does */
     PS_IGNORE(core_drain(c) < 0, "nobody waits for these transfers any more");
+    assert(c->dead != 0 || c->in_flight == 0);
     c->engine->ops->destroy(c->engine);
     for (uint32_t i = 0; i < c->file_count; i++)
         ps__file_close(&c->file[i]);

@@ -184,6 +184,13 @@ static void short_reads_without_progress_end(void **state)
     assert_int_equal(r.rc, 0);
     assert_true(holds_file(r.memory, 0, FILE_BYTES, 3));
     finish(&r);
+    run_reads(&r, "threads", /* to and fro is no progress either */
+              "read:1:short=4096,read:2:short=100,read:3:short=4096,read:4:short=100,"
+              "read:5:short=4096,read:6:short=100",
+              1);
+    assert_int_equal(r.rc, -EIO);
+    assert_true(r.count.short_transfers >= 4);
+    finish(&r);
     run_reads(&r, "threads", "read:3:short=0", 4); /* as at the end of a file */
     assert_int_equal(r.rc, PS_EFORMAT);
     finish(&r);
@@ -217,6 +224,18 @@ static void a_refusal_without_end_is_stopped_by_the_watchdog(void **state)
     struct run r;
     start(&r, "threads", "read:2:eagain:always", 2, false, 0.1);
     assert_int_equal(read_once(r.st, 0, 0, ASKED, FILE_BYTES, r.memory, &r.err), -ETIMEDOUT);
+    finish(&r);
+}
+
+static void a_transfer_that_has_failed_repeats_none_of_its_requests(void **state)
+{
+    (void)state;
+    make_file("f.bin", FILE_BYTES, 4);
+    struct run r;
+    start(&r, "threads", "read:1:erofs,read:2:eagain:always", 2, false, 0.2);
+    assert_int_equal(read_once(r.st, 0, 0, ASKED, FILE_BYTES, r.memory, &r.err), -EROFS);
+    r.st->ops->counters(r.st, &r.count);
+    assert_int_equal(r.count.requests, 2);
     finish(&r);
 }
 
@@ -563,6 +582,7 @@ int main(void)
         cmocka_unit_test(short_reads_without_progress_end),
         cmocka_unit_test(refusals_of_a_moment_are_tried_again),
         cmocka_unit_test(a_refusal_without_end_is_stopped_by_the_watchdog),
+        cmocka_unit_test(a_transfer_that_has_failed_repeats_none_of_its_requests),
         cmocka_unit_test(a_hung_read_is_reported_then_given_up),
         cmocka_unit_test(giving_up_with_requests_under_way_ends_cleanly),
         cmocka_unit_test(a_slow_disk_is_warned_about_and_waited_for),
