@@ -1,4 +1,5 @@
-/* State of the storage core, shared by storage_core.c (moving) and storage_report.c (words). */
+/* State of the storage core, shared by storage_core.c (moving), storage_judge.c (results)
+ * and storage_report.c (words). */
 #ifndef PS_OFFLOAD_STORAGE_CORE_INTERNAL_H
 #define PS_OFFLOAD_STORAGE_CORE_INTERNAL_H
 
@@ -68,6 +69,11 @@ struct ps__core {
     int dead;       /* sticky: why everything is refused */
     uint32_t dead_in_flight;
 };
+
+/* Judge the result `res` of r, which the engine has given back: r is free or pending afterwards,
+ * and what failed is noted in its transfer. Returns whether the result counts as a sign of life for
+ * the watchdog. */
+bool ps__core_judge(struct ps__core *c, struct ps__request *r, int32_t res, double now_s);
 
 /* The in-flight table, one warning line a request. */
 void ps__core_report_in_flight(const struct ps__core *c, double now_s);
