@@ -255,8 +255,22 @@ static int take_placement(struct ps__trials *t, const struct ps_planner_request 
     return add_trial(t, req, cost, &l, strategy, err);
 }
 
-int ps_planner_choose(struct ps_plan *out, const struct ps_planner_request *req,
-                      struct ps_error *err)
+/* Generation takes one token of each sequence a pass but for the first: planned as that. */
+static void one_token(struct ps_planner_request *req, struct ps_step_shape *shape)
+{
+    double share = req->tokens > 0 ? 1 / (double)req->tokens : 1;
+    shape->layer_flops *= share;
+    shape->head_flops *= share;
+    req->shape = shape;
+    req->tokens = 1;
+    req->cost.tokens = 1;
+    req->cost.linear_flops *= share;
+    req->cost.attention_flops *= share;
+    req->cost.down_flops *= share;
+    req->cost.adapter_flops *= share;
+}
+
+static int choose(struct ps_plan *out, const struct ps_planner_request *req, struct ps_error *err)
 {
     struct ps__trials t = {0};
     struct ps_cost_model cost;
@@ -274,6 +288,16 @@ int ps_planner_choose(struct ps_plan *out, const struct ps_planner_request *req,
         ret = ps__plan_describe(out, &t, best, req, &cost, err);
     trials_fini(&t);
     return ret;
+}
+
+int ps_planner_choose(struct ps_plan *out, const struct ps_planner_request *req,
+                      struct ps_error *err)
+{
+    struct ps_planner_request of = *req;
+    struct ps_step_shape shape = *req->shape;
+    if (!shape.trains && shape.cache_bytes > 0)
+        one_token(&of, &shape);
+    return choose(out, &of, err);
 }
 
 void ps_plan_fini(struct ps_plan *p)

@@ -57,7 +57,8 @@ struct ps_plan {
     char why[512]; /* in words */
 };
 
-/* Choose. PS_ENOFIT when nothing fits: then out->device_bytes, host_bytes, disk_bytes are those of the
+/* Choose. What is planned is an optimizer step, or, of a shape that does not train, a pass over eval_max
+ * sequences (generation, with a key-value cache: over one token of each). PS_ENOFIT when nothing fits: then out->device_bytes, host_bytes, disk_bytes are those of the
  * smallest sufficient layout (out->layout is empty) and err says it. PS_EUSAGE for a strategy that the
  * method or device cannot have. */
 int ps_planner_choose(struct ps_plan *out, const struct ps_planner_request *req,

@@ -456,24 +456,43 @@ static void trained_base_weights_are_never_streamed(void **state)
     tear_down(&f);
 }
 
-static void an_evaluation_takes_as_many_sequences_a_pass_as_fit(void **state)
+static void generation_takes_all_prompts_through_one_pass(void **state)
 {
     (void)state;
     struct fixture f;
     struct ps_plan plan;
-    set_up(&f, &small_model, false, 1e13, 1e9);
+    /* Whole prompts would hide the reads many times over; single tokens do not. */
+    set_up(&f, &small_model, false, 1e11, 1e9);
     f.m.shape.trains = false;
     f.m.shape.cache_bytes = MIB;
     f.req.eval_max = 6;
     f.req.device_budget = 90 * MIB;
     must_choose(&plan, &f.req);
     assert_int_equal(plan.layout.eval_group, 6);
-    assert_true(plan.tokens_per_pass == 6 * 512);
+    assert_true(plan.tokens_per_pass == 6);
+    assert_int_equal(plan.bottleneck, PS_LANE_DISK_WEIGHTS);
+    assert_true(fabs(plan.tokens_per_s * plan.step_s - 6) < 1e-6);
     ps_plan_fini(&plan);
     f.req.device_budget = 60 * MIB;
     must_choose(&plan, &f.req);
     assert_true(plan.layout.eval_group < 6);
     assert_true(plan.layout.eval_group >= 1);
+    ps_plan_fini(&plan);
+    tear_down(&f);
+}
+
+static void an_evaluation_takes_enough_sequences_to_hide_the_reads(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct ps_plan plan;
+    set_up(&f, &small_model, false, 1e12, 1e9);
+    f.m.shape.trains = false;
+    f.req.eval_max = 64;
+    f.req.device_budget = 60 * MIB;
+    must_choose(&plan, &f.req);
+    assert_true(plan.tokens_per_pass > plan.break_even_tokens);
+    assert_true(plan.slowdown < 1.2);
     ps_plan_fini(&plan);
     tear_down(&f);
 }
@@ -494,6 +513,77 @@ static void a_plan_that_writes_is_chosen_only_where_it_pays(void **state)
     tear_down(&f);
 }
 
+static uint64_t random_state;
+
+static uint64_t random_below(uint64_t n)
+{
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return (random_state >> 33) % n;
+}
+
+static void random_request(struct fixture *f)
+{
+    struct shape_spec spec = {.n_layer = (int32_t)(1 + random_below(12)),
+                              .embed_blocks = (int32_t)(1 + random_below(3)),
+                              .layer_bytes = 1 + random_below(4 << 20),
+                              .embed_block_bytes = 1 + random_below(4 << 20),
+                              .head_bytes = 1 + random_below(1 << 20),
+                              .x_bytes = 1 + random_below(256 << 10),
+                              .saved_bytes = 1 + random_below(1 << 20),
+                              .layer_flops = (double)random_below(1000000000),
+                              .direct = random_below(2),
+                              .tied = random_below(3) == 0,
+                              .full = random_below(5) == 0};
+    set_up(f, &spec, random_below(2), 1e10, 1e9);
+    struct ps_planner_request *r = &f->req;
+    f->m.shape.first_trained = (int32_t)random_below((uint64_t)spec.n_layer + 1);
+    f->m.shape.trains = spec.full || random_below(4) > 0;
+    f->m.shape.cache_bytes = f->m.shape.trains ? 0 : random_below(2) * 10000;
+    r->micro_count = (int32_t)(1 + random_below(9));
+    r->eval_max = (int32_t)(1 + random_below(9));
+    r->device_budget = random_below(32 << 20);
+    r->host_budget = random_below(24 << 20);
+    r->disk_budget = random_below(2) ? UINT64_MAX : random_below(4 << 20);
+    r->strategy = spec.full ? "auto" : names[random_below(NAMES)];
+    r->prefetch_depth = random_below(4) ? 0 : (int32_t)random_below(5);
+    r->ablate = random_below(3) ? 0 : (unsigned)random_below(32);
+    static const int acts[] = {-1, -1, -1, PS_TIER_DEVICE, PS_TIER_DISK, PS_PLAN_RECOMPUTE};
+    r->offload_activations = acts[random_below(6)];
+}
+
+static void random_requests_get_a_sound_plan_or_budgets_that_suffice(void **state)
+{
+    (void)state;
+    int fit = 0;
+    for (uint64_t seed = 1; seed <= 400; seed++) {
+        struct fixture f;
+        struct ps_plan plan;
+        random_state = seed;
+        random_request(&f);
+        int ret = choose(&plan, &f.req);
+        if (ret == PS_ENOFIT) {
+            f.req.device_budget = plan.device_bytes;
+            f.req.host_budget = plan.host_bytes;
+            if (plan.disk_bytes > f.req.disk_budget)
+                f.req.disk_budget = plan.disk_bytes;
+            ret = choose(&plan, &f.req);
+        } else {
+            fit++;
+        }
+        if (ret != 0)
+            fail_msg("seed %llu: %d", (unsigned long long)seed, ret);
+        assert_true(plan.device_bytes <= f.req.device_budget);
+        assert_true(plan.host_bytes <= f.req.host_budget || !f.req.discrete);
+        assert_true(plan.disk_bytes <= f.req.disk_budget);
+        assert_true(plan.serial_s >= plan.step_s * 0.999);
+        assert_true(plan.candidate_count <= PS_PLAN_CANDIDATE_MAX);
+        ps_plan_fini(&plan);
+        tear_down(&f);
+    }
+    assert_true(fit > 50);
+    assert_true(fit < 350);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -508,7 +598,9 @@ int main(void)
         cmocka_unit_test(what_the_request_says_of_weights_and_activations_is_honoured),
         cmocka_unit_test(a_placement_is_taken_as_it_is),
         cmocka_unit_test(trained_base_weights_are_never_streamed),
-        cmocka_unit_test(an_evaluation_takes_as_many_sequences_a_pass_as_fit),
+        cmocka_unit_test(generation_takes_all_prompts_through_one_pass),
+        cmocka_unit_test(an_evaluation_takes_enough_sequences_to_hide_the_reads),
+        cmocka_unit_test(random_requests_get_a_sound_plan_or_budgets_that_suffice),
         cmocka_unit_test(a_plan_that_writes_is_chosen_only_where_it_pays),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
