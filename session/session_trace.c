@@ -51,6 +51,10 @@ int ps__trace_begin(struct ps_session *s, struct ps_error *err)
     int ret = predict(s, err);
     if (ret == 0)
         ret = ps_trace_open(&s->trace, path, err);
+    if (ret == 0)
+        ret = ps_trace_announce(s->trace, ps_trainer_schedule(s->trainer, PS_SEGMENT_TRAIN), err);
+    if (ret == 0)
+        ret = ps_trace_announce(s->trace, ps_trainer_schedule(s->trainer, PS_SEGMENT_UPDATE), err);
     return ret < 0 ? ps_error_field(err, ret, "trace") : 0;
 }
 

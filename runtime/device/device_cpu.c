@@ -37,7 +37,8 @@ static int cpu_open(struct ps_device **out, size_t bytes, struct ps_error *err)
     int ret = bytes > 0 ? ps_huge_reserve(&base, bytes, &c->kind, err) : 0;
     if (ret < 0) {
         free(c);
-        return ret;
+        ps_error_advice(err, ret, "lower --host-mem");
+        return ps_error_field(err, ret, "host-mem");
     }
     c->base = base;
     *out = &c->device;

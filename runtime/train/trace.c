@@ -434,6 +434,13 @@ int ps_trace_period(struct ps_trace *t, const struct ps_schedule *s,
     return t->failed;
 }
 
+int ps_trace_announce(struct ps_trace *t, const struct ps_schedule *s, struct ps_error *err)
+{
+    struct known *k = NULL;
+    int ret = t->failed ? 0 : find_known(t, s, &k);
+    return ret ? ps_error_set(err, ret, "no memory for the trace") : 0;
+}
+
 void ps_trace_discard(struct ps_trace *t)
 {
     if (!t)

@@ -47,6 +47,10 @@ int ps_trace_period(struct ps_trace *t, const struct ps_schedule *s,
                     const struct ps_task_record *record, uint64_t step, bool predicted,
                     struct ps_error *err) PS_WARN_UNUSED;
 
+/* Allocate now what ps_trace_period would allocate when it sees this schedule first. 0 or -ENOMEM. */
+int ps_trace_announce(struct ps_trace *t, const struct ps_schedule *s,
+                      struct ps_error *err) PS_WARN_UNUSED;
+
 /* Complete the file and give it its name; on an error, also an earlier one, there is no file. The trace
  * is gone in any case. NULL is legal. */
 int ps_trace_close(struct ps_trace *t, struct ps_error *err) PS_WARN_UNUSED;
