@@ -176,14 +176,14 @@ static int read_root(const struct reader *r, const json_t *root, struct ps_step_
     return ret == 0 ? read_activations(r, root, l) : ret;
 }
 
-int ps_placement_load(struct ps_step_layout *out, const char *path,
-                      const struct ps_step_shape *shape, bool discrete, struct ps_error *err)
+int ps_placement_parse(struct ps_step_layout *out, const char *text, size_t len, const char *file,
+                       const struct ps_step_shape *shape, bool discrete, struct ps_error *err)
 {
-    struct reader r = {path, shape, discrete, err};
+    struct reader r = {file, shape, discrete, err};
     struct ps_step_layout l;
     struct ps_step_map map;
     json_t *root = NULL;
-    int ret = ps_json_load(path, FILE_BYTES_MAX, &root, err);
+    int ret = ps_json_parse(text, len, PS_JSON_STRICT, file, &root, err);
     if (ret < 0)
         return ret;
     ret = ps_step_layout_init(&l, shape);
@@ -199,12 +199,25 @@ int ps_placement_load(struct ps_step_layout *out, const char *path,
         if (ret == 0)
             ps_step_map_fini(&map);
         else
-            ps_error_file(err, ret, path);
+            ps_error_file(err, ret, file);
     }
     if (ret < 0)
         ps_step_layout_fini(&l);
     else
         *out = l;
+    return ret;
+}
+
+int ps_placement_load(struct ps_step_layout *out, const char *path,
+                      const struct ps_step_shape *shape, bool discrete, struct ps_error *err)
+{
+    char *text;
+    size_t len;
+    int ret = ps_file_read(path, FILE_BYTES_MAX, &text, &len, err);
+    if (ret < 0)
+        return ret;
+    ret = ps_placement_parse(out, text, len, path, shape, discrete, err);
+    free(text);
     return ret;
 }
 

@@ -90,6 +90,10 @@ const struct ps_strategy *ps_strategy_at(int i); /* NULL past the end */
  * (a layout that cannot be), or -errno; each names file and member. */
 int ps_placement_load(struct ps_step_layout *out, const char *path, const struct ps_step_shape *shape,
                       bool discrete, struct ps_error *err) PS_WARN_UNUSED;
+/* From the text of a file; `file` is for messages. */
+int ps_placement_parse(struct ps_step_layout *out, const char *text, size_t len, const char *file,
+                       const struct ps_step_shape *shape, bool discrete,
+                       struct ps_error *err) PS_WARN_UNUSED;
 int ps_placement_save(const struct ps_step_layout *l, const struct ps_step_shape *shape,
                       const char *path, struct ps_error *err) PS_WARN_UNUSED;
 /* The same as a JSON value (a new reference); NULL when out of memory. */

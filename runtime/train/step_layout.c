@@ -111,6 +111,11 @@ static int check_layout(const struct ps_step_shape *p, const struct ps_step_layo
     bool moves = false;
     for (int32_t i = 0; i < p->n_layer; i++) {
         moves |= i >= p->first_trained && l->boundary[i] != PS_TIER_DEVICE;
+        if (i >= p->first_trained && l->boundary[i] == PS_TIER_DISK && l->discrete &&
+            l->host_ring < 1)
+            return ps_error_full(err, PS_EUSAGE, NULL, "placement", "give host_ring >= 2",
+                                 "activations go to the disk, but there is no host buffer on "
+                                 "their way");
         if (l->boundary[i] == PS_TIER_HOST && !l->discrete)
             return ps_error_full(err, PS_EUSAGE, NULL, "placement", "use device or disk",
                                  "the activations of layer %d are placed on the host, which this "
