@@ -62,6 +62,7 @@ struct ps_options {
     int prefetch_depth;                      /* weight slots read ahead; 0: the planner chooses */
     char *hardware;                          /* profile file; NULL: the user's own, else conservative */
     char *placement, *schedule;              /* files to take instead of planning; NULL: none */
+    char *export_placement, *export_schedule; /* files that `plan` writes; NULL: none */
     /* experiments */
     double throttle[PS_LANE_COUNT];          /* bytes/s; FLOP/s on compute, parameters/s on cpu_optim;
                                                 0: none */

@@ -20,6 +20,7 @@
 #include "peft/adapters.h"
 #include "peft/targets.h"
 #include "runtime/base/file.h"
+#include "runtime/device/virtual_clock.h"
 #include "runtime/train/trace.h"
 #include "session/dataset_options.h"
 #include "session/host_cores.h"
@@ -344,6 +345,29 @@ static int plan(struct ps_session *s, struct ps_error *err)
     return ret < 0 ? ret : ps__layout_choose(s, err);
 }
 
+/* What --schedule and --placement of train can take. */
+static int export_plan(struct ps_session *s, struct ps_error *err)
+{
+    int ret = 0;
+    if (s->opt->export_placement)
+        ret = ps_placement_save(ps_trainer_layout(s->trainer), ps_trainer_shape(s->trainer),
+                                s->opt->export_placement, err);
+    if (ret == 0 && s->opt->export_schedule)
+        ret = ps__schedule_export(s, s->opt->export_schedule, err);
+    return ret;
+}
+
+/* --emu-clock virtual: time is what the cost model says. */
+static int make_clock(struct ps_session *s, struct ps_error *err)
+{
+    if (!s->opt->emu_clock || strcmp(s->opt->emu_clock, "virtual") != 0)
+        return 0;
+    if (ps_vclock_create(&s->clock, &s->chosen.cost) < 0)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    ps_trainer_set_clock(s->trainer, s->clock);
+    return 0;
+}
+
 static int allocate(struct ps_session *s, struct ps_error *err)
 {
     ps__layout_describe(s);
@@ -357,8 +381,12 @@ static int allocate(struct ps_session *s, struct ps_error *err)
             return ps_error_set(err, -ENOMEM, "out of memory");
     }
     if (is_command(s, PS_CMD_PLAN) || (is_command(s, PS_CMD_TRAIN) && s->opt->dry_run))
-        return 0;
-    int ret = ps_trainer_commit(s->trainer, err);
+        return export_plan(s, err);
+    int ret = ps__schedule_import(s, err);
+    if (ret == 0)
+        ret = make_clock(s, err);
+    if (ret == 0)
+        ret = ps_trainer_commit(s->trainer, err);
     if (ret == 0 && s->opt->adapter)
         ret = ps_adapter_dir_load(s->opt->adapter, s->trainer, err);
     if (ret == 0 && s->opt->adapter)
@@ -465,6 +493,7 @@ void ps_session_close(struct ps_session *s)
     ps_trace_discard(s->trace);
     free(s->predicted);
     ps_trainer_destroy(s->trainer);
+    ps_vclock_destroy(s->clock);
     ps_session_io_destroy(s->io);
     ps_plan_fini(&s->chosen);
     free(s->checksum_path);

@@ -42,6 +42,7 @@ struct ps_session {
     struct ps_trainer *trainer;
     struct ps_trainer_options trainer_options;
     struct ps_session_io *io;
+    struct ps_vclock *clock; /* NULL: real time */
     struct ps_plan chosen;         /* layout and prediction */
     const char *profile_where;     /* where the hardware profile came from */
     uint64_t process_bytes;        /* beside the arenas */
@@ -101,6 +102,12 @@ int ps__profile_find(const struct ps_options *o, struct ps_profile *out, const c
 int ps__trace_begin(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
 void ps__trace_step(struct ps_session *s);
 int ps__trace_end(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
+
+/* --schedule FILE: take the segments of the file in place of the builder's; after the layout is set. */
+int ps__schedule_import(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
+/* Write the segments of the chosen layout. */
+int ps__schedule_export(struct ps_session *s, const char *path,
+                        struct ps_error *err) PS_WARN_UNUSED;
 
 /* Fill s->plan. */
 void ps__layout_describe(struct ps_session *s);

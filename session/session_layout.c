@@ -10,6 +10,8 @@
 #include <unistd.h>
 
 #include "runtime/base/file.h"
+#include "session/host_disk.h"
+#include "runtime/train/schedule_json.h"
 #include "session/host_memory.h"
 #include "session/session_internal.h"
 
@@ -48,6 +50,42 @@ static uint64_t budget_left(int64_t budget, uint64_t taken)
     return have > taken ? (have - taken) / ARENA_ALIGN * ARENA_ALIGN : 0;
 }
 
+/* Free space where a directory is, or will be made; UINT64_MAX when that is not known. */
+static uint64_t free_at(const char *dir)
+{
+    char path[4096];
+    struct ps_host_disk disk;
+    int n = snprintf(path, sizeof path, "%s", dir);
+    while (n > 0 && n < (int)sizeof path && access(path, F_OK) != 0) {
+        char *slash = strrchr(path, '/');
+        if (!slash)
+            snprintf(path, sizeof path, ".");
+        else
+            slash[slash == path] = '\0';
+    }
+    return ps_host_disk(&disk, path, NULL) == 0 ? disk.free_bytes : UINT64_MAX;
+}
+
+/* --nvme-mem, else what is free: the least of the directories, as striping takes the same of each.
+ * A plan for another machine, or one that names no place, has no limit. */
+static uint64_t disk_budget(const struct ps_options *o)
+{
+    char dir[4096];
+    uint64_t least = UINT64_MAX;
+    size_t count = 0;
+    if (o->nvme_mem >= 0)
+        return (uint64_t)o->nvme_mem;
+    if (o->command == PS_CMD_PLAN && o->hardware)
+        return UINT64_MAX;
+    for (; ps_options_list_item(o->nvme_path, count, dir, sizeof dir); count++) {
+        uint64_t free_bytes = free_at(dir);
+        least = free_bytes < least ? free_bytes : least;
+    }
+    if (count == 0 && o->output)
+        return free_at(o->output);
+    return least < UINT64_MAX / 64 ? least * count : UINT64_MAX;
+}
+
 static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
 {
     const struct ps_options *o = s->opt;
@@ -59,7 +97,7 @@ static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
             left < 0 ? UINT64_MAX / 4 : (uint64_t)((double)left * 0.8) + ps__rss_bytes();
     }
     uint64_t host = budget_left((int64_t)s->host_budget, s->process_bytes);
-    r->disk_budget = o->nvme_mem < 0 ? UINT64_MAX : (uint64_t)o->nvme_mem;
+    r->disk_budget = disk_budget(o);
     s->device_budget = 0;
     if (!r->discrete) {
         r->device_budget = host;
@@ -153,6 +191,14 @@ static int no_fit(struct ps_session *s, const struct ps_planner_request *r, stru
                              "smallest sufficient budget is --host-mem %" PRIu64 "MiB",
                              (double)s->host_need / 1048576.0, (double)s->host_budget / 1048576.0,
                              (s->host_need + BUDGET_MARGIN_BYTES + 1048575) >> 20);
+    if (p->disk_bytes > r->disk_budget)
+        return ps_error_full(
+            err, PS_ENOFIT, NULL, "nvme-mem",
+            "raise the budget, free space on the disk, or give more memory",
+            "this needs %.0f MiB on the disk and %.0f MiB may be used; the smallest sufficient "
+            "budget is --nvme-mem %" PRIu64 "MiB",
+            (double)p->disk_bytes / 1048576.0, (double)r->disk_budget / 1048576.0,
+            (p->disk_bytes + 1048575) >> 20);
     return err->code;
 }
 
@@ -170,6 +216,10 @@ int ps__layout_choose(struct ps_session *s, struct ps_error *err)
     }
     if (ret == 0)
         ret = ps_planner_choose(&s->chosen, &r, err);
+    if (ret == 0 && s->opt->serial && s->chosen.serial_s > 0) { /* what was asked for is that */
+        s->chosen.tokens_per_s *= s->chosen.step_s / s->chosen.serial_s;
+        s->chosen.step_s = s->chosen.serial_s;
+    }
     if (ret == PS_ENOFIT)
         ret = no_fit(s, &r, err);
     ps_step_layout_fini(&placed);
@@ -185,6 +235,41 @@ int ps__layout_choose(struct ps_session *s, struct ps_error *err)
         s->process_bytes + (r.discrete ? ps_trainer_bytes(s->trainer, PS_TIER_HOST) : near);
     s->disk_need = ps_trainer_bytes(s->trainer, PS_TIER_DISK);
     return 0;
+}
+
+int ps__schedule_import(struct ps_session *s, struct ps_error *err)
+{
+    struct ps_schedule read[PS_SEGMENT_COUNT];
+    size_t count;
+    const char *path = s->opt->schedule;
+    if (!path)
+        return 0;
+    int ret = ps_schedule_import_set(read, PS_SEGMENT_COUNT, &count, path, err);
+    if (ret < 0)
+        return ret;
+    for (size_t i = 0; i < count; i++) {
+        int segment = 0;
+        while (strcmp(read[i].name, ps_segment_name((enum ps_segment)segment)) != 0)
+            segment++;
+        if (ret == 0)
+            ret = ps_trainer_import_schedule(s->trainer, (enum ps_segment)segment, &read[i], path,
+                                             err);
+        else
+            ps_schedule_fini(&read[i]);
+    }
+    return ret;
+}
+
+int ps__schedule_export(struct ps_session *s, const char *path, struct ps_error *err)
+{
+    const struct ps_schedule *all[PS_SEGMENT_COUNT];
+    size_t count = 0;
+    for (int i = 0; i < PS_SEGMENT_COUNT; i++) {
+        const struct ps_schedule *x = ps_trainer_schedule(s->trainer, (enum ps_segment)i);
+        if (x->task_count > 0)
+            all[count++] = x;
+    }
+    return ps_schedule_export_set(all, count, path, err);
 }
 
 /* The plan's lines, by class and tier. */

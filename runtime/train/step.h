@@ -157,6 +157,14 @@ int ps_step_build(struct ps_schedule *s, enum ps_segment segment, const struct p
                   const struct ps_step_layout *layout, const struct ps_step_map *map,
                   struct ps_error *err) PS_WARN_UNUSED;
 
+/* Symbolic run of a segment in program order, after its prologue (or NULL): every task finds the values
+ * that it needs where it looks for them, over two periods. PS_EUSAGE names the task. For imported schedules; micro and unit numbers must
+ * be those of tasks that the builder makes. */
+int ps_step_check(const struct ps_schedule *s, const struct ps_schedule *prologue,
+                  enum ps_segment segment,
+                  const struct ps_step_shape *shape, const struct ps_step_layout *layout,
+                  const struct ps_step_map *map, struct ps_error *err) PS_WARN_UNUSED;
+
 /* The declared ranges of a task as its kind, unit, micro-batch and args imply them: what the builder
  * declares and an imported schedule is held against. */
 void ps_step_declare(struct ps_schedule *s, const struct ps_task *task, enum ps_segment segment,

@@ -140,6 +140,7 @@ static int open_executor(struct ps_trainer *t, struct ps_error *err)
 int ps_trainer_commit(struct ps_trainer *t, struct ps_error *err)
 {
     assert(!t->committed && t->has_layout && !t->opt.plan_only);
+    assert(!t->codec || t->codec->path);
     int ret = open_arenas(t, err);
     if (ret == 0)
         ret = ps__trainer_bind(t, err);
@@ -195,6 +196,19 @@ void ps_trainer_destroy(struct ps_trainer *t)
     free(t);
 }
 
+const struct ps_st_set *ps_trainer_files(const struct ps_trainer *t)
+{
+    return t->files;
+}
+
+void ps_trainer_set_codec(struct ps_trainer *t, const struct ps_unit_codec *codec)
+{
+    assert(!t->committed && (!codec || codec->source->unit_count == t->source.unit_count));
+    drop_layout(t);
+    t->codec = codec;
+    t->shape.source = codec ? codec->source : &t->source;
+}
+
 const struct ps_step_shape *ps_trainer_shape(const struct ps_trainer *t)
 {
     return &t->shape;
@@ -219,6 +233,17 @@ uint64_t ps_trainer_bytes(const struct ps_trainer *t, enum ps_tier tier)
 {
     uint64_t bytes = ps_step_map_tier_bytes(&t->map, tier);
     return tier == PS_TIER_DISK ? bytes : ps_align_up((size_t)bytes, ARENA_ALIGN);
+}
+
+void ps_trainer_set_clock(struct ps_trainer *t, struct ps_vclock *clock)
+{
+    assert(!t->committed);
+    t->opt.vclock = clock;
+}
+
+unsigned char *ps_trainer_buffer(const struct ps_trainer *t, enum ps_step_buffer b)
+{
+    return t->buffer[b];
 }
 
 struct ps_executor *ps_trainer_executor(struct ps_trainer *t, enum ps_segment segment, int *handle)

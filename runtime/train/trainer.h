@@ -46,7 +46,26 @@ struct ps_trainer_io {
     int (*spill_create)(void *arg, uint64_t bytes, struct ps_error *err);
     int (*spill_attach)(void *arg, struct ps_storage *st, struct ps_error *err);
     int (*spill_map)(void *arg, uint64_t offset, uint64_t bytes, struct ps_transfer *out, int max);
+    /* Path of one of its files, for messages; may be NULL. */
+    const char *(*spill_path)(void *arg, uint32_t file);
     const char *checksum_path; /* table of the model files' checksums; NULL: none is kept */
+};
+
+/* Units that are streamed from another file than the model's, in another form: see
+ * ps_trainer_set_codec. */
+struct ps_unit_codec {
+    /* The units, number by number those of ps_trainer_staged_sources: the same near slots, other
+     * raw ones, and every extent in file 0. */
+    const struct ps_unit_sources *source;
+    const char *path;     /* file 0; NULL: only for planning, commit is not allowed */
+    uint64_t piece_bytes; /* a device with memory of its own receives pieces of so many bytes */
+    /* Bytes [begin, begin + bytes) of a unit's near slot into `near`, from its raw slot (host
+     * addresses); begin and, but for the last piece, bytes are multiples of piece_bytes, or the
+     * slot is decoded whole. Finds out by itself whether the raw bytes are those that were stored
+     * (PS_ECHECKSUM names file and remedy). On the thread of the h2d lane. */
+    int (*decode)(void *arg, uint32_t unit_idx, uint64_t begin, uint64_t bytes, void *near,
+                  const void *raw, struct ps_error *err);
+    void *arg;
 };
 
 struct ps_trainer_options {
@@ -130,6 +149,17 @@ int ps_trainer_create(struct ps_trainer **out, const struct ps_trainer_options *
                       struct ps_error *err) PS_WARN_UNUSED;
 /* The sizes of a step. */
 const struct ps_step_shape *ps_trainer_shape(const struct ps_trainer *t);
+/* The model's files, NULL with plan_only; how the units lie in them when every one is copied or
+ * converted on its way (also where a run uses them as they are). Free with ps_unit_sources_fini.
+ */
+const struct ps_st_set *ps_trainer_files(const struct ps_trainer *t);
+int ps_trainer_staged_sources(const struct ps_trainer *t, struct ps_unit_sources *out,
+                              struct ps_error *err) PS_WARN_UNUSED;
+/* Stream the units through a codec (borrowed until destroy), or from the model's files again
+ * (NULL). The shape and what it points to change: call ps_trainer_set_layout afterwards, before
+ * commit. The caller answers for the model's files: neither checksum_path nor a first pass over
+ * them is of use to the trainer then. */
+void ps_trainer_set_codec(struct ps_trainer *t, const struct ps_unit_codec *codec);
 /* Choose where everything lies (copied); may be called again before commit. Builds and checks the
  * schedules. */
 int ps_trainer_set_layout(struct ps_trainer *t, const struct ps_step_layout *layout,
@@ -138,9 +168,13 @@ const struct ps_step_layout *ps_trainer_layout(const struct ps_trainer *t);
 const struct ps_step_map *ps_trainer_map(const struct ps_trainer *t);
 const struct ps_schedule *ps_trainer_schedule(const struct ps_trainer *t, enum ps_segment segment);
 /* Replace a segment by an imported one: the same tasks with the same args, in another order or with
- * other dependencies. PS_EUSAGE says what differs. Takes over *s. Before commit. */
+ * other dependencies. Ranges are declared anew from the args, then races, values and the order of sums
+ * are checked: what is accepted gives the same bits. PS_EUSAGE says what is wrong. Takes over *s. Before
+ * commit. */
 int ps_trainer_import_schedule(struct ps_trainer *t, enum ps_segment segment, struct ps_schedule *s,
-                               struct ps_error *err) PS_WARN_UNUSED;
+                               const char *path, struct ps_error *err) PS_WARN_UNUSED;
+/* The clock that tasks are timed by (`emu`); before commit; must live until destroy. NULL: real time. */
+void ps_trainer_set_clock(struct ps_trainer *t, struct ps_vclock *clock);
 /* Bytes of a tier under the present layout. */
 uint64_t ps_trainer_bytes(const struct ps_trainer *t, enum ps_tier tier);
 
@@ -175,6 +209,10 @@ const struct ps_weight *ps_trainer_param(const struct ps_trainer *t, int32_t par
  * (after writing). Nothing happens elsewhere. */
 int ps_trainer_pull(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
 int ps_trainer_push(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+
+/* Where a buffer of the schedules lies: the address for the device's threads, NULL for one on disk,
+ * without bytes, or before commit. For checkers. */
+unsigned char *ps_trainer_buffer(const struct ps_trainer *t, enum ps_step_buffer b);
 
 /* Executor, and the handle of a segment in it, for traces and checks; NULL before commit. */
 struct ps_executor *ps_trainer_executor(struct ps_trainer *t, enum ps_segment segment, int *handle);

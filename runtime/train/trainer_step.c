@@ -4,10 +4,13 @@
 #include <string.h>
 #include <time.h>
 
+#include "runtime/device/virtual_clock.h"
 #include "runtime/train/trainer_internal.h"
 
-static double now_s(void)
+static double now_s(const struct ps_trainer *t)
 {
+    if (t->opt.vclock)
+        return ps_vclock_now_s(t->opt.vclock);
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
@@ -53,7 +56,7 @@ static int run_segment(struct ps_trainer *t, enum ps_segment segment, struct ps_
 static int keep_checksums(struct ps_trainer *t, struct ps_error *err)
 {
     const char *path = t->opt.io.checksum_path;
-    if (!path || t->checksums_kept || !t->unit_seen)
+    if (!path || t->checksums_kept || !t->unit_seen || t->codec)
         return 0;
     t->checksums_kept = true;
     int ret = ps_executor_drain(t->ex, err);
@@ -67,7 +70,7 @@ static int train_passes(struct ps_trainer *t, struct ps_batcher *b, struct ps_tr
     assert(micros <= (t->opt.micro_max > 0 ? t->opt.micro_max : micros));
     int ret = enter(t, PS_SEGMENT_TRAIN, err);
     for (int32_t begin = 0; ret == 0 && begin < micros; begin += t->layout.group) {
-        double before = now_s();
+        double before = now_s(t);
         t->micro_base = begin;
         t->present = micros - begin < t->layout.group ? micros - begin : t->layout.group;
         for (int32_t i = 0; i < t->present; i++) {
@@ -75,10 +78,10 @@ static int train_passes(struct ps_trainer *t, struct ps_batcher *b, struct ps_tr
             batch_filled(t, i);
             stats->tokens += t->batch[i].n_tok;
         }
-        double filled = now_s();
+        double filled = now_s(t);
         stats->data_s += filled - before;
         ret = run_segment(t, PS_SEGMENT_TRAIN, err);
-        stats->compute_s += now_s() - filled;
+        stats->compute_s += now_s(t) - filled;
     }
     return ret;
 }
@@ -87,7 +90,7 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
                     struct ps_trainer_stats *stats, struct ps_error *err)
 {
     assert(t->committed && ps__trainer_trains(t));
-    double start = now_s();
+    double start = now_s(t);
     uint64_t read;
     uint64_t written;
     memset(stats, 0, sizeof *stats);
@@ -104,7 +107,7 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
     int ret = train_passes(t, b, stats, err);
     if (ret < 0)
         return ret;
-    double computed = now_s();
+    double computed = now_s(t);
     ret = ps_executor_run(t->ex, t->handle[PS_SEGMENT_UPDATE], err);
     if (ret < 0)
         return ret;
@@ -112,7 +115,7 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
         t->updates++;
     t->training = false;
     ret = keep_checksums(t, err);
-    double end = now_s();
+    double end = now_s(t);
     stats->update_s = end - computed;
     stats->seconds = end - start;
     stats->loss = t->label_count > 0 ? t->loss_sum / (double)t->label_count : 0;

@@ -1,0 +1,223 @@
+/* Does a segment compute the right thing? Runs it symbolically, in program order, over two periods:
+ * each buffer holds the name of a value, each task wants certain values and makes others. Race
+ * freedom (ps_schedule_validate) then says that every order which the schedule allows gives the
+ * same. */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/train/step_internal.h"
+
+/* Values: a boundary (layer, micro), a unit's weights, a saved set, a gradient of a boundary. */
+#define NOTHING (-1)
+
+struct flow {
+    const struct ps_step_shape *p;
+    const struct ps_step_layout *l;
+    const struct ps_step_map *m;
+    enum ps_segment segment;
+    struct ps_error *err;
+    int64_t *x, *host_x, *disk_x, *saved, *dx; /* boundary numbers: layer * micros + micro */
+    int64_t *slot, *raw;                       /* source numbers */
+    int64_t micros;
+};
+
+static int64_t boundary(const struct flow *f, int32_t layer, int32_t micro)
+{
+    return (int64_t)layer * f->micros + micro;
+}
+
+static int wrong(const struct flow *f, const struct ps_task *t, const char *what)
+{
+    return ps_error_full(f->err, PS_EUSAGE, NULL, "tasks", "keep producers before their consumers",
+                         "task %u (%s, unit %d, micro-batch %d) finds another %s than it needs",
+                         t->id, ps_task_kind_name(t->kind), t->unit, t->micro, what);
+}
+
+static int in_range(const struct flow *f, const struct ps_task *t)
+{
+    const int64_t limit[PS_ARG_COUNT] = {[PS_ARG_SLOT] = f->l->near_slots,
+                                         [PS_ARG_RAW] = f->l->raw_slots,
+                                         [PS_ARG_BLOCK] = f->p->source->embed_block_count,
+                                         [PS_ARG_X_IN] = f->m->x_count,
+                                         [PS_ARG_X_OUT] = f->m->x_count,
+                                         [PS_ARG_SAVED] = f->m->saved_count,
+                                         [PS_ARG_DX] = f->l->group,
+                                         [PS_ARG_HOST_X] = f->m->host_x_count};
+    for (int a = 0; a < PS_ARG_COUNT; a++)
+        if (t->arg[a] < -1 || t->arg[a] >= limit[a])
+            return ps_error_full(f->err, PS_EUSAGE, NULL, ps_task_arg_name((enum ps_task_arg)a),
+                                 NULL, "task %u: %s %d does not exist", t->id,
+                                 ps_task_arg_name((enum ps_task_arg)a), t->arg[a]);
+    return 0;
+}
+
+static int weights(const struct flow *f, const struct ps_task *t)
+{
+    uint32_t number = ps__source_number(f->p, t->unit, t->arg[PS_ARG_BLOCK]);
+    bool streamed = f->m->stream_idx[number] >= 0;
+    int32_t slot = t->arg[PS_ARG_SLOT];
+    if (!streamed)
+        return slot < 0 ? 0 : wrong(f, t, "weights");
+    return slot >= 0 && f->slot[slot] == (int64_t)number ? 0 : wrong(f, t, "weights");
+}
+
+static int layer(struct flow *f, const struct ps_task *t)
+{
+    int64_t here = boundary(f, t->unit, t->micro);
+    int32_t in = t->arg[PS_ARG_X_IN];
+    int32_t set = t->arg[PS_ARG_SAVED];
+    int ret = weights(f, t);
+    if (ret < 0)
+        return ret;
+    if (in < 0 || set < 0 || f->x[in] != here)
+        return wrong(f, t, "input");
+    if (t->kind == PS_TASK_LAYER_BACKWARD) {
+        if (f->saved[set] != here)
+            return wrong(f, t, "saved set");
+        if (t->arg[PS_ARG_DX] < 0 || f->dx[t->arg[PS_ARG_DX]] != boundary(f, t->unit + 1, t->micro))
+            return wrong(f, t, "gradient");
+        f->dx[t->arg[PS_ARG_DX]] = here;
+        f->saved[set] = NOTHING;
+        return 0;
+    }
+    f->saved[set] = here;
+    if (t->kind == PS_TASK_LAYER_FORWARD) {
+        if (t->arg[PS_ARG_X_OUT] < 0)
+            return wrong(f, t, "output");
+        f->x[t->arg[PS_ARG_X_OUT]] = boundary(f, t->unit + 1, t->micro);
+    }
+    return 0;
+}
+
+/* From one place of a boundary to another. */
+static int spill(struct flow *f, const struct ps_task *t)
+{
+    int64_t here = boundary(f, t->unit, t->micro);
+    int64_t *host = t->arg[PS_ARG_HOST_X] >= 0 ? &f->host_x[t->arg[PS_ARG_HOST_X]] : NULL;
+    int64_t *in = t->arg[PS_ARG_X_IN] >= 0 ? &f->x[t->arg[PS_ARG_X_IN]] : NULL;
+    int64_t *out = t->arg[PS_ARG_X_OUT] >= 0 ? &f->x[t->arg[PS_ARG_X_OUT]] : NULL;
+    int64_t *from;
+    int64_t *to;
+    switch (t->kind) {
+    case PS_TASK_SPILL_OUT:
+        from = in;
+        to = host;
+        break;
+    case PS_TASK_SPILL_WRITE:
+        from = host ? host : in;
+        to = &f->disk_x[here];
+        break;
+    case PS_TASK_SPILL_READ:
+        from = &f->disk_x[here];
+        to = host ? host : out;
+        break;
+    default:
+        from = host;
+        to = out;
+    }
+    if (!from || !to || *from != here)
+        return wrong(f, t, "boundary");
+    *to = here;
+    return 0;
+}
+
+static int move_weights(struct flow *f, const struct ps_task *t)
+{
+    int64_t number = ps__source_number(f->p, t->unit, t->arg[PS_ARG_BLOCK]);
+    int32_t raw = t->arg[PS_ARG_RAW];
+    int32_t slot = t->arg[PS_ARG_SLOT];
+    if (t->kind == PS_TASK_READ_WEIGHTS && raw >= 0)
+        f->raw[raw] = number;
+    else if (slot >= 0 && (t->kind == PS_TASK_READ_WEIGHTS || raw < 0 || f->raw[raw] == number))
+        f->slot[slot] = number;
+    else
+        return wrong(f, t, "weights");
+    return 0;
+}
+
+static int step(struct flow *f, const struct ps_task *t)
+{
+    int ret = in_range(f, t);
+    if (ret < 0)
+        return ret;
+    switch (t->kind) {
+    case PS_TASK_EMBED:
+        f->x[t->arg[PS_ARG_X_OUT]] = boundary(f, 0, t->micro);
+        return weights(f, t);
+    case PS_TASK_LAYER_FORWARD:
+    case PS_TASK_LAYER_RECOMPUTE:
+    case PS_TASK_LAYER_BACKWARD:
+        return layer(f, t);
+    case PS_TASK_HEAD:
+        if (f->x[t->arg[PS_ARG_X_IN]] != boundary(f, f->p->n_layer, t->micro))
+            return wrong(f, t, "input");
+        if (f->segment == PS_SEGMENT_TRAIN)
+            f->dx[t->arg[PS_ARG_DX]] = boundary(f, f->p->n_layer, t->micro);
+        return 0;
+    case PS_TASK_EMBED_BACKWARD:
+        return f->dx[t->arg[PS_ARG_DX]] == boundary(f, 0, t->micro) ? 0 : wrong(f, t, "gradient");
+    case PS_TASK_READ_WEIGHTS:
+    case PS_TASK_COPY_WEIGHTS:
+        return move_weights(f, t);
+    case PS_TASK_SPILL_OUT:
+    case PS_TASK_SPILL_WRITE:
+    case PS_TASK_SPILL_READ:
+    case PS_TASK_SPILL_IN:
+        return spill(f, t);
+    default:
+        return 0;
+    }
+}
+
+static int64_t *values(size_t count)
+{
+    int64_t *v = malloc((count + 1) * sizeof *v);
+    for (size_t i = 0; v && i < count; i++)
+        v[i] = NOTHING;
+    return v;
+}
+
+/* What the slots hold when the first period begins comes from the prologue; then two periods. */
+static int run(struct flow *f, const struct ps_schedule *s, const struct ps_schedule *prologue)
+{
+    int ret = 0;
+    for (uint32_t i = 0; ret == 0 && prologue && i < prologue->task_count; i++)
+        ret = step(f, &prologue->task[i]);
+    for (uint32_t i = 0; ret == 0 && i < 2 * s->task_count; i++)
+        ret = step(f, &s->task[i % s->task_count]);
+    return ret;
+}
+
+int ps_step_check(const struct ps_schedule *s, const struct ps_schedule *prologue,
+                  enum ps_segment segment, const struct ps_step_shape *shape,
+                  const struct ps_step_layout *layout, const struct ps_step_map *map,
+                  struct ps_error *err)
+{
+    struct flow f = {
+        .p = shape, .l = layout, .m = map, .segment = segment, .err = err, .micros = layout->group};
+    if (layout->eval_group > layout->group)
+        f.micros = layout->eval_group;
+    size_t boundaries = ((size_t)shape->n_layer + 1) * (size_t)f.micros;
+    f.x = values((size_t)map->x_count);
+    f.host_x = values((size_t)map->host_x_count);
+    f.disk_x = values(boundaries);
+    f.saved = values((size_t)map->saved_count);
+    f.dx = values((size_t)layout->group);
+    f.slot = values((size_t)layout->near_slots);
+    f.raw = values((size_t)layout->raw_slots);
+    int ret = -ENOMEM;
+    if (f.x && f.host_x && f.disk_x && f.saved && f.dx && f.slot && f.raw)
+        ret = run(&f, s, prologue);
+    else
+        ps_error_set(err, ret, "out of memory");
+    free(f.x);
+    free(f.host_x);
+    free(f.disk_x);
+    free(f.saved);
+    free(f.dx);
+    free(f.slot);
+    free(f.raw);
+    return ret;
+}
