@@ -296,16 +296,16 @@ uint32_t ps_import_chunk_count(const struct ps_import *im, uint32_t unit_idx)
     return (uint32_t)ps__import_chunks(im->unit[unit_idx].near_bytes);
 }
 
-int ps_import_decode_chunk(const struct ps_import *im, struct ps_import_decoder *d, int thread_idx,
-                           uint32_t unit_idx, uint32_t chunk_idx, void *near, const void *raw,
-                           struct ps_error *err)
+/* One chunk to `to`. */
+static int decode_chunk(const struct ps_import *im, struct ps_import_decoder *d, int thread_idx,
+                        uint32_t unit_idx, uint32_t chunk_idx, void *to, const void *raw,
+                        struct ps_error *err)
 {
     assert(unit_idx < im->header.unit_count);
     assert(thread_idx >= 0 && thread_idx < d->thread_count);
     const struct ps__import_unit *u = &im->unit[unit_idx];
     assert(chunk_idx < ps__import_chunks(u->near_bytes));
     const struct ps__import_chunk *c = &im->chunk[u->chunk_begin + chunk_idx];
-    unsigned char *to = (unsigned char *)near + chunk_idx * PS_IMPORT_CHUNK_BYTES;
     size_t n = ps__import_chunk_near(u->near_bytes, chunk_idx);
     int ret =
         ps__import_decode(d->coder[thread_idx], (const unsigned char *)raw + c->offset, c, to, n);
@@ -320,21 +320,34 @@ int ps_import_decode_chunk(const struct ps_import *im, struct ps_import_decoder 
         (unsigned long long)(u->offset + c->offset + c->exponent_bytes + c->mantissa_bytes));
 }
 
+int ps_import_decode_chunk(const struct ps_import *im, struct ps_import_decoder *d, int thread_idx,
+                           uint32_t unit_idx, uint32_t chunk_idx, void *near, const void *raw,
+                           struct ps_error *err)
+{
+    return decode_chunk(im, d, thread_idx, unit_idx, chunk_idx,
+                        (unsigned char *)near + chunk_idx * PS_IMPORT_CHUNK_BYTES, raw, err);
+}
+
 struct decode_job {
     const struct ps_import *im;
     struct ps_import_decoder *d;
-    uint32_t unit_idx;
-    void *near;
+    uint32_t unit_idx, first;
+    unsigned char *near; /* of the first chunk */
     const void *raw;
-    uint32_t failed; /* atomic: lowest chunk that failed, UINT32_MAX: none */
+    uint32_t failed; /* atomic: lowest that failed, counted from the first; UINT32_MAX: none */
 };
+
+static int job_chunk(const struct decode_job *j, uint32_t i, int thread_idx, struct ps_error *err)
+{
+    return decode_chunk(j->im, j->d, thread_idx, j->unit_idx, j->first + i,
+                        j->near + i * PS_IMPORT_CHUNK_BYTES, j->raw, err);
+}
 
 static void decode_task(void *arg, size_t task_idx, int thread_idx)
 {
     struct decode_job *j = arg;
     uint32_t chunk = (uint32_t)task_idx;
-    if (ps_import_decode_chunk(j->im, j->d, thread_idx, j->unit_idx, chunk, j->near, j->raw,
-                               NULL) == 0)
+    if (job_chunk(j, chunk, thread_idx, NULL) == 0)
         return;
     uint32_t seen = __atomic_load_n(&j->failed, __ATOMIC_RELAXED);
     while (chunk < seen && !__atomic_compare_exchange_n(&j->failed, &seen, chunk, false,
@@ -342,20 +355,37 @@ static void decode_task(void *arg, size_t task_idx, int thread_idx)
         continue;
 }
 
-int ps_import_decode_unit(const struct ps_import *im, struct ps_import_decoder *d,
-                          struct ps_pool *pool, uint32_t unit_idx, void *near, const void *raw,
-                          struct ps_error *err)
+int ps_import_decode_range(const struct ps_import *im, struct ps_import_decoder *d,
+                           struct ps_pool *pool, uint32_t unit_idx, uint64_t begin, uint64_t bytes,
+                           void *near, const void *raw, struct ps_error *err)
 {
     assert(ps_pool_thread_count(pool) <= d->thread_count);
-    struct decode_job j = {
-        .im = im, .d = d, .unit_idx = unit_idx, .near = near, .raw = raw, .failed = UINT32_MAX};
-    ps_pool_run(pool, decode_task, &j, ps_import_chunk_count(im, unit_idx));
+    assert(unit_idx < im->header.unit_count && begin % PS_IMPORT_CHUNK_BYTES == 0);
+    assert(begin + bytes <= im->unit[unit_idx].near_bytes);
+    assert(bytes % PS_IMPORT_CHUNK_BYTES == 0 || begin + bytes == im->unit[unit_idx].near_bytes);
+    struct decode_job j = {.im = im,
+                           .d = d,
+                           .unit_idx = unit_idx,
+                           .first = (uint32_t)(begin / PS_IMPORT_CHUNK_BYTES),
+                           .near = near,
+                           .raw = raw,
+                           .failed = UINT32_MAX};
+    uint32_t count = (uint32_t)ps__import_chunks(bytes);
+    ps_pool_run(pool, decode_task, &j, count);
     /* once more, alone, for the message */
-    uint32_t count = ps_import_chunk_count(im, unit_idx);
     for (uint32_t i = j.failed; i < count; i++) {
-        int ret = ps_import_decode_chunk(im, d, 0, unit_idx, i, near, raw, err);
+        int ret = job_chunk(&j, i, 0, err);
         if (ret)
             return ret;
     }
     return 0;
+}
+
+int ps_import_decode_unit(const struct ps_import *im, struct ps_import_decoder *d,
+                          struct ps_pool *pool, uint32_t unit_idx, void *near, const void *raw,
+                          struct ps_error *err)
+{
+    assert(unit_idx < im->header.unit_count);
+    return ps_import_decode_range(im, d, pool, unit_idx, 0, im->unit[unit_idx].near_bytes, near,
+                                  raw, err);
 }

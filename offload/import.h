@@ -152,6 +152,12 @@ int ps_import_decode_unit(const struct ps_import *im, struct ps_import_decoder *
                           struct ps_pool *pool, uint32_t unit_idx, void *near, const void *raw,
                           struct ps_error *err) PS_WARN_UNUSED;
 
+/* Bytes [begin, begin + bytes) of the near slot alone, into `near`: whole chunks, or up to the
+ * slot's end; begin is a multiple of PS_IMPORT_CHUNK_BYTES. */
+int ps_import_decode_range(const struct ps_import *im, struct ps_import_decoder *d,
+                           struct ps_pool *pool, uint32_t unit_idx, uint64_t begin, uint64_t bytes,
+                           void *near, const void *raw, struct ps_error *err) PS_WARN_UNUSED;
+
 #ifdef __cplusplus
 }
 #endif

@@ -103,7 +103,10 @@ struct ps_cost_query {
     bool discrete;                  /* the device has memory of its own */
     bool sustained;                 /* use the sustained disk rates where known (and lower) */
     double throttle[PS_LANE_COUNT]; /* as in the cost model */
-    int64_t vocab_size;             /* 0: the head runs as the layers */
+    double decode_rate;  /* near bytes/s at which weights are decoded on the h2d lane; 0: they are
+                            copied or converted */
+    double decode_share; /* of the cores, while they are decoded */
+    int64_t vocab_size;  /* 0: the head runs as the layers */
     double attention_share; /* of a layer's forward FLOPs; for callers that do not give them: */
     /* FLOPs of one layer forward, for the planned tokens: what a task's flops count is linear_flops
      * + attention_flops; 0: attention_share, and the rest below is not used */
@@ -133,7 +136,7 @@ void ps_cost_query_model(struct ps_cost_query *q, const struct ps_model_config *
  * no FLOPs, are added as time at memory bandwidth. Each compute task has step_overhead_s on top,
  * each disk task the latency of a small read. Disk lanes have the rates of disk 0 (of the careful
  * figures when there is none). Copies run at h2d and d2h; where those are not known, or the device
- * has no memory of its own, at copy_host.
+ * has no memory of its own, at copy_host; with a decode_rate one after the other on the h2d lane.
  *
  * Shares. Two works that slow each other down by a and b (alone / together) do 1/a + 1/b of a
  * second's work in a second. A shared resource slows both by one factor f, the sum of their shares,

@@ -214,6 +214,10 @@ static void set_bytes(const struct ps_profile *p, const struct ps_cost_query *q,
     out->byte_rate[PS_LANE_DISK_WRITE] = write;
     out->byte_rate[PS_LANE_COMMIT] = write;
     out->byte_rate[PS_LANE_H2D] = q->discrete ? known(p->copy_h2d, p->copy_host) : p->copy_host;
+    if (q->decode_rate > 0) /* on a CPU decoding leaves the weights where compute wants them */
+        out->byte_rate[PS_LANE_H2D] =
+            q->discrete ? 1 / (1 / out->byte_rate[PS_LANE_H2D] + 1 / q->decode_rate)
+                        : q->decode_rate;
     out->byte_rate[PS_LANE_D2H] = q->discrete ? known(p->copy_d2h, p->copy_host) : p->copy_host;
     out->overhead_s[PS_TASK_READ_WEIGHTS] = d->latency_s;
     out->overhead_s[PS_TASK_SPILL_READ] = d->latency_s;
@@ -240,6 +244,9 @@ static void set_shares(const struct ps_profile *p, const struct ps_cost_query *q
     out->use[PS_LANE_DISK_WRITE][own] = disk;
     out->use[PS_LANE_H2D][own] = copy;
     out->use[PS_LANE_D2H][own] = copy;
+    if (q->decode_rate > 0)
+        out->use[PS_LANE_H2D][PS_RESOURCE_CORES] =
+            fmax(out->use[PS_LANE_H2D][PS_RESOURCE_CORES], q->decode_share);
     out->use[PS_LANE_CPU_OPTIM][own] = together(p->compute_by_optim, p->optim_by_compute) - 1;
     if (on_cuda(p))
         out->use[PS_LANE_CPU_OPTIM][PS_RESOURCE_CORES] = 1;

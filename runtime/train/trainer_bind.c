@@ -181,7 +181,8 @@ void ps__trainer_block(const struct ps_trainer *t, int32_t layer, int32_t slot, 
     *b = t->block[layer];
     if (slot < 0)
         return;
-    const struct ps_unit_source *u = &t->source.unit[t->source.embed_block_count + (uint32_t)layer];
+    const struct ps_unit_source *u =
+        &t->shape.source->unit[t->shape.source->embed_block_count + (uint32_t)layer];
     unsigned char *base = t->buffer[PS_BUF_SLOTS] + (size_t)slot * t->map.slot_bytes;
     for (uint32_t i = 0; i < u->tensor_count; i++) {
         const struct ps_unit_tensor *x = &u->tensor[i];

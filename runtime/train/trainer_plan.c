@@ -268,16 +268,27 @@ static void plan_activations(struct ps_trainer *t)
 }
 
 /* Where the frozen units lie in the files. */
-static int plan_sources(struct ps_trainer *t, struct ps_error *err)
+static int find_sources(const struct ps_trainer *t, bool staged, struct ps_unit_sources *out,
+                        struct ps_error *err)
 {
     uint64_t layer = *bytes_of(t, PINNED, 0);
     struct ps_unit_options o = {.dtype = t->opt.dtype,
                                 .embed_block_max =
                                     layer < EMBED_BLOCK_MAX ? layer : EMBED_BLOCK_MAX,
-                                .force_staged = t->opt.device->discrete};
-    int ret = ps_unit_sources_create(&t->source, &t->params, t->files, t->opt.model_dir, &o, err);
+                                .force_staged = staged};
+    return ps_unit_sources_create(out, &t->params, t->files, t->opt.model_dir, &o, err);
+}
+
+int ps_trainer_staged_sources(const struct ps_trainer *t, struct ps_unit_sources *out,
+                              struct ps_error *err)
+{
+    return find_sources(t, true, out, err);
+}
+
+static int plan_sources(struct ps_trainer *t, struct ps_error *err)
+{
     t->shape.source = &t->source;
-    return ret;
+    return find_sources(t, t->opt.device->discrete, &t->source, err);
 }
 
 static void plan_shape(struct ps_trainer *t)

@@ -74,7 +74,7 @@ static struct ps_block_saved saved_set(const struct ps_trainer *t, const struct 
 /* Rows of one streamed block of the embedding. */
 static void embed_block(const struct ps_trainer *t, const struct ps_task *task)
 {
-    const struct ps_unit_source *u = &t->source.unit[task->arg[PS_ARG_BLOCK]];
+    const struct ps_unit_source *u = &t->shape.source->unit[task->arg[PS_ARG_BLOCK]];
     const struct ps_unit_tensor *x = &u->tensor[0];
     const struct ps_batch *batch = &t->batch[task->micro];
     size_t hidden = (size_t)t->cfg.hidden_size;
