@@ -28,7 +28,8 @@ struct ps_trainer {
     bool committed;
 
     /* sizes: constant after create */
-    struct ps_unit_sources source;
+    struct ps_unit_sources source;     /* in the model's files; shape.source is what is streamed */
+    const struct ps_unit_codec *codec; /* NULL: units come from the model's files */
     struct ps_step_shape shape;
     uint64_t *unit_bytes; /* four arrays of n_layer + 2 for the shape */
     size_t *param_offset; /* (params.count) in its pinned unit */

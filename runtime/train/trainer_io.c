@@ -36,7 +36,7 @@ static int open_lane(struct ps_trainer *t, enum ps_lane lane, struct ps_error *e
 
 static bool reads_weights(const struct ps_trainer *t)
 {
-    for (uint32_t i = 0; i < t->source.unit_count; i++)
+    for (uint32_t i = 0; i < t->shape.source->unit_count; i++)
         if (t->map.stream_idx[i] >= 0)
             return true;
     return false;
@@ -44,17 +44,20 @@ static bool reads_weights(const struct ps_trainer *t)
 
 static int open_weights(struct ps_trainer *t, struct ps_error *err)
 {
+    const struct ps_unit_codec *codec = t->codec;
     int ret = open_lane(t, PS_LANE_DISK_WEIGHTS, err);
     struct ps_storage *st = t->storage[PS_LANE_DISK_WEIGHTS];
-    for (size_t i = 0; ret >= 0 && i < ps_st_set_file_count(t->files); i++)
+    if (ret >= 0 && codec)
+        ret = st->ops->add_file(st, codec->path, false, NULL, err);
+    for (size_t i = 0; ret >= 0 && !codec && i < ps_st_set_file_count(t->files); i++)
         ret = st->ops->add_file(st, ps_st_path(ps_st_set_file(t->files, i)), false, NULL, err);
     if (ret < 0)
         return ret;
     t->unit_seen = calloc(t->source.unit_count + 1, sizeof *t->unit_seen);
-    t->convert_piece = malloc(CONVERT_PIECE_BYTES);
+    t->convert_piece = malloc(codec ? (size_t)codec->piece_bytes : CONVERT_PIECE_BYTES);
     if (!t->unit_seen || !t->convert_piece)
         return ps_error_set(err, -ENOMEM, "out of memory");
-    if (!t->opt.io.checksum_path || access(t->opt.io.checksum_path, F_OK) != 0)
+    if (codec || !t->opt.io.checksum_path || access(t->opt.io.checksum_path, F_OK) != 0)
         return 0;
     char why[256] = "";
     ret = ps_unit_checksums_load(&t->source, t->files, t->opt.io.checksum_path, why, err);
@@ -131,7 +134,7 @@ static int wait_tickets(struct ps_trainer *t, enum ps_lane l, struct ps_error *e
 static const struct ps_unit_source *source_of(const struct ps_trainer *t,
                                               const struct ps_task *task)
 {
-    return &t->source.unit[ps__source_number(&t->shape, task->unit, task->arg[PS_ARG_BLOCK])];
+    return &t->shape.source->unit[ps__source_number(&t->shape, task->unit, task->arg[PS_ARG_BLOCK])];
 }
 
 /* Host address of a task's raw bytes: a raw slot, or (cpu) the slot that compute uses. */
@@ -169,6 +172,8 @@ static int submit_unit(struct ps_trainer *t, const struct ps_unit_source *u, uns
 static int check_unit(struct ps_trainer *t, const struct ps_unit_source *u,
                       const unsigned char *raw, struct ps_error *err)
 {
+    if (t->codec) /* decoding finds out */
+        return 0;
     for (uint32_t i = 0; i < u->extent_count; i++) {
         const struct ps_extent *e = &u->extent[i];
         const char *path = ps_st_path(ps_st_set_file(t->files, e->file));
@@ -224,17 +229,39 @@ static int copy_tensor(struct ps_trainer *t, void *near, const struct ps_unit_te
     return 0;
 }
 
+/* A unit to the device, decoded on the way in pieces. */
+static int copy_decoded(struct ps_trainer *t, uint32_t number, void *near, const unsigned char *raw,
+                        struct ps_error *err)
+{
+    const struct ps_unit_codec *c = t->codec;
+    uint64_t bytes = c->source->unit[number].near_bytes;
+    unsigned char *to = device_address(t, near);
+    int ret = 0;
+    for (uint64_t at = 0; ret == 0 && at < bytes; at += c->piece_bytes) {
+        uint64_t n = bytes - at < c->piece_bytes ? bytes - at : c->piece_bytes;
+        ret = c->decode(c->arg, number, at, n, t->convert_piece, raw, err);
+        if (ret == 0)
+            ret = t->near->ops->copy_h2d(t->near, to + at, t->convert_piece, (size_t)n, err);
+    }
+    return ret;
+}
+
 static int copy_weights(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
     const struct ps_unit_source *u = source_of(t, task);
+    uint32_t number = (uint32_t)(u - t->shape.source->unit);
     const unsigned char *raw =
         task->arg[PS_ARG_RAW] >= 0
             ? raw_of(t, task)
-            : t->buffer[PS_BUF_HOST_UNITS] + t->map.host_offset[u - t->source.unit];
+            : t->buffer[PS_BUF_HOST_UNITS] + t->map.host_offset[number];
     unsigned char *near =
         t->buffer[PS_BUF_SLOTS] + (size_t)task->arg[PS_ARG_SLOT] * t->map.slot_bytes;
-    if (!t->opt.device->discrete) {
+    bool discrete = t->opt.device->discrete;
+    if (t->codec)
+        return discrete ? copy_decoded(t, number, near, raw, err)
+                        : t->codec->decode(t->codec->arg, number, 0, u->near_bytes, near, raw, err);
+    if (!discrete) {
         ps_unit_convert(u, near, raw);
         return 0;
     }
@@ -356,15 +383,16 @@ static int load_pinned(struct ps_trainer *t, struct ps_error *err)
 
 static int load_host_units(struct ps_trainer *t, struct ps_error *err)
 {
-    for (uint32_t i = 0; i < t->source.unit_count; i++) {
+    for (uint32_t i = 0; i < t->shape.source->unit_count; i++) {
+        const struct ps_unit_source *u = &t->shape.source->unit[i];
         if (t->map.host_offset[i] == UINT64_MAX)
             continue;
         unsigned char *raw = t->buffer[PS_BUF_HOST_UNITS] + t->map.host_offset[i];
-        int ret = submit_unit(t, &t->source.unit[i], raw, err);
+        int ret = submit_unit(t, u, raw, err);
         if (ret == 0)
             ret = wait_tickets(t, PS_LANE_DISK_WEIGHTS, err);
         if (ret == 0)
-            ret = check_unit(t, &t->source.unit[i], raw, err);
+            ret = check_unit(t, u, raw, err);
         if (ret < 0)
             return ret;
     }
