@@ -134,6 +134,12 @@ static int spill_map(void *arg, uint64_t offset, uint64_t bytes, struct ps_trans
     return (int)ps_stripe_map(&l, 0, false, offset, bytes, NULL, out);
 }
 
+static const char *spill_path(void *arg, uint32_t file)
+{
+    struct ps_session_io *io = arg;
+    return ps_stripe_file_path(io->stripe, file);
+}
+
 void ps_session_io_fill(struct ps_session_io *io, struct ps_trainer_io *out)
 {
     *out = (struct ps_trainer_io){.open = open_storage,
@@ -141,5 +147,7 @@ void ps_session_io_fill(struct ps_session_io *io, struct ps_trainer_io *out)
                                   .depth = (uint32_t)io->opt->queue_depth,
                                   .spill_create = spill_create,
                                   .spill_attach = spill_attach,
-                                  .spill_map = spill_map};
+                                  .spill_map = spill_map,
+                                  .spill_path = spill_path,
+                                  .moves_nothing = strcmp(io->name, "null") == 0};
 }

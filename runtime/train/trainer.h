@@ -46,6 +46,7 @@ struct ps_trainer_io {
     int (*spill_create)(void *arg, uint64_t bytes, struct ps_error *err);
     int (*spill_attach)(void *arg, struct ps_storage *st, struct ps_error *err);
     int (*spill_map)(void *arg, uint64_t offset, uint64_t bytes, struct ps_transfer *out, int max);
+    bool moves_nothing; /* the `null` back end: what comes back is not what was written */
     /* Path of one of its files, for messages; may be NULL. */
     const char *(*spill_path)(void *arg, uint32_t file);
     const char *checksum_path; /* table of the model files' checksums; NULL: none is kept */

@@ -80,6 +80,8 @@ struct ps_trainer {
     uint32_t in_flight_head[PS_LANE_COUNT], in_flight_tail[PS_LANE_COUNT];
     bool checksums_kept;
     bool *unit_seen; /* (source units) read and checked once; disk_weights lane only */
+    uint64_t *spill_sum; /* XXH3 of each boundary as it was written; disk_write sets it, disk_state
+                            reads it, one after the other as the schedule says */
     unsigned char
         *convert_piece; /* host memory for conversions on a discrete device; h2d lane only */
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "runtime/kernels/rope.h"
 #include "runtime/model/weights.h"
@@ -75,6 +76,10 @@ int ps__trainer_io_open(struct ps_trainer *t, struct ps_error *err)
     ret = t->opt.io.spill_create
               ? t->opt.io.spill_create(t->opt.io.arg, t->map.bytes[PS_BUF_DISK_X], err)
               : ps_error_set(err, PS_EUSAGE, "this run has no spill file");
+    t->spill_sum =
+        calloc((size_t)(t->map.bytes[PS_BUF_DISK_X] / t->map.x_stride), sizeof *t->spill_sum);
+    if (ret >= 0 && !t->spill_sum)
+        return ps_error_set(err, -ENOMEM, "out of memory");
     static const enum ps_lane lane[] = {PS_LANE_DISK_STATE, PS_LANE_DISK_WRITE};
     for (int i = 0; ret >= 0 && i < 2; i++) {
         ret = open_lane(t, lane[i], err);
@@ -91,6 +96,7 @@ void ps__trainer_io_close(struct ps_trainer *t)
             t->storage[l]->ops->close(t->storage[l]);
     free(t->unit_seen);
     free(t->convert_piece);
+    free(t->spill_sum);
 }
 
 void ps__trainer_io_bytes(const struct ps_trainer *t, uint64_t *read, uint64_t *written)
@@ -309,6 +315,30 @@ static int spill_in(void *ctx, const struct ps_task *task, struct ps_error *err)
                                   (size_t)t->map.x_stride, err);
 }
 
+/* A layer boundary on its way to or from the spill file. */
+struct spilled {
+    unsigned char *memory;
+    uint64_t place; /* in boundaries */
+};
+
+static struct spilled spilled_by(const struct ps_trainer *t, const struct ps_task *task)
+{
+    bool write = task->kind == PS_TASK_SPILL_WRITE;
+    int32_t x = task->arg[write ? PS_ARG_X_IN : PS_ARG_X_OUT];
+    return (struct spilled){.memory = x >= 0 ? ps__trainer_x(t, x) : host_x(t, task),
+                            .place = (uint64_t)t->map.x_disk_idx[task->unit] *
+                                         (uint64_t)t->layout.group +
+                                     (uint64_t)task->micro};
+}
+
+static int map_spilled(struct ps_trainer *t, uint64_t place, struct ps_transfer *cut,
+                       struct ps_error *err)
+{
+    int count = t->opt.io.spill_map(t->opt.io.arg, place * t->map.x_stride, t->map.x_stride, cut,
+                                    SPILL_TRANSFER_MAX);
+    return count < 0 ? ps_error_set(err, count, "the spill file cannot be addressed") : count;
+}
+
 static int spill_start(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
@@ -318,21 +348,19 @@ static int spill_start(void *ctx, const struct ps_task *task, struct ps_error *e
         return 0;
     }
     bool write = task->kind == PS_TASK_SPILL_WRITE;
-    int32_t x = task->arg[write ? PS_ARG_X_IN : PS_ARG_X_OUT];
-    unsigned char *memory = x >= 0 ? ps__trainer_x(t, x) : host_x(t, task);
-    uint64_t place =
-        (uint64_t)t->map.x_disk_idx[task->unit] * (uint64_t)t->layout.group + (uint64_t)task->micro;
+    struct spilled s = spilled_by(t, task);
+    if (write)
+        t->spill_sum[s.place] = XXH3_64bits(s.memory, (size_t)t->map.x_stride);
     struct ps_transfer cut[SPILL_TRANSFER_MAX];
-    int count = t->opt.io.spill_map(t->opt.io.arg, place * t->map.x_stride, t->map.x_stride, cut,
-                                    SPILL_TRANSFER_MAX);
+    int count = map_spilled(t, s.place, cut, err);
     uint64_t first = 1;
     uint64_t last = 0;
-    int ret = count < 0 ? ps_error_set(err, count, "the spill file cannot be addressed") : 0;
+    int ret = count < 0 ? count : 0;
     for (int i = 0; ret == 0 && i < count; i++) {
         cut[i].write = write;
-        cut[i].memory = memory;
+        cut[i].memory = s.memory;
         cut[i].expect = cut[i].bytes;
-        memory += cut[i].bytes;
+        s.memory += cut[i].bytes;
         ret = st->ops->submit(st, &cut[i], &last, err);
         if (i == 0)
             first = last;
@@ -347,6 +375,29 @@ static int spill_finish(void *ctx, const struct ps_task *task, struct ps_error *
     return wait_tickets(ctx, task->lane, err);
 }
 
+/* What has come back is what was handed over. */
+static int spill_read_finish(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    struct ps_trainer *t = ctx;
+    int ret = wait_tickets(t, task->lane, err);
+    if (ret < 0 || task->micro >= t->present || t->opt.io.moves_nothing)
+        return ret;
+    struct spilled s = spilled_by(t, task);
+    if (XXH3_64bits(s.memory, (size_t)t->map.x_stride) == t->spill_sum[s.place])
+        return 0;
+    struct ps_transfer cut[SPILL_TRANSFER_MAX];
+    int count = map_spilled(t, s.place, cut, err);
+    if (count < 1)
+        return count;
+    const char *path =
+        t->opt.io.spill_path ? t->opt.io.spill_path(t->opt.io.arg, cut[0].file) : NULL;
+    return ps_error_full(err, PS_ECHECKSUM, path, NULL,
+                         "the disk or the memory damaged them: look into the kernel log (dmesg) "
+                         "and the disk's health (smartctl -a)",
+                         "the %llu bytes read at offset %llu are not those that were written there",
+                         (unsigned long long)t->map.x_stride, (unsigned long long)cut[0].offset);
+}
+
 void ps__trainer_io_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT])
 {
     ops[PS_TASK_READ_WEIGHTS].start = read_start;
@@ -358,7 +409,7 @@ void ps__trainer_io_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT])
     ops[PS_TASK_SPILL_WRITE].start = spill_start;
     ops[PS_TASK_SPILL_WRITE].finish = spill_finish;
     ops[PS_TASK_SPILL_READ].start = spill_start;
-    ops[PS_TASK_SPILL_READ].finish = spill_finish;
+    ops[PS_TASK_SPILL_READ].finish = spill_read_finish;
 }
 
 /* --- before the first step --- */
