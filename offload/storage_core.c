@@ -266,9 +266,7 @@ static int core_submit(struct ps_storage *st, const struct ps_transfer *x, uint6
         return ps_error_full(err, -EAGAIN, c->file[x->file].path, NULL, NULL,
                              "%u transfers are queued", c->opt.transfer_max);
     if (x->write && c->write_code != 0)
-        return ps_error_full(err, c->write_code, c->file[x->file].path, NULL, NULL,
-                             "an earlier write or flush failed (%s): nothing more is written",
-                             ps_status_text(c->write_code));
+        return ps__core_write_error(c, err);
     memset(t, 0, sizeof *t);
     t->x = *x;
     t->ticket = ++c->ticket_last;
@@ -308,9 +306,7 @@ static int core_flush(struct ps_storage *st, uint32_t file, struct ps_error *err
     if (core_drain(c) < 0)
         return ps__core_dead_error(c, file, err);
     if (c->write_code != 0)
-        return ps_error_full(err, c->write_code, c->file[file].path, NULL, NULL,
-                             "an earlier write or flush failed (%s): nothing is made durable",
-                             ps_status_text(c->write_code));
+        return ps__core_write_error(c, err);
     struct ps__transfer *t = &c->transfer[c->opt.transfer_max];
     memset(t, 0, sizeof *t);
     t->x.file = file;

@@ -65,7 +65,9 @@ struct ps__core {
     double progress_s; /* of the last completion, or of the first issue after idling */
     bool warned;       /* the watchdog has spoken since then */
     bool buffered_warned;
-    int write_code; /* sticky: why writes are refused */
+    int write_code; /* sticky: why writes are refused, and what failed */
+    uint32_t write_file;
+    uint64_t write_offset; /* UINT64_MAX: a flush */
     int dead;       /* sticky: why everything is refused */
     uint32_t dead_in_flight;
 };
@@ -81,6 +83,9 @@ void ps__core_report_in_flight(const struct ps__core *c, double now_s);
 /* Words for what made transfer t fail; returns t->code. */
 int ps__core_transfer_error(const struct ps__core *c, const struct ps__transfer *t, bool flush,
                             struct ps_error *err);
+
+/* Words for c->write_code; returns it. */
+int ps__core_write_error(const struct ps__core *c, struct ps_error *err);
 
 /* Words for c->dead; returns it. `file`: the one that the caller is interested in. */
 int ps__core_dead_error(const struct ps__core *c, uint32_t file, struct ps_error *err);

@@ -21,8 +21,11 @@ static void request_fail(struct ps__core *c, struct ps__request *r, int code)
         t->code = code;
         t->fail_offset = t->x.offset + r->rel + r->done;
     }
-    if (r->kind != PS__IO_READ && c->write_code == 0 && code != -ENOSPC && code != -EDQUOT)
+    if (r->kind != PS__IO_READ && c->write_code == 0 && code != -ENOSPC && code != -EDQUOT) {
         c->write_code = code;
+        c->write_file = r->file;
+        c->write_offset = r->kind == PS__IO_FLUSH ? UINT64_MAX : t->fail_offset;
+    }
     request_free(c, r);
 }
 

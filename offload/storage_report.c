@@ -66,6 +66,18 @@ int ps__core_transfer_error(const struct ps__core *c, const struct ps__transfer 
                          reading && t->code == -EIO ? ", also when repeated" : "");
 }
 
+int ps__core_write_error(const struct ps__core *c, struct ps_error *err)
+{
+    const char *path = c->file[c->write_file].path;
+    if (c->write_offset == UINT64_MAX)
+        return ps_error_full(err, c->write_code, path, NULL, remedy(c->write_code, false),
+                             "making written data durable failed: %s; nothing more is written",
+                             ps_status_text(c->write_code));
+    return ps_error_full(err, c->write_code, path, NULL, remedy(c->write_code, false),
+                         "write at offset %llu failed: %s; nothing more is written",
+                         (unsigned long long)c->write_offset, ps_status_text(c->write_code));
+}
+
 int ps__core_dead_error(const struct ps__core *c, uint32_t file, struct ps_error *err)
 {
     const char *path = file < c->file_count ? c->file[file].path : NULL;
