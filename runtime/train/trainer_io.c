@@ -140,7 +140,8 @@ static int wait_tickets(struct ps_trainer *t, enum ps_lane l, struct ps_error *e
 static const struct ps_unit_source *source_of(const struct ps_trainer *t,
                                               const struct ps_task *task)
 {
-    return &t->shape.source->unit[ps__source_number(&t->shape, task->unit, task->arg[PS_ARG_BLOCK])];
+    return &t->shape.source
+                ->unit[ps__source_number(&t->shape, task->unit, task->arg[PS_ARG_BLOCK])];
 }
 
 /* Host address of a task's raw bytes: a raw slot, or (cpu) the slot that compute uses. */
@@ -257,10 +258,9 @@ static int copy_weights(void *ctx, const struct ps_task *task, struct ps_error *
     struct ps_trainer *t = ctx;
     const struct ps_unit_source *u = source_of(t, task);
     uint32_t number = (uint32_t)(u - t->shape.source->unit);
-    const unsigned char *raw =
-        task->arg[PS_ARG_RAW] >= 0
-            ? raw_of(t, task)
-            : t->buffer[PS_BUF_HOST_UNITS] + t->map.host_offset[number];
+    const unsigned char *raw = task->arg[PS_ARG_RAW] >= 0
+                                   ? raw_of(t, task)
+                                   : t->buffer[PS_BUF_HOST_UNITS] + t->map.host_offset[number];
     unsigned char *near =
         t->buffer[PS_BUF_SLOTS] + (size_t)task->arg[PS_ARG_SLOT] * t->map.slot_bytes;
     bool discrete = t->opt.device->discrete;
