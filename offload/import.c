@@ -212,49 +212,7 @@ int ps_import_sources(const struct ps_import *im, const struct ps_unit_sources *
                       struct ps_unit_sources *out, struct ps_error *err)
 {
     assert(plan->unit_count == im->header.unit_count);
-    struct ps_unit_sources s = {.unit_count = plan->unit_count,
-                                .embed_block_count = plan->embed_block_count};
-    size_t tensors = 0;
-    for (uint32_t k = 0; k < plan->unit_count; k++) {
-        tensors += plan->unit[k].tensor_count;
-        s.checksum_count += checksums_of(im->unit[k].bytes);
-    }
-    /* as ps_unit_sources_create has it: the first unit's pointers begin the blocks */
-    struct ps_unit_tensor *tensor = calloc(tensors, sizeof *tensor);
-    struct ps_extent *extent = calloc(s.unit_count, sizeof *extent);
-    s.unit = calloc(s.unit_count, sizeof *s.unit);
-    s.checksum = calloc(s.checksum_count, sizeof *s.checksum);
-    if (!tensor || !extent || !s.unit || !s.checksum) {
-        free(tensor);
-        free(extent);
-        free(s.unit);
-        free(s.checksum);
-        return ps_error_full(err, -ENOMEM, im->dir, NULL, NULL,
-                             "not enough memory for the import's plan");
-    }
-    uint64_t checksum_idx = 0;
-    for (uint32_t k = 0; k < s.unit_count; k++) {
-        struct ps_unit_source *u = &s.unit[k];
-        *u = plan->unit[k];
-        memcpy(tensor, u->tensor, u->tensor_count * sizeof *tensor);
-        u->tensor = tensor;
-        for (uint32_t i = 0; i < u->tensor_count; i++) {
-            tensor[i].src_dtype = PS_DTYPE_BF16;
-            tensor[i].raw_offset = 0;
-        }
-        tensor += u->tensor_count;
-        u->extent = &extent[k];
-        u->extent_count = 1;
-        const struct ps__import_unit *from = &im->unit[k];
-        extent[k] = (struct ps_extent){.offset = from->offset,
-                                       .bytes = from->bytes,
-                                       .expect = from->bytes,
-                                       .checksum_idx = checksum_idx};
-        checksum_idx += checksums_of(from->bytes);
-        u->raw_bytes = u->read_bytes = from->bytes;
-    }
-    *out = s;
-    return 0;
+    return ps__import_sources_of(im->unit, plan, out, err);
 }
 
 /* ---- decoding ---- */

@@ -112,6 +112,11 @@ struct ps_import_options {
 int ps_import_build(struct ps_import **out, struct ps_unit_sources *plan,
                     const struct ps_param_table *params, const struct ps_st_set *files,
                     const struct ps_import_options *opt, struct ps_error *err) PS_WARN_UNUSED;
+/* Read the model's files whole to know the checksums that tell its content, without making
+ * anything; takes memory for the largest raw slot. Errors: -ENOMEM, PS_EFORMAT, PS_ECHECKSUM,
+ * -errno. */
+int ps_import_scan(struct ps_unit_sources *plan, const struct ps_st_set *files,
+                   struct ps_error *err) PS_WARN_UNUSED;
 /* Memory that ps_import_build takes: the largest raw slot and about 9 MiB a thread besides. */
 uint64_t ps_import_build_bytes(const struct ps_unit_sources *plan, int thread_count);
 /* Upper bound of the disk space at a ratio. */
@@ -127,6 +132,9 @@ uint64_t ps_import_bytes(const struct ps_import *im);
  * BF16 and their raw_offset means nothing. Free with ps_unit_sources_fini. */
 int ps_import_sources(const struct ps_import *im, const struct ps_unit_sources *plan,
                       struct ps_unit_sources *out, struct ps_error *err) PS_WARN_UNUSED;
+/* The same for one that is yet to be made, at an expected ratio (>= 1): for planning. */
+int ps_import_expect_sources(const struct ps_unit_sources *plan, double ratio,
+                             struct ps_unit_sources *out, struct ps_error *err) PS_WARN_UNUSED;
 /* The extent of one unit, by number in the plan. raw_offset 0; checksum_idx of ps_import_sources.
  */
 void ps_import_unit_extent(const struct ps_import *im, uint32_t unit_idx, struct ps_extent *out);

@@ -251,16 +251,37 @@ static int append_group(struct build *b, size_t count, uint64_t unit_begin, stru
     return append(b, b->packed, at, err);
 }
 
+/* Read a unit into its raw slot and compare, or remember, its checksums. */
+static int read_verified(struct ps_unit_sources *plan, const struct ps_unit_source *u,
+                         const struct ps_st_set *files, unsigned char *raw, struct ps_error *err)
+{
+    int ret = ps__import_read_unit(u, files, raw, err);
+    for (uint32_t i = 0; !ret && i < u->extent_count; i++)
+        ret = ps_unit_verify(plan, &u->extent[i], raw + u->extent[i].raw_offset,
+                             ps_st_path(ps_st_set_file(files, u->extent[i].file)), err);
+    return ret;
+}
+
+int ps_import_scan(struct ps_unit_sources *plan, const struct ps_st_set *files,
+                   struct ps_error *err)
+{
+    unsigned char *raw = malloc(raw_most(plan));
+    if (!raw)
+        return ps_error_set(err, -ENOMEM, "not enough memory to read the model");
+    int ret = 0;
+    for (uint32_t k = 0; !ret && k < plan->unit_count; k++)
+        ret = read_verified(plan, &plan->unit[k], files, raw, err);
+    free(raw);
+    return ret;
+}
+
 static int add_unit(struct build *b, uint32_t k, const struct ps_param_table *params,
                     struct ps_error *err)
 {
     static const unsigned char zeros[PS_IMPORT_UNIT_ALIGN];
     const struct ps_unit_source *u = &b->plan->unit[k];
     uint64_t begin = b->written, chunks = ps__import_chunks(u->near_bytes);
-    int ret = ps__import_read_unit(u, b->files, b->raw, err);
-    for (uint32_t i = 0; !ret && i < u->extent_count; i++)
-        ret = ps_unit_verify(b->plan, &u->extent[i], b->raw + u->extent[i].raw_offset,
-                             ps_st_path(ps_st_set_file(b->files, u->extent[i].file)), err);
+    int ret = read_verified(b->plan, u, b->files, b->raw, err);
     if (!ret)
         ret = ps_unit_check_finite(u, b->raw, params,
                                    ps_st_path(ps_st_set_file(b->files, u->extent[0].file)), err);

@@ -82,6 +82,10 @@ int ps__import_window_read(const struct ps_unit_source *u, const struct ps_st_se
                            uint64_t begin, size_t n, void *near,
                            struct ps_error *err) PS_WARN_UNUSED;
 
+/* The plan that reads units at these places: see ps_import_sources. */
+int ps__import_sources_of(const struct ps__import_unit *unit, const struct ps_unit_sources *plan,
+                          struct ps_unit_sources *out, struct ps_error *err) PS_WARN_UNUSED;
+
 /* ---- identity ---- */
 
 /* Hash of content and layout as text. 0, or -ENODATA while a checksum is not known. */

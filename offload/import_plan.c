@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -198,4 +199,79 @@ int ps__import_window_read(const struct ps_unit_source *u, const struct ps_st_se
         }
     }
     return 0;
+}
+
+/* ---- the plan ---- */
+
+static uint64_t checksums_of(uint64_t bytes)
+{
+    return (bytes + PS_UNIT_CHUNK_BYTES - 1) / PS_UNIT_CHUNK_BYTES;
+}
+
+int ps__import_sources_of(const struct ps__import_unit *unit, const struct ps_unit_sources *plan,
+                          struct ps_unit_sources *out, struct ps_error *err)
+{
+    struct ps_unit_sources s = {.unit_count = plan->unit_count,
+                                .embed_block_count = plan->embed_block_count};
+    size_t tensors = 0;
+    for (uint32_t k = 0; k < plan->unit_count; k++) {
+        tensors += plan->unit[k].tensor_count;
+        s.checksum_count += checksums_of(unit[k].bytes);
+    }
+    /* as ps_unit_sources_create has it: the first unit's pointers begin the blocks */
+    struct ps_unit_tensor *tensor = calloc(tensors, sizeof *tensor);
+    struct ps_extent *extent = calloc(s.unit_count, sizeof *extent);
+    s.unit = calloc(s.unit_count, sizeof *s.unit);
+    s.checksum = calloc(s.checksum_count, sizeof *s.checksum);
+    if (!tensor || !extent || !s.unit || !s.checksum) {
+        free(tensor);
+        free(extent);
+        free(s.unit);
+        free(s.checksum);
+        return ps_error_set(err, -ENOMEM, "not enough memory for the import's plan");
+    }
+    uint64_t checksum_idx = 0;
+    for (uint32_t k = 0; k < s.unit_count; k++) {
+        struct ps_unit_source *u = &s.unit[k];
+        *u = plan->unit[k];
+        memcpy(tensor, u->tensor, u->tensor_count * sizeof *tensor);
+        u->tensor = tensor;
+        for (uint32_t i = 0; i < u->tensor_count; i++) {
+            tensor[i].src_dtype = PS_DTYPE_BF16;
+            tensor[i].raw_offset = 0;
+        }
+        tensor += u->tensor_count;
+        u->extent = &extent[k];
+        u->extent_count = 1;
+        extent[k] = (struct ps_extent){.offset = unit[k].offset,
+                                       .bytes = unit[k].bytes,
+                                       .expect = unit[k].bytes,
+                                       .checksum_idx = checksum_idx};
+        checksum_idx += checksums_of(unit[k].bytes);
+        u->raw_bytes = u->read_bytes = unit[k].bytes;
+    }
+    *out = s;
+    return 0;
+}
+
+int ps_import_expect_sources(const struct ps_unit_sources *plan, double ratio,
+                             struct ps_unit_sources *out, struct ps_error *err)
+{
+    struct ps__import_unit *unit = calloc(plan->unit_count, sizeof *unit);
+    uint64_t at = 0;
+    int ret = ps__import_require(plan, err);
+    if (!ret && !unit)
+        ret = ps_error_set(err, -ENOMEM, "not enough memory for the import's plan");
+    for (uint32_t k = 0; !ret && k < plan->unit_count; k++) {
+        uint64_t near = plan->unit[k].near_bytes;
+        uint64_t bytes =
+            (uint64_t)((double)near / ratio) + ps__import_chunks(near) * PS_IMPORT_RECORD_ALIGN;
+        bytes = (bytes + PS_IMPORT_UNIT_ALIGN - 1) / PS_IMPORT_UNIT_ALIGN * PS_IMPORT_UNIT_ALIGN;
+        unit[k] = (struct ps__import_unit){.offset = at, .bytes = bytes, .near_bytes = near};
+        at += bytes;
+    }
+    if (!ret)
+        ret = ps__import_sources_of(unit, plan, out, err);
+    free(unit);
+    return ret;
 }
