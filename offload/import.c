@@ -248,6 +248,12 @@ void ps_import_decoder_destroy(struct ps_import_decoder *d)
     free(d);
 }
 
+uint64_t ps_import_decoder_bytes(int thread_count)
+{
+    /* two planes and a zstd context, which is about 160 KiB */
+    return (uint64_t)thread_count * (2 * PS_IMPORT_PLANE_BYTES + ((uint64_t)256 << 10));
+}
+
 uint32_t ps_import_chunk_count(const struct ps_import *im, uint32_t unit_idx)
 {
     assert(unit_idx < im->header.unit_count);

@@ -141,7 +141,7 @@ void ps_import_unit_extent(const struct ps_import *im, uint32_t unit_idx, struct
 
 /* ---- Decoding ---- */
 
-struct ps_import_decoder; /* scratch for thread_count threads: about 1.3 MiB each, all of it
+struct ps_import_decoder; /* scratch for thread_count threads: about 2.2 MiB each, all of it
                              allocated here */
 int ps_import_decoder_create(struct ps_import_decoder **out, int thread_count) PS_WARN_UNUSED;
 void ps_import_decoder_destroy(struct ps_import_decoder *d);
