@@ -172,12 +172,15 @@ static int core_step(struct ps__core *c, bool block)
     }
     if (rc == 0)
         rc = core_reap(c, timeout);
+    int taken = rc;
+    if (taken > 0) /* before the caller turns to what has come: the disk shall not wait for it */
+        rc = core_pump(c);
     if (rc < 0) {
         core_die(c, rc);
         ps_log(&c->log, PS_LOG_ERROR, "storage (%s): %s", c->engine->ops->name, ps_status_text(rc));
         return rc;
     }
-    if (rc == 0 && block && c->request_busy > 0)
+    if (taken == 0 && block && c->request_busy > 0)
         core_watch(c);
     return c->dead;
 }
