@@ -59,6 +59,7 @@ struct ps_options {
                                                 HOST means: not streamed) */
     int offload_activations;                 /* enum ps_act_mode below */
     int offload_optimizer;                   /* -1 auto or PS_TIER_HOST */
+    char *import;                            /* "auto", "never" or "always": compressed weights */
     int prefetch_depth;                      /* weight slots read ahead; 0: the planner chooses */
     char *hardware;                          /* profile file; NULL: the user's own, else conservative */
     char *placement, *schedule;              /* files to take instead of planning; NULL: none */

@@ -124,6 +124,17 @@ static bool uses_no_disk(const struct ps_options *o)
     return is_resident(o) && o->offload_activations != PS_ACT_DISK;
 }
 
+/* `never` is true of these runs too, and does no harm. */
+static bool imports_for_nothing(const struct ps_options *o)
+{
+    return is_resident(o) && !is(o->import, "never");
+}
+
+static bool imports_for_training(const struct ps_options *o)
+{
+    return trains_full(o) && !is(o->import, "never");
+}
+
 static bool has_placement(const struct ps_options *o)
 {
     return o->placement != NULL;
@@ -152,6 +163,7 @@ static const struct {
 } rules[] = {
     {"lora-r,lora-alpha,lora-dropout,lora-target,lora-layers,adapter-dtype,adapter", trains_full,
      "has no effect with `--method full`"},
+    {"import", imports_for_training, "has no effect with `--method full`, which streams no weights"},
     {"train-layers", trains_lora,
      "has no effect with `--method lora` (there it is `--lora-layers`)"},
     {"lora-r,lora-alpha,lora-target,lora-layers", continues_adapter,
@@ -176,6 +188,8 @@ static const struct {
     {"strategy,offload-weights,offload-activations,prefetch-depth", has_placement,
      "has no effect with `--placement`, which says where everything lives"},
     {"offload-weights,prefetch-depth", is_resident,
+     "has no effect with `--strategy resident`, which streams no weights"},
+    {"import", imports_for_nothing,
      "has no effect with `--strategy resident`, which streams no weights"},
     {"storage,queue-depth,nvme-mem,nvme-path", uses_no_disk,
      "has no effect with `--strategy resident`, which leaves the disk alone"},
@@ -373,6 +387,9 @@ static int check_memory(const struct ps_options *o, struct ps_error *err)
         return refuse("storage", "name the `--strategy` to be measured",
                       "`storage` null needs a strategy other than auto: it is for measuring one",
                       err);
+    if (is(o->storage, "null") && is(o->import, "always"))
+        return refuse("import", "use `--import never`",
+                      "`import` cannot be decoded with `--storage null`, which reads nothing", err);
     if (is_resident(o) && (o->ablate & streaming))
         return refuse("ablate", "remove them, or choose a strategy that streams weights",
                       "`ablate` of prefetch, turns or cross-step has no effect with `--strategy "

@@ -109,6 +109,8 @@ static void put_speed(FILE *to, const struct ps__plan_facts *f)
     else if (f->eval_tokens_per_s > 0)
         fprintf(to, "; an evaluation of 1M tokens in %.3g min", 1e6 / f->eval_tokens_per_s / 60);
     fprintf(to, "\n");
+    if (ps__import_facts(f->s)->why[0])
+        fprintf(to, "import    %s\n", ps__import_facts(f->s)->why);
     fprintf(to, "traffic   a step: %s read from disk, ", bytes_text(a, (double)p->disk_read));
     fprintf(to, "%s written", bytes_text(a, (double)p->disk_write));
     if (p->layout.discrete) {
@@ -286,5 +288,9 @@ json_t *ps__plan_json(const struct ps__plan_facts *f)
         o = NULL;
     }
     json_decref(more);
+    if (o && json_object_set_new(o, "import", ps__import_json(s)) < 0) {
+        json_decref(o);
+        o = NULL;
+    }
     return o;
 }

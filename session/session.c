@@ -342,7 +342,9 @@ static int plan(struct ps_session *s, struct ps_error *err)
         return ret;
     warn_long(s, s->trainer_options.position_max);
     ret = ps_trainer_create(&s->trainer, &s->trainer_options, err);
-    return ret < 0 ? ret : ps__layout_choose(s, err);
+    if (ret == 0)
+        ret = ps__layout_choose(s, err);
+    return ret < 0 ? ret : ps__import_choose(s, err);
 }
 
 /* What --schedule and --placement of train can take. */
@@ -494,6 +496,7 @@ void ps_session_close(struct ps_session *s)
     free(s->predicted);
     ps_trainer_destroy(s->trainer);
     ps_vclock_destroy(s->clock);
+    ps__import_destroy(s->import);
     ps_session_io_destroy(s->io);
     ps_plan_fini(&s->chosen);
     free(s->checksum_path);

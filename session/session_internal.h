@@ -13,6 +13,7 @@
 #include "runtime/data/tokenizer.h"
 #include "runtime/train/trainer.h"
 #include "session/penstock.h"
+#include "session/session_import.h"
 #include "session/session_io.h"
 
 /* One logged step, kept for trainer_state.json. */
@@ -42,6 +43,7 @@ struct ps_session {
     struct ps_trainer *trainer;
     struct ps_trainer_options trainer_options;
     struct ps_session_io *io;
+    struct ps_session_import *import; /* NULL: not considered */
     struct ps_vclock *clock; /* NULL: real time */
     struct ps_plan chosen;         /* layout and prediction */
     const char *profile_where;     /* where the hardware profile came from */

@@ -89,7 +89,8 @@ static uint64_t disk_budget(const struct ps_options *o)
 static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
 {
     const struct ps_options *o = s->opt;
-    s->process_bytes = ps__rss_bytes() + PROCESS_SLACK_BYTES;
+    struct ps__import_needs import = ps__import_needs(s);
+    s->process_bytes = ps__rss_bytes() + PROCESS_SLACK_BYTES + import.host_bytes;
     s->host_budget = (uint64_t)o->host_mem;
     if (o->host_mem < 0) {
         int64_t left = ps_host_memory_free();
@@ -98,6 +99,8 @@ static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
     }
     uint64_t host = budget_left((int64_t)s->host_budget, s->process_bytes);
     r->disk_budget = disk_budget(o);
+    if (o->nvme_mem >= 0) /* else it is not free any more */
+        r->disk_budget -= import.disk_bytes < r->disk_budget ? import.disk_bytes : r->disk_budget;
     s->device_budget = 0;
     if (!r->discrete) {
         r->device_budget = host;
@@ -162,6 +165,8 @@ int ps__planner_request(struct ps_session *s, struct ps_planner_request *r,
     ps_cost_query_model(&r->cost, &s->cfg, r->tokens, s->trainer_options.position_max, adapter,
                         full);
     memcpy(r->cost.throttle, o->throttle, sizeof r->cost.throttle);
+    r->cost.decode_rate = ps__import_needs(s).decode_rate;
+    r->cost.decode_share = ps__import_needs(s).decode_share;
     set_budgets(s, r);
     set_wishes(s, r);
     return 0;
@@ -233,7 +238,7 @@ int ps__layout_choose(struct ps_session *s, struct ps_error *err)
     s->device_need = r.discrete ? near : 0;
     s->host_need =
         s->process_bytes + (r.discrete ? ps_trainer_bytes(s->trainer, PS_TIER_HOST) : near);
-    s->disk_need = ps_trainer_bytes(s->trainer, PS_TIER_DISK);
+    s->disk_need = ps_trainer_bytes(s->trainer, PS_TIER_DISK) + ps__import_needs(s).disk_bytes;
     return 0;
 }
 
@@ -305,6 +310,10 @@ void ps__layout_describe(struct ps_session *s)
                                       .bytes = bytes};
         }
     }
+    uint64_t import = ps__import_needs(s).disk_bytes;
+    if (import > 0 && s->plan_count < PS_PLAN_ITEM_MAX - 1)
+        s->plan[s->plan_count++] =
+            (struct ps_plan_item){.name = "imported weights", .tier = "disk", .bytes = import};
     s->plan[s->plan_count++] = (struct ps_plan_item){
         .name = "process and data", .tier = "host", .bytes = s->process_bytes};
 }

@@ -185,7 +185,16 @@ static int write_plan(struct ps_session *s, struct ps_error *err)
         len += (size_t)snprintf(text + len, sizeof text - len,
                                 "%s{\"name\":\"%s\",\"tier\":\"%s\",\"bytes\":%" PRIu64 "}",
                                 i ? "," : "", s->plan[i].name, s->plan[i].tier, s->plan[i].bytes);
-    len += (size_t)snprintf(text + len, sizeof text - len, "]}\n");
+    json_t *import = ps__import_json(s);
+    char *about = import ? json_dumps(import, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
+    json_decref(import);
+    if (!about)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    if (len + strlen(about) < sizeof text - 32)
+        len += (size_t)snprintf(text + len, sizeof text - len, "],\"import\":%s}\n", about);
+    else
+        len += (size_t)snprintf(text + len, sizeof text - len, "]}\n");
+    free(about);
     return write_text(s->opt->output, "plan.json", text, err);
 }
 
@@ -255,6 +264,8 @@ static int prepare_output(struct ps_session *s, struct ps_error *err)
         ret = write_text(s->opt->output, "config.resolved.yaml", s->config_text, err);
     if (ret == 0)
         ret = write_plan(s, err);
+    if (ret == 0)
+        ret = ps__import_keep_checksums(s, err);
     if (ret == 0 && !ps_path_join(path, sizeof path, s->opt->output, "metrics.jsonl"))
         ret = ps_error_full(err, -ENAMETOOLONG, s->opt->output, NULL, NULL, "the path is too long");
     if (ret == 0)
