@@ -31,6 +31,7 @@ enum ps_status {
     PS_EDIVERGED = -5006,    /* non-finite or exploding loss: exit 5 */
     PS_ESTOPPED = -5007,     /* stopped by a signal after committing: exit 130/143 */
     PS_ENUMERIC = -5008,     /* a non-finite value where none is allowed: exit 1 */
+    PS_ECUDA = -5009,        /* a CUDA call failed: exit 1 */
 };
 
 /* Error details for a person. Zero-initialise; every string is NUL-terminated. */
