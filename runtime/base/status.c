@@ -110,6 +110,8 @@ const char *ps_status_text(int status)
         return "stopped by a signal";
     case PS_ENUMERIC:
         return "non-finite value";
+    case PS_ECUDA:
+        return "a CUDA call failed";
     default:
         return strerror(status < 0 ? -status : status);
     }
