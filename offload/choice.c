@@ -5,6 +5,7 @@
  * value that still fits: first what the choice cannot do without (slots to read ahead, buffers on
  * the way), then boundaries and kept activations, then the cache of weights. */
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -13,7 +14,6 @@
 /* Ring buffers beyond the group: one is needed, more let writes and reads lag a little. */
 #define RING_EXTRA 3
 #define HOST_RING 4
-#define RAW_SLOTS 3
 /* Micro-batches of a pass times layers: larger schedules take seconds to build. */
 #define GROUP_LAYERS_MAX 16384
 
@@ -23,9 +23,9 @@ struct knobs {
     int32_t keep;       /* last layers whose saved sets are kept */
     int32_t slots;      /* weight slots */
     int32_t pins;       /* pinned layers */
-    int32_t host_units; /* streamed layers in host memory; one more: the embedding too */
+    int32_t host_units; /* streamed layers in host memory */
     int32_t raw_slots, ring_extra, host_ring;
-    bool embed_pinned;
+    bool embed_pinned, embed_host;
 };
 
 struct fill {
@@ -78,7 +78,7 @@ static void assemble_weights(const struct fill *f)
         bool off =
             i == 0 ? embed_streams
                    : f->choice->stream && ps__unit_streamable(req, i) && !chosen(i - 1, k->pins, n);
-        bool host = off && (i == 0 ? k->host_units > streamed
+        bool host = off && (i == 0 ? k->embed_host
                                    : chosen(at, least_of(k->host_units, streamed), streamed));
         at += off && i > 0;
         l->weight[i] = !off ? PS_TIER_DEVICE : host ? PS_TIER_HOST : PS_TIER_DISK;
@@ -104,7 +104,7 @@ static void assemble(const struct fill *f)
     for (int32_t i = 0; i < p->n_layer; i++) {
         int32_t x = i - p->first_trained;
         bool near = !p->trains || x < 0 || chosen(x, k->near_x, n);
-        bool host = !near && chosen(at, k->host_x, moved);
+        bool host = !near && chosen(at, least_of(k->host_x, moved), moved);
         at += !near;
         l->boundary[i] = near ? PS_TIER_DEVICE : host ? PS_TIER_HOST : PS_TIER_DISK;
         l->keep[i] = x >= 0 && p->trains && i >= p->n_layer - k->keep;
@@ -165,6 +165,23 @@ static int raise(const struct fill *f, int32_t *knob, int32_t max)
     return 0;
 }
 
+/* Set a knob of two positions if that fits. */
+static int turn_on(const struct fill *f, bool *knob)
+{
+    *knob = true;
+    int ret = fits(f);
+    if (ret <= 0)
+        *knob = false;
+    return ret;
+}
+
+/* Does the choice pin the embedding before anything else? */
+static bool embed_first(const struct fill *f)
+{
+    enum ps__cache_choice c = f->choice->cache;
+    return (c == PS__CACHE_EMBED_SLOTS || c == PS__CACHE_EMBED_PINS) && f->req->offload_weights < 0;
+}
+
 static bool pins_allowed(const struct fill *f)
 {
     return f->choice->stream && f->req->offload_weights < 0;
@@ -182,6 +199,8 @@ static int32_t slots_wanted(const struct fill *f)
         return 1;
     if (f->req->prefetch_depth > 0)
         return f->req->prefetch_depth + 1;
+    if (f->choice->cache == PS__CACHE_PINS_1)
+        return 1;
     return f->choice->cache == PS__CACHE_PINS_2 || caches_slots(f) ? 2 : 3;
 }
 
@@ -192,13 +211,17 @@ static int fill_cache(struct fill *f)
     bool host_ok = f->req->discrete && f->choice->stream;
     int ret = 0;
     f->k.pins = 0;
-    f->k.host_units = host_ok && f->req->offload_weights == PS_TIER_HOST ? p->n_layer + 1 : 0;
+    f->k.embed_host = host_ok && f->req->offload_weights == PS_TIER_HOST;
+    f->k.host_units = f->k.embed_host ? p->n_layer : 0;
+    f->k.embed_pinned = embed_first(f);
     if (f->choice->cache == PS__CACHE_LEAST || !f->choice->stream)
         return 0;
     f->k.slots = slots_wanted(f);
     ret = fits(f);
-    if (ret == 0)
+    if (ret == 0) {
         f->k.slots = 1;
+        ret = fits(f);
+    }
     /* Something is always streamed: that all of it fits is what resident says. */
     int32_t blocks = ps__unit_streamable(f->req, 0) && !f->k.embed_pinned
                          ? (int32_t)p->source->embed_block_count
@@ -207,8 +230,12 @@ static int fill_cache(struct fill *f)
         ret = raise(f, &f->k.slots, p->n_layer + blocks - 1);
     else if (ret > 0 && pins_allowed(f))
         ret = raise(f, &f->k.pins, p->n_layer - f->k.slots - 1);
+    if (ret >= 0 && pins_allowed(f) && !f->k.embed_pinned)
+        ret = turn_on(f, &f->k.embed_pinned);
     if (ret >= 0 && host_ok && f->req->offload_weights < 0)
-        ret = raise(f, &f->k.host_units, p->n_layer + 1);
+        ret = raise(f, &f->k.host_units, p->n_layer);
+    if (ret >= 0 && host_ok && f->req->offload_weights < 0)
+        ret = turn_on(f, &f->k.embed_host);
     return ret < 0 ? ret : 0;
 }
 
@@ -227,8 +254,32 @@ static int compute_hides(const struct fill *f)
     return e.lane_s[PS_LANE_COMPUTE] <= most;
 }
 
-/* The fewest kept layers with which compute no longer is the slowest; all that fit if it always is.
- */
+/* Of the counts of kept layers around one, the one of the best guess. */
+static int best_near(struct fill *f, int32_t around, int32_t most)
+{
+    int32_t best = around;
+    double best_s = INFINITY;
+    for (int32_t k = around > 2 ? around - 2 : 0; k <= around + 2 && k <= most; k++) {
+        struct ps__estimate e;
+        f->k.keep = k;
+        int ret = fill_cache(f);
+        if (ret < 0)
+            return ret;
+        assemble(f);
+        ret = ps__estimate_layout(&e, f->req, &f->cost, f->l);
+        if (ret < 0)
+            return ps_error_set(f->err, ret, "out of memory");
+        if (e.guess_s < best_s) {
+            best_s = e.guess_s;
+            best = k;
+        }
+    }
+    f->k.keep = best;
+    return 0;
+}
+
+/* As few kept layers as make compute no longer the slowest, all that fit if it always is; or what
+ * is better near that. */
 static int balance(struct fill *f, int32_t most)
 {
     int32_t low = 0;
@@ -245,8 +296,7 @@ static int balance(struct fill *f, int32_t most)
         else
             low = f->k.keep + 1;
     }
-    f->k.keep = low;
-    return 0;
+    return best_near(f, low, most);
 }
 
 static bool keeps_all(const struct ps_planner_request *req)
@@ -289,6 +339,20 @@ static int relieve_disk(struct fill *f, int32_t *knob)
     return 0;
 }
 
+/* Slots to read ahead, and room on the ways. */
+static int widen_ways(struct fill *f)
+{
+    struct knobs *k = &f->k;
+    int ret = raise(f, &k->slots, slots_wanted(f));
+    if (ret >= 0)
+        ret = raise(f, &k->raw_slots, f->choice->cache == PS__CACHE_PINS_3 ? 3 : 2);
+    if (ret >= 0)
+        ret = raise(f, &k->ring_extra, RING_EXTRA);
+    if (ret >= 0)
+        ret = raise(f, &k->host_ring, HOST_RING);
+    return ret;
+}
+
 /* Everything but kept activations and weights. 1: goes on, 0: nothing more fits. */
 static int fill_ways(struct fill *f)
 {
@@ -296,32 +360,23 @@ static int fill_ways(struct fill *f)
     int32_t n = needed_x(f->req->shape);
     int act = f->req->offload_activations;
     bool free_x = f->choice->x != PS__X_NEAR && (act < 0 || act == PS_PLAN_RECOMPUTE);
-    if (free_x && f->choice->cache == PS__CACHE_LEAST)
-        return relieve_disk(f, f->req->discrete ? &k->host_x : &k->near_x);
-    int ret = fits(f);
+    int ret = 0;
+    if (free_x)
+        ret = relieve_disk(f, f->req->discrete ? &k->host_x : &k->near_x);
+    if (ret < 0 || f->choice->cache == PS__CACHE_LEAST)
+        return ret;
+    ret = fits(f);
     if (ret <= 0)
         return ret;
-    if (free_x && f->req->discrete)
+    if (free_x && f->req->discrete && f->choice->x == PS__X_MOVED)
         ret = raise(f, &k->host_x, n);
-    if (ret >= 0) {
-        ret = raise(f, &k->slots, slots_wanted(f));
-        if (ret >= 0)
-            ret = raise(f, &k->raw_slots, RAW_SLOTS);
-        if (ret >= 0)
-            ret = raise(f, &k->ring_extra, RING_EXTRA);
-        if (ret >= 0)
-            ret = raise(f, &k->host_ring, HOST_RING);
-    }
+    if (ret >= 0)
+        ret = widen_ways(f);
     if (ret >= 0 && free_x && f->choice->x == PS__X_MIXED) {
-        int32_t host = k->host_x;
-        k->host_x = 0; /* among the moved: set again below */
-        ret = fits(f) > 0 ? raise(f, &k->near_x, n) : 0;
-        int32_t moved = n - k->near_x;
-        k->host_x = 0;
-        if (ret >= 0 && f->req->discrete && fits(f) > 0)
-            ret = raise(f, &k->host_x, moved);
-        else
-            k->host_x = least_of(host, moved);
+        ret = raise(f, &k->near_x, n);
+        k->host_x = least_of(k->host_x, n - k->near_x);
+        if (ret >= 0 && f->req->discrete)
+            ret = raise(f, &k->host_x, n - k->near_x);
     }
     return ret < 0 ? ret : 1;
 }
@@ -333,11 +388,11 @@ static int fill(struct fill *f)
     f->k.raw_slots = 1;
     f->k.ring_extra = 1;
     f->k.host_ring = 2;
-    f->k.embed_pinned =
-        (f->choice->cache == PS__CACHE_EMBED_SLOTS || f->choice->cache == PS__CACHE_EMBED_PINS) &&
-        f->req->offload_weights < 0;
-    if (f->choice->stream && f->req->discrete && f->req->offload_weights == PS_TIER_HOST)
-        f->k.host_units = f->req->shape->n_layer + 1;
+    f->k.embed_pinned = embed_first(f);
+    if (f->choice->stream && f->req->discrete && f->req->offload_weights == PS_TIER_HOST) {
+        f->k.host_units = f->req->shape->n_layer;
+        f->k.embed_host = true;
+    }
     int ret = fill_ways(f);
     if (ret <= 0)
         return ret;

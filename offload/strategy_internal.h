@@ -27,7 +27,8 @@ enum ps__keep_choice {
 enum ps__cache_choice {
     PS__CACHE_SLOTS,       /* as many slots as fit, nothing pinned */
     PS__CACHE_PINS_2,      /* two slots, as many layers pinned as fit, spread evenly */
-    PS__CACHE_PINS_3,      /* the same with three slots */
+    PS__CACHE_PINS_1,      /* the same with one slot: enough where raw slots are read ahead */
+    PS__CACHE_PINS_3,      /* the same with three slots, and three raw ones */
     PS__CACHE_EMBED_SLOTS, /* the embedding pinned, then as many slots as fit */
     PS__CACHE_EMBED_PINS,  /* the embedding pinned, three slots, then layers */
     PS__CACHE_LEAST,       /* one slot, nothing pinned */
@@ -66,7 +67,7 @@ bool ps__bytes_fit(const struct ps_planner_request *req, const uint64_t bytes[PS
 struct ps__estimate {
     double lane_s[PS_LANE_COUNT];
     double bound_s;      /* no schedule of the layout is faster, but for parts in a hundred */
-    double guess_s;      /* bound and a part of what it hides: orders layouts with the same bound */
+    double guess_s;      /* more likely: the phases of a pass overlap little; orders proposals */
     uint64_t read_bytes; /* weights from disk, a step */
 };
 /* Layers and embedding blocks read from disk and copied in a steady pass; -ENOMEM. */

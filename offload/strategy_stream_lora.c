@@ -7,9 +7,9 @@
 static const enum ps__x_choice x_choices[] = {PS__X_NEAR, PS__X_MIXED, PS__X_MOVED};
 static const enum ps__keep_choice keep_choices[] = {PS__KEEP_NONE, PS__KEEP_BALANCED,
                                                     PS__KEEP_MOST};
-static const enum ps__cache_choice cache_choices[] = {PS__CACHE_PINS_3, PS__CACHE_SLOTS,
-                                                      PS__CACHE_PINS_2, PS__CACHE_EMBED_PINS,
-                                                      PS__CACHE_EMBED_SLOTS};
+static const enum ps__cache_choice cache_choices[] = {PS__CACHE_PINS_3,      PS__CACHE_SLOTS,
+                                                      PS__CACHE_PINS_2,      PS__CACHE_EMBED_PINS,
+                                                      PS__CACHE_EMBED_SLOTS, PS__CACHE_PINS_1};
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 static int candidate(const struct ps_planner_request *req, int i, struct ps_step_layout *out,

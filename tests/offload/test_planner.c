@@ -250,16 +250,20 @@ static void slow_compute_hides_the_disk_and_fast_compute_waits_for_it(void **sta
     tear_down(&f);
 }
 
-/* Same layout, tokens scaled from N*-quarter to four N*: the step is the longer of reads and
- * compute. */
+/* Forward needs a third of the compute and half of the reads, so at N* itself neither hides the
+ * other quite. Same layout, tokens scaled from N*-quarter to four N*: the step is the longer of
+ * reads and compute. */
 static void break_even_tokens_are_where_compute_takes_as_long_as_the_reads(void **state)
 {
     (void)state;
     struct fixture f;
     struct ps_plan plan, scaled;
-    set_up(&f, &small_model, false, 1e12, 1e9);
-    f.req.device_budget = 110 * MIB;
+    struct shape_spec deep = small_model;
+    deep.n_layer = 24;
+    set_up(&f, &deep, false, 1e12, 1e9);
+    f.req.device_budget = 120 * MIB;
     f.req.strategy = "stream-lora";
+    f.req.prefetch_depth = 2;
     f.req.offload_activations = PS_PLAN_RECOMPUTE;
     f.req.tokens = 512000;
     must_choose(&plan, &f.req);
@@ -270,7 +274,7 @@ static void break_even_tokens_are_where_compute_takes_as_long_as_the_reads(void 
         struct fixture g;
         double tokens = times[i] * plan.break_even_tokens;
         double scale = tokens / plan.tokens_per_pass;
-        struct shape_spec spec = small_model;
+        struct shape_spec spec = deep;
         spec.layer_flops *= scale;
         set_up(&g, &spec, false, 1e12, 1e9);
         g.req.tokens = (int64_t)(512000 * scale + 0.5);
@@ -279,7 +283,8 @@ static void break_even_tokens_are_where_compute_takes_as_long_as_the_reads(void 
         must_choose(&scaled, &g.req);
         double longer = reads * (times[i] > 1 ? times[i] : 1);
         assert_true(scaled.step_s >= longer * 0.999);
-        assert_true(scaled.step_s <= longer * (times[i] == 1 ? 1.45 : 1.2));
+        if (!(scaled.step_s <= longer * (times[i] == 1 ? 1.25 : 1.1)))
+            fail_msg("%g N*: %g s, reads or compute %g s", times[i], scaled.step_s, longer);
         /* N* is a property of layout and machine, not of the tokens. */
         assert_true(fabs(scaled.break_even_tokens / plan.break_even_tokens - 1) < 0.01);
         ps_plan_fini(&scaled);
