@@ -9,9 +9,10 @@
  * and 8 are measured. Prints median (least, greatest) MB/s of the passes; with --raw the rates
  * alone, one a line.
  *
- * Pattern: the file once from the beginning, one transfer a chunk, twice `depth` buffers, so that
- * the depth stays full while the oldest is waited for. Each chunk carries its number; reads check
- * it. */
+ * Pattern: the file once from the beginning, one transfer a chunk, `depth` buffers, the oldest
+ * waited for and its buffer used for the next. More buffers cost rate where the disk is another's
+ * page cache: 8 MiB instead of 4 MiB at depth 1 read 5% slower. Each chunk carries its number;
+ * reads check it. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -138,8 +139,8 @@ static void measure(const struct plan *p, char *arena, uint64_t arena_bytes)
                                      .log = &log};
     struct ps_storage *st = NULL;
     struct ps_error err = {0};
-    uint64_t ticket[2 * DEPTH_MAX];
-    uint32_t slots = 2 * p->depth;
+    uint64_t ticket[DEPTH_MAX];
+    uint32_t slots = p->depth;
     if (ps_storage_open_auto(&st, p->backend, &opt, NULL, &err) < 0)
         die(&err);
     int file = st->ops->add_file(st, p->path, p->write, NULL, &err);
@@ -267,7 +268,7 @@ int main(int argc, char **argv)
     struct plan p = {.passes = 3};
     const char *op = parse(&p, argc, argv);
     uint32_t chunk_max = p.chunk_bytes ? p.chunk_bytes : 4 << 20, depth_max = p.depth ? p.depth : 8;
-    uint64_t arena_bytes = 2ULL * chunk_max * depth_max;
+    uint64_t arena_bytes = (uint64_t)chunk_max * depth_max;
     char *arena = reserve(&p, arena_bytes);
     if (!p.keep)
         fill(&p, arena, arena_bytes);
