@@ -516,18 +516,16 @@ static int is_faster(struct ps_session *s, struct ps_error *err)
     if (ret < 0)
         return ret;
     ret = choose_layout(s, true, err);
-    bool faster = ret == 0 && s->chosen.step_s < FASTER * plain;
+    double with = ret == 0 ? s->chosen.step_s : HUGE_VAL;
     if (ret < 0 && ret != PS_ENOFIT && ret != PS_EUSAGE)
         return ret;
     memset(err, 0, sizeof *err);
-    double with = s->chosen.step_s;
     ret = choose_layout(s, false, err);
-    if (ret < 0)
-        return ret;
-    if (!faster)
-        return decide(s, "no: the best plan with one takes %.3g s a step, without %.3g s", with,
-                      plain);
-    return 1;
+    if (ret < 0 || with < FASTER * plain)
+        return ret < 0 ? ret : 1;
+    return isinf(with) ? decide(s, "no: no plan with one fits")
+                       : decide(s, "no: the best plan with one takes %.3g s a step, without %.3g s",
+                                with, plain);
 }
 
 static int consider(struct ps_session *s, struct ps_error *err)
