@@ -579,7 +579,7 @@ static int insist(struct ps_session *s, struct ps_error *err)
 int ps__import_choose(struct ps_session *s, struct ps_error *err)
 {
     const struct ps_options *o = s->opt;
-    if (!o->import || strcmp(o->import, "never") == 0)
+    if (!o->import || o->command == PS_CMD_EXPORT || strcmp(o->import, "never") == 0)
         return 0;
     bool always = is_always(s);
     if (!always && (!streams_from_disk(s) || s->trainer_options.plan_only || o->schedule ||
