@@ -2,9 +2,9 @@
  *
  *   io_uring   direct I/O through a ring; registered files and buffers where memlock allows
  *   threads    the same semantics with pread and pwrite on up to 8 threads
- *   ram        files are loaded into memory when added; writes update the copy alone (each storage
- * has its own copies, nothing is written back) null       completes at once and leaves memory
- * alone: the cost of the machinery without a disk
+ *   ram        files are loaded into memory when added; writable ones are mapped, so that all
+ *              storages that have added one see what any of them writes
+ *   null       completes at once and leaves memory alone: the cost of the machinery without a disk
  *
  * What all of them share (storage_core.c) and the contract does not say by itself:
  *

@@ -1,5 +1,6 @@
-/* The RAM engine: files are loaded when they are added, transfers are copies. A writable file's
- * copy has the size that the file had; a write past it fails with -ENOSPC as on a full disk. */
+/* The RAM engine: files are loaded when they are added, transfers are copies. A writable file is
+ * mapped instead, so that what one storage writes another one that has added the same file reads;
+ * a write past its size fails with -ENOSPC as on a full disk. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,14 +51,15 @@ static int ram_add_file(struct ps__engine *e, uint32_t idx, const struct ps__fil
     r->data = NULL;
     r->bytes = f->size;
     if (f->size > 0) {
+        int kind = f->writable ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
         void *p =
-            mmap(NULL, (size_t)f->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            mmap(NULL, (size_t)f->size, PROT_READ | PROT_WRITE, kind, f->writable ? f->fd : -1, 0);
         if (p == MAP_FAILED)
-            return ps_error_full(err, -ENOMEM, f->path, NULL, NULL,
-                                 "no memory for %llu bytes of the file",
-                                 (unsigned long long)f->size);
+            return ps_error_full(err, -errno, f->path, NULL, NULL,
+                                 "no memory for %llu bytes of the file: %s",
+                                 (unsigned long long)f->size, ps_status_text(-errno));
         r->data = p;
-        int rc = load(f->fd, r->data, f->size);
+        int rc = f->writable ? 0 : load(f->fd, r->data, f->size);
         if (rc < 0) {
             munmap(r->data, (size_t)r->bytes);
             return ps_error_full(err, rc, f->path, NULL, NULL, "loading the file failed: %s",

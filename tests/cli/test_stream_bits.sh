@@ -113,6 +113,7 @@ for idea in prefetch turns cross-step forwarding layer-major prefetch,turns,cros
 done
 same spilled --strategy stream-lora --offload-activations disk --storage threads
 same spilled --strategy resident --offload-activations disk
+same spilled --strategy stream-lora --offload-activations disk --storage ram
 same resident --strategy resident --offload-activations recompute
 same streamed --strategy stream-lora --offload-activations host
 same streamed --strategy stream-lora --offload-activations recompute

@@ -123,7 +123,7 @@ static void what_one_back_end_writes_another_reads(void **state)
     free(to);
 }
 
-static void the_ram_back_end_reads_its_own_writes_and_leaves_the_file_alone(void **state)
+static void what_one_ram_storage_writes_another_one_reads(void **state)
 {
     (void)state;
     make_file("r.bin", 4 * PAGE, 4);
@@ -138,11 +138,18 @@ static void the_ram_back_end_reads_its_own_writes_and_leaves_the_file_alone(void
     assert_true(holds_file(m, 0, PAGE, 4));
     assert_true(holds_byte(m + PAGE, PAGE, 0x11));
     assert_int_equal(write_once(st, f, 4 * PAGE, PAGE, m, &err), -ENOSPC);
-    st->ops->close(st);
-    st = open_named("threads", NULL);
-    f = st->ops->add_file(st, "r.bin", false, NULL, NULL);
-    assert_int_equal(read_once(st, f, 0, 4 * PAGE, 4 * PAGE, m, &err), 0);
-    assert_true(holds_file(m, 0, 4 * PAGE, 4));
+    struct ps_storage *other = open_named("ram", NULL);
+    int g = other->ops->add_file(other, "r.bin", true, NULL, NULL);
+    assert_int_equal(read_once(other, g, 0, 4 * PAGE, 4 * PAGE, m, &err), 0);
+    assert_true(holds_byte(m + PAGE, PAGE, 0x11));
+    memset(m, 0x22, PAGE);
+    assert_int_equal(write_once(st, f, 2 * PAGE, PAGE, m, &err), 0);
+    assert_int_equal(read_once(other, g, 0, 4 * PAGE, 4 * PAGE, m, &err), 0);
+    assert_true(holds_file(m, 0, PAGE, 4));
+    assert_true(holds_byte(m + PAGE, PAGE, 0x11));
+    assert_true(holds_byte(m + 2 * PAGE, PAGE, 0x22));
+    assert_true(holds_file(m + 3 * PAGE, 3 * PAGE, PAGE, 4));
+    other->ops->close(other);
     st->ops->close(st);
     free(m);
 }
@@ -393,7 +400,7 @@ int main(void)
         cmocka_unit_test(every_back_end_reads_the_same_bytes_at_every_depth),
         cmocka_unit_test(many_odd_ranges_in_flight_arrive_and_may_be_waited_for_in_any_order),
         cmocka_unit_test(what_one_back_end_writes_another_reads),
-        cmocka_unit_test(the_ram_back_end_reads_its_own_writes_and_leaves_the_file_alone),
+        cmocka_unit_test(what_one_ram_storage_writes_another_one_reads),
         cmocka_unit_test(the_null_back_end_counts_and_leaves_memory_alone),
         cmocka_unit_test(a_file_cut_after_planning_is_an_error_that_names_it),
         cmocka_unit_test(an_empty_range_needs_no_request),
