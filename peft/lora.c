@@ -91,8 +91,8 @@ static const void *adapter_input(const struct ps_linear_call *c)
         return c->x;
     struct ps_rng_key key = dropout_key(c);
     void *xd = masked_buffer(c);
-    ps_dropout(c->cx->pool, c->cx->isa, xd, c->x, c->cx->dtype, c->n_tok, (size_t)c->in,
-               (float)c->site->config->dropout, &key, 0);
+    c->cx->k->dropout(c->cx, xd, c->x, c->n_tok, (size_t)c->in, (float)c->site->config->dropout,
+                      &key, 0);
     return xd;
 }
 
@@ -160,8 +160,7 @@ static void backward_dx(const struct ps_linear_call *c, const void *p)
                               .math = c->cx->math};
     ps_compute_gemm(c->cx, &pa);
     struct ps_rng_key key = dropout_key(c);
-    ps_dropout(c->cx->pool, c->cx->isa, c->dx, tmp, c->cx->dtype, c->n_tok, in,
-               (float)s->config->dropout, &key, 1);
+    c->cx->k->dropout(c->cx, c->dx, tmp, c->n_tok, in, (float)s->config->dropout, &key, 1);
 }
 
 static void lora_backward(const struct ps_linear_call *c)

@@ -77,18 +77,18 @@ size_t ps_block_adapter_scratch(const struct ps_block *block, enum ps_dtype dtyp
 }
 
 size_t ps_block_scratch_carve(struct ps_block_scratch *out, void *base,
-                              const struct ps_model_config *cfg, enum ps_dtype dtype, size_t n_tok,
-                              size_t adapter_bytes, bool backward, int thread_count)
+                              const struct ps_model_config *cfg, const struct ps_compute *cx,
+                              size_t n_tok, size_t adapter_bytes, bool backward)
 {
     struct widths w = widths_of(cfg);
-    size_t e = ps_dtype_size(dtype);
+    size_t e = ps_dtype_size(cx->dtype);
     size_t used = 0;
     memset(out, 0, sizeof *out);
     out->norm = take(base, &used, n_tok * w.h * e);
     out->act = take(base, &used, n_tok * w.f * e);
     out->attention = take(base, &used,
-                          ps_attention_workspace_bytes((int32_t)n_tok, cfg->n_head, cfg->n_kv_head,
-                                                       cfg->head_dim, thread_count));
+                          cx->k->attention_workspace_bytes(cx, (int32_t)n_tok, cfg->n_head,
+                                                           cfg->n_kv_head, cfg->head_dim));
     out->adapter = take(base, &used, adapter_bytes);
     if (backward) {
         size_t rows = n_tok * (size_t)(cfg->qk_norm ? cfg->n_head : 1);
@@ -190,7 +190,7 @@ static void norm_forward(const struct ps_block *b, const struct ps_block_run *ru
                          float *rstd)
 {
     struct ps_rmsnorm_args a = norm_args(b, run, role, heads, n, x, y, rstd);
-    ps_rmsnorm_forward(run->cx->pool, run->cx->isa, &a);
+    run->cx->k->rmsnorm_forward(run->cx, &a);
 }
 
 static void norm_backward(const struct ps_block *b, const struct ps_block_run *run,
@@ -204,15 +204,15 @@ static void norm_backward(const struct ps_block *b, const struct ps_block_run *r
     a.dx_ld = heads * n;
     a.dx_add = dx_add;
     a.dx_add_ld = heads * n;
-    ps_rmsnorm_backward(run->cx->pool, run->cx->isa, &a, run->scratch->rmsnorm);
+    run->cx->k->rmsnorm_backward(run->cx, &a, run->scratch->rmsnorm);
 }
 
 static void rope(const struct ps_block *b, const struct ps_block_run *run, void *x, int32_t heads,
                  int inverse)
 {
     size_t d = (size_t)b->cfg->head_dim;
-    ps_rope_apply(run->cx->pool, run->cx->isa, x, (size_t)heads * d, run->cx->dtype, run->n_tok,
-                  (size_t)heads, d, run->position, run->cos_sin, inverse);
+    run->cx->k->rope_apply(run->cx, x, run->n_tok, (size_t)heads, d, run->position, run->cos_sin,
+                           inverse);
 }
 
 static struct ps_attention_args attention_args(const struct ps_block *b,
@@ -270,18 +270,17 @@ static void attention_half(const struct ps_block *b, const struct ps_block_run *
         assert(run->n_tok == 1);
         a.k = run->k_cache;
         a.v = run->v_cache;
-        ps_attention_decode(run->cx->pool, run->cx->isa, &a, run->n_past, run->scratch->attention);
+        run->cx->k->attention_decode(run->cx, &a, run->n_past, run->scratch->attention);
         return;
     }
-    ps_attention_forward(run->cx->pool, run->cx->isa, &a, run->scratch->attention);
+    run->cx->k->attention_forward(run->cx, &a, run->doc, run->scratch->attention);
 }
 
 static void mlp_activation(const struct ps_block *b, const struct ps_block_run *run,
                            const struct ps_block_saved *s)
 {
     size_t f = (size_t)b->cfg->intermediate_size;
-    ps_swiglu_forward(run->cx->pool, run->cx->isa, run->cx->dtype, run->n_tok, f, s->gate, f, s->up,
-                      f, run->scratch->act, f);
+    run->cx->k->swiglu_forward(run->cx, run->n_tok, f, s->gate, s->up, run->scratch->act);
 }
 
 void ps_block_forward(const struct ps_block *b, const struct ps_block_run *run, const void *x0,
@@ -315,8 +314,7 @@ static void mlp_backward(const struct ps_block *b, const struct ps_block_run *ru
     size_t h = (size_t)b->cfg->hidden_size;
     mlp_activation(b, run, s);
     backward_linear(b, run, s, PS_ROLE_DOWN, t->act, dx, t->dact, NULL);
-    ps_swiglu_backward(run->cx->pool, run->cx->isa, run->cx->dtype, run->n_tok, f, s->gate, f,
-                       s->up, f, t->dact, f, s->gate, f, s->up, f);
+    run->cx->k->swiglu_backward(run->cx, run->n_tok, f, s->gate, s->up, t->dact, s->gate, s->up);
     norm_forward(b, run, PS_ROLE_MLP_NORM, 1, h, s->x1, t->norm, s->rstd2);
     backward_linear(b, run, s, PS_ROLE_GATE, t->norm, s->gate, t->dnorm, NULL);
     backward_linear(b, run, s, PS_ROLE_UP, t->norm, s->up, t->dnorm, t->dnorm);
@@ -341,7 +339,7 @@ static void core_backward(const struct ps_block *b, const struct ps_block_run *r
     a.dq_ld = w.a;
     a.dk_ld = w.kv;
     a.dv_ld = w.kv;
-    ps_attention_backward(run->cx->pool, run->cx->isa, &a, t->attention);
+    run->cx->k->attention_backward(run->cx, &a, run->doc, t->attention);
     rope(b, run, t->dq, cfg->n_head, 1);
     rope(b, run, t->dk, cfg->n_kv_head, 1);
     if (cfg->qk_norm) {

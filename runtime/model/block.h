@@ -66,8 +66,8 @@ struct ps_block_scratch {
 /* Carve as above. `backward` false leaves the backward buffers out. adapter_bytes: largest scratch.
  */
 size_t ps_block_scratch_carve(struct ps_block_scratch *out, void *base,
-                              const struct ps_model_config *cfg, enum ps_dtype dtype, size_t n_tok,
-                              size_t adapter_bytes, bool backward, int thread_count);
+                              const struct ps_model_config *cfg, const struct ps_compute *cx,
+                              size_t n_tok, size_t adapter_bytes, bool backward);
 
 /* Largest adapter scratch of a block for n_tok tokens. */
 size_t ps_block_adapter_scratch(const struct ps_block *block, enum ps_dtype dtype, size_t n_tok);
@@ -79,6 +79,7 @@ struct ps_block_run {
     const int32_t *doc_start;
     int32_t doc_count;
     const int32_t *position;
+    const int32_t *doc;    /* (n_tok, 2), for devices that read it: see kernels.h; else NULL */
     const float *cos_sin;  /* ps_rope_table */
     bool training;         /* dropout is active */
     struct ps_rng_key key; /* seed, step, micro-batch */

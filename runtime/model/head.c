@@ -1,10 +1,6 @@
 /* Final norm, output head and cross-entropy: see head.h. */
 #include "runtime/model/head.h"
 
-#include <string.h>
-
-#include "runtime/kernels/cross_entropy.h"
-#include "runtime/kernels/elementwise.h"
 #include "runtime/kernels/rmsnorm.h"
 
 /* 64 MiB of logits at most; at least 64 rows, so that the head's weights are not read too often. */
@@ -30,8 +26,6 @@ size_t ps_head_scratch_carve(struct ps_head_scratch *out, void *base,
         void **slot;
         size_t bytes;
     } part[] = {
-        {(void **)&out->row, n_tok * sizeof(int32_t)},
-        {(void **)&out->target, n_tok * sizeof(int32_t)},
         {(void **)&out->loss, n_tok * sizeof(double)},
         {(void **)&out->rstd, n_tok * sizeof(float)},
         {&out->x, hidden},
@@ -130,12 +124,12 @@ static void spread_gradient(const struct ps_head *h, const struct ps_head_call *
     const struct ps_compute *cx = c->cx;
     const struct ps_head_scratch *s = c->scratch;
     size_t n = (size_t)h->cfg->hidden_size;
-    memset(c->dx, 0, c->n_tok * n * ps_dtype_size(cx->dtype));
+    cx->k->zero(cx, c->dx, c->n_tok * n * ps_dtype_size(cx->dtype));
     if (rows == 0) {
         if (h->dnorm && !c->accumulate)
-            memset(h->dnorm, 0, n * sizeof(float));
+            cx->k->zero(cx, h->dnorm, n * sizeof(float));
         if (h->dhead && !c->accumulate)
-            memset(h->dhead, 0, (size_t)h->cfg->vocab_size * n * sizeof(float));
+            cx->k->zero(cx, h->dhead, (size_t)h->cfg->vocab_size * n * sizeof(float));
         return;
     }
     struct ps_rmsnorm_args a = final_norm(h, cx, rows, s->x, NULL, s->rstd);
@@ -145,28 +139,21 @@ static void spread_gradient(const struct ps_head *h, const struct ps_head_call *
     a.dx_ld = n;
     a.dweight = h->dnorm;
     a.accumulate = c->accumulate;
-    ps_rmsnorm_backward(cx->pool, cx->isa, &a, s->rmsnorm);
-    ps_scatter_rows(cx->pool, c->dx, s->dnormed, s->row, rows, n, cx->dtype);
+    cx->k->rmsnorm_backward(cx, &a, s->rmsnorm);
+    cx->k->scatter_rows(cx, c->dx, s->dnormed, c->row, rows, n);
 }
 
-double ps_head_loss(const struct ps_head *h, const struct ps_head_call *c, int64_t *label_count)
+void ps_head_loss(const struct ps_head *h, const struct ps_head_call *c)
 {
     const struct ps_compute *cx = c->cx;
     const struct ps_head_scratch *s = c->scratch;
     size_t n = (size_t)h->cfg->hidden_size;
     size_t vocab = (size_t)h->cfg->vocab_size;
-    size_t rows = 0;
-    for (size_t i = 0; i < c->n_tok; i++)
-        if (c->target[i] >= 0) {
-            s->row[rows] = (int32_t)i;
-            s->target[rows++] = c->target[i];
-        }
-    *label_count = (int64_t)rows;
-    double sum = 0;
+    size_t rows = c->rows;
     if (rows > 0) {
-        ps_gather_rows(cx->pool, s->x, c->x, s->row, rows, n, cx->dtype);
+        cx->k->gather_rows(cx, s->x, c->x, c->row, rows, n);
         struct ps_rmsnorm_args a = final_norm(h, cx, rows, s->x, s->normed, s->rstd);
-        ps_rmsnorm_forward(cx->pool, cx->isa, &a);
+        cx->k->rmsnorm_forward(cx, &a);
     }
     size_t chunk = ps_head_chunk_rows(h->cfg);
     for (size_t first = 0; first < rows; first += chunk) {
@@ -175,16 +162,14 @@ double ps_head_loss(const struct ps_head *h, const struct ps_head_call *c, int64
             (const unsigned char *)s->normed + first * n * ps_dtype_size(cx->dtype);
         struct ps_gemm_args g = logits_gemm(h, cx, x, count, s->logits);
         ps_compute_gemm(cx, &g);
-        ps_cross_entropy(cx->pool, cx->isa, s->logits, vocab, count, vocab, s->target + first,
-                         s->loss + first, c->dscale, c->dx != NULL);
+        cx->k->cross_entropy(cx, s->logits, count, vocab, c->target + first, s->loss + first,
+                             c->dscale, c->dx != NULL);
         if (c->dx)
             chunk_backward(h, c, first, count);
     }
-    for (size_t i = 0; i < rows; i++)
-        sum += s->loss[i];
+    cx->k->sum_f64(cx, c->loss, s->loss, rows);
     if (c->dx)
         spread_gradient(h, c, rows);
-    return sum;
 }
 
 void ps_head_logits(const struct ps_head *h, const struct ps_compute *cx,
@@ -194,7 +179,7 @@ void ps_head_logits(const struct ps_head *h, const struct ps_compute *cx,
     size_t n = (size_t)h->cfg->hidden_size;
     const unsigned char *from = (const unsigned char *)x + row_begin * n * ps_dtype_size(cx->dtype);
     struct ps_rmsnorm_args a = final_norm(h, cx, rows, from, s->normed, s->rstd);
-    ps_rmsnorm_forward(cx->pool, cx->isa, &a);
+    cx->k->rmsnorm_forward(cx, &a);
     struct ps_gemm_args g = logits_gemm(h, cx, s->normed, rows, out);
     ps_compute_gemm(cx, &g);
 }

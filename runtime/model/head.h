@@ -26,8 +26,6 @@ struct ps_head {
 };
 
 struct ps_head_scratch {
-    int32_t *row;    /* (n_tok,) token index of each labelled row */
-    int32_t *target; /* (n_tok,) */
     double *loss;    /* (n_tok,) */
     float *rstd;     /* (n_tok,) */
     void *x;         /* (n_tok, hidden) gathered */
@@ -49,16 +47,17 @@ struct ps_head_call {
     const struct ps_compute *cx;
     const struct ps_head_scratch *scratch;
     size_t n_tok;
-    const void *x;         /* (n_tok, hidden) output of the last layer */
-    const int32_t *target; /* (n_tok,), negative: no label */
-    float dscale;          /* 1 / labelled tokens of the window */
-    void *dx; /* (n_tok, hidden) gradient of x, zero at tokens without a label; NULL: loss only */
+    const void *x; /* (n_tok, hidden) output of the last layer */
+    /* The labelled tokens, ascending: their indices and their targets, (rows,). */
+    const int32_t *row, *target;
+    size_t rows;
+    float dscale; /* 1 / labelled tokens of the window */
+    void *dx;     /* (n_tok, hidden) gradient of x, zero at tokens without a label; NULL: loss only */
     bool accumulate; /* dnorm, dhead += */
+    double *loss;    /* receives the sum of the losses, added in ascending order */
 };
 
-/* Returns the sum of the losses of the labelled tokens, added in ascending order; *label_count
- * receives how many there are. */
-double ps_head_loss(const struct ps_head *h, const struct ps_head_call *call, int64_t *label_count);
+void ps_head_loss(const struct ps_head *h, const struct ps_head_call *call);
 
 /* Logits of rows [row_begin, row_begin + rows) into out (rows, vocab) fp32. rows <= chunk rows. */
 void ps_head_logits(const struct ps_head *h, const struct ps_compute *cx,

@@ -87,8 +87,7 @@ void ps_linear_backward(const struct ps_linear_call *call)
         ps_compute_gemm(cx, &w);
     }
     if (call->dbias)
-        ps_column_sum(cx->pool, cx->isa, call->dbias, call->dy, out, cx->dtype, call->n_tok, out,
-                      call->accumulate);
+        cx->k->column_sum(cx, call->dbias, call->dy, out, call->n_tok, out, call->accumulate);
     if (call->site) {
         call->site->ops->backward(call);
         return;

@@ -16,21 +16,12 @@
 #include "runtime/base/isa.h"
 #include "runtime/base/rng.h"
 #include "runtime/base/thread_pool.h"
-#include "runtime/kernels/gemm.h"
+#include "runtime/kernels/kernels.h"
 #include "runtime/model/params.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* Where and how to compute: shared by every operation of a run, constant after set-up. */
-struct ps_compute {
-    struct ps_pool *pool;
-    enum ps_isa isa;
-    enum ps_dtype dtype;    /* of activations: F32 or BF16 */
-    enum ps_gemm_math math; /* F32 or BF16, goes with dtype */
-    void *gemm_workspace;   /* ps_gemm_workspace_bytes */
-};
 
 /* A weight where it lies. */
 struct ps_weight {
@@ -131,11 +122,6 @@ void ps_linear_backward(const struct ps_linear_call *call);
  * field of *g but a2, b2, k2. */
 void ps_linear_gemm_forward(const struct ps_linear_call *call, struct ps_gemm_args *g);
 void ps_linear_gemm_backward(const struct ps_linear_call *call, struct ps_gemm_args *g);
-
-static inline void ps_compute_gemm(const struct ps_compute *cx, const struct ps_gemm_args *g)
-{
-    ps_gemm(cx->pool, cx->isa, g, cx->gemm_workspace);
-}
 
 #ifdef __cplusplus
 }

@@ -9,6 +9,7 @@
 #include "runtime/base/dtype.h"
 #include "runtime/base/isa.h"
 #include "runtime/base/thread_pool.h"
+#include "runtime/kernels/kernels.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -23,6 +24,7 @@ struct ps_optimizer_hyper {
 
 /* One tensor's update. Weight F32, or BF16 with a 16-bit remainder (exact fp32 master). */
 struct ps_update {
+    const struct ps_compute *cx; /* NULL, or where to compute when cx->k has the update itself */
     struct ps_pool *pool;
     enum ps_isa isa;
     const struct ps_optimizer_hyper *hyper;

@@ -114,6 +114,7 @@ enum ps_step_buffer {
     PS_BUF_GRAD,
     PS_BUF_STATE,
     PS_BUF_NORM,       /* partial square sums, then 4096 bytes for the coefficient */
+    PS_BUF_LOSS,       /* (batch_count) fp64 sums of losses, 64 bytes each */
     PS_BUF_CACHE,      /* (eval_group, n_layer, cache_bytes) */
     PS_BUF_LOGITS,     /* (eval_group, logits_bytes) */
     PS_BUF_MIRROR,     /* host; discrete: adapters, states, gradients, trained weights, for files */

@@ -98,6 +98,7 @@ static void head(const struct declare *d)
     batch(d, false);
     x(d, PS_ARG_X_IN, false);
     whole(d, PS_BUF_HEAD_SCRATCH, true);
+    element(d, PS_BUF_LOSS, true, d->t->micro, 64);
     whole(d, PS_BUF_GEMM, true);
     if (d->segment == PS_SEGMENT_EVAL) {
         element(d, PS_BUF_LOGITS, true, d->t->micro, ps__page_up(d->p->logits_bytes));

@@ -216,6 +216,7 @@ static void place_activations(struct ps_step_map *m, const struct ps_step_shape 
     m->bytes[PS_BUF_HOST_X] = m->x_stride * (uint64_t)m->host_x_count;
     m->bytes[PS_BUF_DISK_X] = m->x_stride * (uint64_t)disk * (uint64_t)l->group;
     m->bytes[PS_BUF_BATCH] = page_up(p->batch_bytes) * (uint64_t)m->batch_count;
+    m->bytes[PS_BUF_LOSS] = (uint64_t)m->batch_count * 64;
     m->bytes[PS_BUF_BATCH_HOST] = l->discrete ? m->bytes[PS_BUF_BATCH] : 0;
     m->bytes[PS_BUF_CACHE] =
         page_up(p->cache_bytes) * (uint64_t)p->n_layer * (uint64_t)l->eval_group;

@@ -38,7 +38,8 @@ int ps_trainer_create(struct ps_trainer **out, const struct ps_trainer_options *
                       opt->thread_count, ps_status_text(ret));
         goto fail;
     }
-    t->cx = (struct ps_compute){.pool = t->pool,
+    t->cx = (struct ps_compute){.k = &ps_kernels_cpu,
+                                .pool = t->pool,
                                 .isa = opt->isa,
                                 .dtype = opt->dtype,
                                 .math = opt->dtype == PS_DTYPE_BF16 ? PS_GEMM_BF16 : PS_GEMM_F32};
@@ -192,6 +193,9 @@ void ps_trainer_destroy(struct ps_trainer *t)
     free(t->unit_bytes);
     free(t->batch);
     free(t->batch_host);
+    free(t->extra);
+    free(t->extra_host);
+    free(t->partial_host);
     free(t->n_past);
     free(t);
 }

@@ -155,12 +155,17 @@ static int bind_batches(struct ps_trainer *t)
     t->batch = calloc(count, sizeof *t->batch);
     t->batch_host = calloc(count, sizeof *t->batch_host);
     t->n_past = calloc(count, sizeof *t->n_past);
-    if (!t->batch || !t->batch_host || !t->n_past)
+    t->extra = calloc(count, sizeof *t->extra);
+    t->extra_host = calloc(count, sizeof *t->extra_host);
+    t->partial_host = calloc(t->partial_count + 1, sizeof *t->partial_host);
+    if (!t->batch || !t->batch_host || !t->n_past || !t->extra || !t->extra_host ||
+        !t->partial_host)
         return -ENOMEM;
     unsigned char *host = t->buffer[t->opt.device->discrete ? PS_BUF_BATCH_HOST : PS_BUF_BATCH];
     for (size_t i = 0; i < count; i++) {
-        ps__trainer_carve_batch(t, &t->batch[i], t->buffer[PS_BUF_BATCH] + i * stride);
-        ps__trainer_carve_batch(t, &t->batch_host[i], host + i * stride);
+        ps__trainer_carve_batch(t, &t->batch[i], &t->extra[i],
+                                t->buffer[PS_BUF_BATCH] + i * stride);
+        ps__trainer_carve_batch(t, &t->batch_host[i], &t->extra_host[i], host + i * stride);
     }
     return 0;
 }
@@ -210,8 +215,8 @@ int ps__trainer_bind(struct ps_trainer *t, struct ps_error *err)
                                .dhead = t->grad[head]};
     size_t n = (size_t)t->opt.n_tok_max;
     bool train = ps__trainer_trains(t);
-    ps_block_scratch_carve(&t->scratch, t->buffer[PS_BUF_SCRATCH], &t->cfg, t->opt.dtype, n,
-                           t->adapter_scratch, train, ps_pool_thread_count(t->pool));
+    ps_block_scratch_carve(&t->scratch, t->buffer[PS_BUF_SCRATCH], &t->cfg, &t->cx, n,
+                           t->adapter_scratch, train);
     ps_head_scratch_carve(&t->head_scratch, t->buffer[PS_BUF_HEAD_SCRATCH], &t->cfg, t->opt.dtype,
                           n, train);
     t->cx.gemm_workspace = t->buffer[PS_BUF_GEMM];

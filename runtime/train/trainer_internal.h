@@ -18,6 +18,13 @@ enum ps__head_mode {
     PS__HEAD_LAST,    /* logits of the last token (generation) */
 };
 
+/* What the tasks need of a batch beside struct ps_batch; in the same memory. */
+struct ps__batch_extra {
+    int32_t *row, *target; /* labelled tokens, ascending: index and target; (rows,) */
+    int32_t *doc;          /* (n_tok, 2): first token of the document, one past its last */
+    size_t rows;
+};
+
 struct ps_trainer {
     struct ps_trainer_options opt; /* constant after create */
     struct ps_model_config cfg;
@@ -68,6 +75,9 @@ struct ps_trainer {
 
     struct ps_block_scratch scratch;
     struct ps_head_scratch head_scratch;
+    struct ps__batch_extra *extra, *extra_host; /* (batch_count) beside the batches, the same views */
+    double *partial_host;        /* (partial_count) */
+    int fault;                   /* first failed launch (CUDA) */
     struct ps_batch *batch;      /* (batch_count) as the device's threads see them */
     struct ps_batch *batch_host; /* (batch_count) as they are filled; the same memory on cpu */
     int32_t *n_past;             /* (batch_count) generation */
@@ -109,7 +119,8 @@ int32_t ps__trainer_param_unit(const struct ps_param_info *p);
 int ps__trainer_plan(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
 /* Arrays of one batch in memory of batch_bytes; returns the bytes (with base NULL only measures).
  */
-size_t ps__trainer_carve_batch(const struct ps_trainer *t, struct ps_batch *b, void *base);
+size_t ps__trainer_carve_batch(const struct ps_trainer *t, struct ps_batch *b,
+                               struct ps__batch_extra *extra, void *base);
 
 /* Fill blocks, head, trainables and batches with addresses, after the arenas are there. */
 int ps__trainer_bind(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;

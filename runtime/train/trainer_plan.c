@@ -202,20 +202,22 @@ static size_t saved_bytes(struct ps_trainer *t, size_t *adapter_scratch)
     return most;
 }
 
-size_t ps__trainer_carve_batch(const struct ps_trainer *t, struct ps_batch *b, void *base)
+size_t ps__trainer_carve_batch(const struct ps_trainer *t, struct ps_batch *b,
+                               struct ps__batch_extra *extra, void *base)
 {
-    size_t n = (size_t)t->opt.n_tok_max;
+    size_t n = (size_t)t->opt.n_tok_max * sizeof(int32_t);
     size_t docs = (size_t)t->opt.doc_max;
-    size_t size[5] = {n * sizeof(int32_t), n * sizeof(int32_t), n * sizeof(int32_t),
-                      (docs + 1) * sizeof(int32_t), docs * sizeof(uint64_t)};
-    void *at[5];
+    size_t size[] = {n, n, n, (docs + 1) * sizeof(int32_t), docs * sizeof(uint64_t), n, n, 2 * n};
+    enum { COUNT = sizeof size / sizeof *size };
+    void *at[COUNT];
     size_t offset = 0;
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < COUNT; i++) {
         at[i] = base ? (unsigned char *)base + offset : NULL;
         offset += ps_align_up(size[i], TENSOR_ALIGN);
     }
     *b = (struct ps_batch){
         .ids = at[0], .target = at[1], .position = at[2], .doc_start = at[3], .doc_row = at[4]};
+    *extra = (struct ps__batch_extra){.row = at[5], .target = at[6], .doc = at[7]};
     return offset;
 }
 
@@ -243,21 +245,21 @@ static void plan_activations(struct ps_trainer *t)
     size_t n = (size_t)t->opt.n_tok_max;
     bool train = ps__trainer_trains(t);
     size_t e = ps_dtype_size(t->opt.dtype);
-    int threads = ps_pool_thread_count(t->pool);
     struct ps_block_scratch measure;
     struct ps_head_scratch head_measure;
     struct ps_batch batch_measure;
+    struct ps__batch_extra extra_measure;
     t->saved_bytes = saved_bytes(t, &t->adapter_scratch);
     p->x_bytes = n * (size_t)cfg->hidden_size * e;
     p->saved_bytes = t->saved_bytes;
-    p->scratch_bytes = ps_block_scratch_carve(&measure, NULL, cfg, t->opt.dtype, n,
-                                              t->adapter_scratch, train, threads);
+    p->scratch_bytes =
+        ps_block_scratch_carve(&measure, NULL, cfg, &t->cx, n, t->adapter_scratch, train);
     p->head_bytes = ps_head_scratch_carve(&head_measure, NULL, cfg, t->opt.dtype, n, train);
-    p->batch_bytes = ps__trainer_carve_batch(t, &batch_measure, NULL);
+    p->batch_bytes = ps__trainer_carve_batch(t, &batch_measure, &extra_measure, NULL);
     size_t half = (size_t)cfg->head_dim / 2;
     p->rope_bytes = ps_align_up(half * sizeof(float), TENSOR_ALIGN) +
                     (size_t)t->opt.position_max * 2 * half * sizeof(float);
-    p->gemm_bytes = ps_gemm_workspace_bytes(threads);
+    p->gemm_bytes = t->cx.k->gemm_workspace_bytes(&t->cx);
     if (t->opt.cache_tok_max > 0) {
         size_t kv = (size_t)cfg->n_kv_head * (size_t)cfg->head_dim;
         t->cache_half = ps_align_up((size_t)t->opt.cache_tok_max * kv * e, TENSOR_ALIGN);

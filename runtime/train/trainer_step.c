@@ -21,6 +21,19 @@ static void batch_filled(struct ps_trainer *t, int32_t i)
 {
     const struct ps_batch *h = &t->batch_host[i];
     assert(h->n_tok <= t->opt.n_tok_max);
+    struct ps__batch_extra *e = &t->extra_host[i];
+    e->rows = 0;
+    for (int32_t k = 0; k < h->n_tok && t->head_mode == PS__HEAD_LOSS; k++)
+        if (h->target[k] >= 0) {
+            e->row[e->rows] = k;
+            e->target[e->rows++] = h->target[k];
+        }
+    for (int32_t d = 0; d < h->doc_count; d++)
+        for (int32_t k = h->doc_start[d]; k < h->doc_start[d + 1]; k++) {
+            e->doc[2 * k] = h->doc_start[d];
+            e->doc[2 * k + 1] = h->doc_start[d + 1];
+        }
+    t->extra[i].rows = e->rows;
     t->batch[i].n_tok = h->n_tok;
     t->batch[i].doc_count = h->doc_count;
     t->batch[i].label_count = h->label_count;
@@ -63,6 +76,21 @@ static int keep_checksums(struct ps_trainer *t, struct ps_error *err)
     return ret < 0 ? ret : ps_unit_checksums_save(&t->source, t->files, path, err);
 }
 
+/* The losses of the pass that has just run, in the order of the micro-batches. */
+static int add_losses(struct ps_trainer *t, struct ps_error *err)
+{
+    for (int32_t i = 0; i < t->present; i++) {
+        double sum = 0;
+        size_t rows = t->extra_host[i].rows;
+        const void *at = t->buffer[PS_BUF_LOSS] + (size_t)i * 64;
+        if (rows > 0 && t->cx.k->fetch(&t->cx, &sum, at, sizeof sum) < 0)
+            return ps_error_set(err, PS_ECUDA, "the losses cannot be read back");
+        t->loss_sum += sum;
+        t->label_count += (int64_t)rows;
+    }
+    return 0;
+}
+
 static int train_passes(struct ps_trainer *t, struct ps_batcher *b, struct ps_trainer_stats *stats,
                         struct ps_error *err)
 {
@@ -81,6 +109,8 @@ static int train_passes(struct ps_trainer *t, struct ps_batcher *b, struct ps_tr
         double filled = now_s(t);
         stats->data_s += filled - before;
         ret = run_segment(t, PS_SEGMENT_TRAIN, err);
+        if (ret == 0)
+            ret = add_losses(t, err);
         stats->compute_s += now_s(t) - filled;
     }
     return ret;
@@ -157,6 +187,8 @@ int ps_trainer_eval(struct ps_trainer *t, struct ps_batcher *b, double *loss_sum
             t->present = count;
             count = 0;
             ret = run_segment(t, PS_SEGMENT_EVAL, err);
+            if (ret == 0)
+                ret = add_losses(t, err);
         }
     }
     *loss_sum = t->loss_sum;

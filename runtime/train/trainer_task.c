@@ -3,11 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "runtime/kernels/elementwise.h"
-#include "runtime/kernels/embedding.h"
 #include "runtime/train/trainer_internal.h"
-
-#define ROUND_BLOCK ((size_t)65536)
 
 void *ps__trainer_x(const struct ps_trainer *t, int32_t idx)
 {
@@ -42,6 +38,7 @@ static struct ps_block_run block_run(const struct ps_trainer *t, const struct ps
         .doc_start = batch->doc_start,
         .doc_count = batch->doc_count,
         .position = batch->position,
+        .doc = t->extra[task->micro].doc,
         .cos_sin = (const float *)(rope + ((half * sizeof(float) + 63) & ~(size_t)63)),
         .training = t->training,
         .key = {.seed = t->opt.seed,
@@ -71,41 +68,28 @@ static struct ps_block_saved saved_set(const struct ps_trainer *t, const struct 
     return s;
 }
 
-/* Rows of one streamed block of the embedding. */
-static void embed_block(const struct ps_trainer *t, const struct ps_task *task)
-{
-    const struct ps_unit_source *u = &t->shape.source->unit[task->arg[PS_ARG_BLOCK]];
-    const struct ps_unit_tensor *x = &u->tensor[0];
-    const struct ps_batch *batch = &t->batch[task->micro];
-    size_t hidden = (size_t)t->cfg.hidden_size;
-    const unsigned char *rows = t->buffer[PS_BUF_SLOTS] +
-                                (size_t)task->arg[PS_ARG_SLOT] * t->map.slot_bytes + x->near_offset;
-    unsigned char *out = ps__trainer_x(t, task->arg[PS_ARG_X_OUT]);
-    size_t out_row = hidden * ps_dtype_size(t->cx.dtype);
-    size_t row = hidden * ps_dtype_size(x->near_dtype);
-    for (int32_t i = 0; i < batch->n_tok; i++) {
-        int64_t id = batch->ids[i];
-        if (id >= u->row_begin && id < u->row_end)
-            ps_dtype_convert(out + (size_t)i * out_row, t->cx.dtype,
-                             rows + (size_t)(id - u->row_begin) * row, x->near_dtype, hidden);
-    }
-}
-
+/* Rows of the whole table, or of one streamed block of it. */
 static int task_embed(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
     (void)err;
     if (absent(t, task))
         return 0;
-    if (task->arg[PS_ARG_BLOCK] >= 0) {
-        embed_block(t, task);
+    const struct ps_batch *batch = &t->batch[task->micro];
+    size_t hidden = (size_t)t->cfg.hidden_size;
+    void *out = ps__trainer_x(t, task->arg[PS_ARG_X_OUT]);
+    if (task->arg[PS_ARG_BLOCK] < 0) {
+        const struct ps_weight *w = &t->weight[ps_param_find(&t->params, -1, PS_ROLE_EMBED)];
+        t->cx.k->embedding_forward(&t->cx, w->data, w->dtype, hidden, 0, t->cfg.vocab_size,
+                                   batch->ids, (size_t)batch->n_tok, out);
         return 0;
     }
-    int32_t i = ps_param_find(&t->params, -1, PS_ROLE_EMBED);
-    const struct ps_batch *batch = &t->batch[task->micro];
-    ps_embedding_forward(t->pool, t->cx.isa, t->weight[i].data, t->weight[i].dtype,
-                         (size_t)t->cfg.hidden_size, batch->ids, (size_t)batch->n_tok,
-                         ps__trainer_x(t, task->arg[PS_ARG_X_OUT]), t->cx.dtype);
+    const struct ps_unit_source *u = &t->source.unit[task->arg[PS_ARG_BLOCK]];
+    const struct ps_unit_tensor *x = &u->tensor[0];
+    const unsigned char *rows = t->buffer[PS_BUF_SLOTS] +
+                                (size_t)task->arg[PS_ARG_SLOT] * t->map.slot_bytes + x->near_offset;
+    t->cx.k->embedding_forward(&t->cx, rows, x->near_dtype, hidden, u->row_begin, u->row_end,
+                               batch->ids, (size_t)batch->n_tok, out);
     return 0;
 }
 
@@ -155,19 +139,21 @@ static int task_head(void *ctx, const struct ps_task *task, struct ps_error *err
         ps_head_logits(&t->head, &t->cx, &t->head_scratch, x, (size_t)batch->n_tok - 1, 1, out);
         return 0;
     }
+    const struct ps__batch_extra *labels = &t->extra[task->micro];
     struct ps_head_call call = {
         .cx = &t->cx,
         .scratch = &t->head_scratch,
         .n_tok = (size_t)batch->n_tok,
         .x = x,
-        .target = batch->target,
+        .row = labels->row,
+        .target = labels->target,
+        .rows = labels->rows,
         .dscale = t->dscale,
         .dx = t->training ? dx_of(t, task) : NULL,
         .accumulate = accumulate(t, task),
+        .loss = (double *)(void *)(t->buffer[PS_BUF_LOSS] + (size_t)task->micro * 64),
     };
-    int64_t labels;
-    t->loss_sum += ps_head_loss(&t->head, &call, &labels);
-    t->label_count += labels;
+    ps_head_loss(&t->head, &call);
     return 0;
 }
 
@@ -182,25 +168,10 @@ static int task_embed_backward(void *ctx, const struct ps_task *task, struct ps_
     const struct ps_batch *batch = &t->batch[task->micro];
     /* With a tied head its gradient is already in the buffer. */
     if (!accumulate(t, task) && !t->cfg.tie_word_embeddings)
-        memset(t->grad[i], 0, p->elements * sizeof(float));
-    ps_embedding_backward(t->pool, t->cx.isa, t->grad[i], (size_t)t->cfg.hidden_size, batch->ids,
-                          (size_t)batch->n_tok, dx_of(t, task), t->cx.dtype);
+        t->cx.k->zero(&t->cx, t->grad[i], p->elements * sizeof(float));
+    t->cx.k->embedding_backward(&t->cx, t->grad[i], (size_t)t->cfg.hidden_size, batch->ids,
+                                (size_t)batch->n_tok, dx_of(t, task));
     return 0;
-}
-
-struct round_job {
-    float *x;
-    size_t n;
-};
-
-static void round_block(void *arg, size_t block, int thread_idx)
-{
-    struct round_job *job = arg;
-    (void)thread_idx;
-    size_t begin = block * ROUND_BLOCK;
-    size_t end = begin + ROUND_BLOCK < job->n ? begin + ROUND_BLOCK : job->n;
-    for (size_t i = begin; i < end; i++)
-        job->x[i] = ps_bf16_to_f32(ps_f32_to_bf16(job->x[i]));
 }
 
 static double *partials(const struct ps_trainer *t)
@@ -217,12 +188,9 @@ static int task_grad_norm(void *ctx, const struct ps_task *task, struct ps_error
         struct ps_trainable *x = &t->trainable_device[i];
         if (x->unit != task->unit)
             continue;
-        if (rounds) {
-            struct round_job job = {.x = x->grad, .n = x->n};
-            ps_pool_run(t->pool, round_block, &job, (x->n + ROUND_BLOCK - 1) / ROUND_BLOCK);
-        }
-        ps_square_sum(t->pool, t->cx.isa, partials(t) + x->partial_begin, x->grad, PS_DTYPE_F32,
-                      x->n);
+        if (rounds)
+            t->cx.k->round_bf16(&t->cx, x->grad, x->n);
+        t->cx.k->square_sum(&t->cx, partials(t) + x->partial_begin, x->grad, x->n);
     }
     return 0;
 }
@@ -232,12 +200,14 @@ static int task_clip(void *ctx, const struct ps_task *task, struct ps_error *err
     struct ps_trainer *t = ctx;
     (void)task;
     (void)err;
-    bool finite =
-        t->opt.clip(partials(t), t->partial_count, t->opt.max_grad_norm, &t->norm, &t->clip_coef);
+    int ret =
+        t->cx.k->fetch(&t->cx, t->partial_host, partials(t), t->partial_count * sizeof(double));
+    if (ret < 0)
+        return ret;
+    bool finite = t->opt.clip(t->partial_host, t->partial_count, t->opt.max_grad_norm, &t->norm,
+                              &t->clip_coef);
     t->skip = !finite || !isfinite(t->loss_sum);
     t->lr = t->opt.lr_at(t->opt.lr_arg, t->updates);
-    /* the coefficient's place, for the declared range */
-    *(float *)(void *)(t->buffer[PS_BUF_NORM] + ps__page_up(t->shape.partial_bytes)) = t->clip_coef;
     return 0;
 }
 
@@ -247,14 +217,13 @@ static int task_update(void *ctx, const struct ps_task *task, struct ps_error *e
     (void)err;
     if (t->skip)
         return 0;
-    float coef =
-        *(const float *)(void *)(t->buffer[PS_BUF_NORM] + ps__page_up(t->shape.partial_bytes));
     for (size_t i = 0; i < t->trainable_count; i++) {
         const struct ps_trainable *x = &t->trainable_device[i];
         if (x->unit != task->unit)
             continue;
         t->trainable[i].t++;
-        struct ps_update u = {.pool = t->pool,
+        struct ps_update u = {.cx = &t->cx,
+                              .pool = t->pool,
                               .isa = t->cx.isa,
                               .hyper = &t->opt.hyper,
                               .weight = x->weight,
@@ -265,7 +234,7 @@ static int task_update(void *ctx, const struct ps_task *task, struct ps_error *e
                               .t = t->trainable[i].t,
                               .lr = t->lr,
                               .decay = x->decay,
-                              .grad_scale = coef};
+                              .grad_scale = t->clip_coef};
         memcpy(u.state, x->state, sizeof u.state);
         t->opt.optimizer->update(&u);
     }

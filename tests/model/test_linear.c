@@ -40,7 +40,8 @@ static void start(struct bench *s, struct ps_pool *pool, enum ps_dtype dtype, en
 {
     memset(s, 0, sizeof *s);
     size_t bytes = (ps_gemm_workspace_bytes(ps_pool_thread_count(pool)) + 127) & ~(size_t)63;
-    s->cx = (struct ps_compute){.pool = pool,
+    s->cx = (struct ps_compute){.k = &ps_kernels_cpu,
+                                .pool = pool,
                                 .isa = ps_isa_detect(),
                                 .dtype = dtype,
                                 .math = dtype == PS_DTYPE_BF16 ? PS_GEMM_BF16 : PS_GEMM_F32,

@@ -47,6 +47,7 @@ static struct bench *bench_create(enum ps_dtype dtype, double dropout, int threa
     assert_non_null(s);
     assert_int_equal(ps_pool_create(&s->pool, threads), 0);
     s->cx = (struct ps_compute){
+        .k = &ps_kernels_cpu,
         .pool = s->pool,
         .isa = ps_isa_detect(),
         .dtype = dtype,
