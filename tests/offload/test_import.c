@@ -536,6 +536,116 @@ static void a_flipped_bit_of_the_weights_is_found_and_named(void **state)
     shut(&o);
 }
 
+static void ranges_of_a_unit_have_its_bits(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_pool *pool;
+    struct ps_import_decoder *d;
+    struct ps_error err = {0};
+    open_new(&o, &model);
+    assert_int_equal(ps_pool_create(&pool, 2), 0);
+    struct ps_import *im = build(&o, pool);
+    assert_int_equal(ps_import_decoder_create(&d, 2), 0);
+    int many = 0;
+    for (uint32_t k = 0; k < o.s.unit_count; k++) {
+        size_t n = (size_t)o.s.unit[k].near_bytes;
+        struct ps_extent e;
+        ps_import_unit_extent(im, k, &e);
+        unsigned char *raw = read_extent(im, &e), *want = malloc(n), *got = malloc(n + 64);
+        assert_true(want && got);
+        assert_int_equal(ps_import_decode_unit(im, d, pool, k, want, raw, &err), 0);
+        for (size_t begin = 0; begin < n; begin += CHUNK) {
+            size_t to_end = n - begin, piece = to_end < CHUNK ? to_end : CHUNK;
+            for (int i = 0; i < 2; i++) { /* one chunk; all that is left */
+                size_t bytes = i ? to_end : piece;
+                memset(got, 0xcc, n + 64);
+                assert_int_equal(
+                    ps_import_decode_range(im, d, pool, k, begin, bytes, got, raw, &err), 0);
+                assert_memory_equal(got, want + begin, bytes);
+                for (size_t c = bytes; c < n + 64; c++)
+                    assert_int_equal(got[c], 0xcc);
+            }
+            many += begin > 0;
+        }
+        /* only a range that holds the damage fails, and the message has its place */
+        raw[8] ^= 1;
+        int ret = ps_import_decode_range(im, d, pool, k, 0, n < CHUNK ? n : CHUNK, got, raw, &err);
+        assert_int_equal(ret, PS_ECHECKSUM);
+        assert_non_null(strstr(err.message, "bytes "));
+        if (n > CHUNK)
+            assert_int_equal(
+                ps_import_decode_range(im, d, pool, k, CHUNK, n - CHUNK, got, raw, &err), 0);
+        free(got);
+        free(want);
+        free(raw);
+    }
+    assert_true(many > 0);
+    ps_import_decoder_destroy(d);
+    ps_import_close(im);
+    ps_pool_destroy(pool);
+    shut(&o);
+}
+
+static void an_expected_plan_is_as_large_as_the_import_will_be(void **state)
+{
+    (void)state;
+    struct opened o;
+    struct ps_import_sample sample;
+    struct ps_unit_sources expected, real;
+    struct ps_error err = {0};
+    open_new(&o, &model);
+    assert_int_equal(ps_import_measure(&sample, &o.s, o.files, NULL, 0, &err), 0);
+    assert_int_equal(ps_import_expect_sources(&o.s, sample.ratio, &expected, &err), 0);
+    struct ps_import *im = build(&o, NULL);
+    assert_int_equal(ps_import_sources(im, &o.s, &real, &err), 0);
+    assert_int_equal(expected.unit_count, real.unit_count);
+    assert_int_equal(expected.embed_block_count, real.embed_block_count);
+    assert_false(expected.all_direct);
+    uint64_t at = 0;
+    for (uint32_t k = 0; k < real.unit_count; k++) {
+        const struct ps_unit_source *x = &expected.unit[k], *r = &real.unit[k];
+        assert_int_equal(x->near_bytes, r->near_bytes);
+        assert_int_equal(x->tensor_count, r->tensor_count);
+        assert_int_equal(x->extent_count, 1);
+        assert_int_equal(x->extent[0].offset, at);
+        assert_int_equal(x->raw_bytes % 4096, 0);
+        /* random weights compress alike everywhere; a page more or less for small units */
+        double want = (double)r->raw_bytes, got = (double)x->raw_bytes;
+        assert_true(fabs(got - want) < 0.02 * want + 4096);
+        at += x->raw_bytes;
+    }
+    ps_unit_sources_fini(&expected);
+    ps_unit_sources_fini(&real);
+    ps_import_close(im);
+    shut(&o);
+}
+
+static void a_scan_learns_what_a_build_learns(void **state)
+{
+    (void)state;
+    struct opened built, scanned;
+    struct ps_import *im, *again;
+    struct ps_error err = {0};
+    char why[256];
+    open_new(&built, &tiny);
+    reopen(&scanned, &tiny, &staged);
+    assert_int_equal(ps_import_open(&again, "nvme", &scanned.s, scanned.files, why, &err), 0);
+    im = build(&built, NULL);
+    assert_int_equal(ps_import_scan(&scanned.s, scanned.files, &err), 0);
+    assert_int_equal(scanned.s.checksum_count, built.s.checksum_count);
+    assert_memory_equal(scanned.s.checksum, built.s.checksum,
+                        built.s.checksum_count * sizeof(uint64_t));
+    assert_int_equal(ps_import_open(&again, "nvme", &scanned.s, scanned.files, why, &err), 1);
+    ps_import_close(again);
+    /* what is known is compared */
+    scanned.s.checksum[0] ^= 1;
+    assert_int_equal(ps_import_scan(&scanned.s, scanned.files, &err), PS_ECHECKSUM);
+    ps_import_close(im);
+    shut(&built);
+    shut(&scanned);
+}
+
 /* ---- builds that fail ---- */
 
 static int build_code(struct opened *o, const struct ps_import_options *opt, struct ps_error *err)
@@ -848,6 +958,9 @@ int main(void)
         cmocka_unit_test(a_false_index_cannot_leave_its_file),
         cmocka_unit_test(weights_cut_short_are_found_at_once),
         cmocka_unit_test(a_flipped_bit_of_the_weights_is_found_and_named),
+        cmocka_unit_test(ranges_of_a_unit_have_its_bits),
+        cmocka_unit_test(an_expected_plan_is_as_large_as_the_import_will_be),
+        cmocka_unit_test(a_scan_learns_what_a_build_learns),
         cmocka_unit_test(what_is_not_bf16_or_lies_direct_is_refused),
         cmocka_unit_test(a_stopped_build_leaves_nothing),
         cmocka_unit_test(a_failed_write_leaves_nothing),

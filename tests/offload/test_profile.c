@@ -537,6 +537,26 @@ static void a_gpu_has_its_own_cores_and_a_link(void **state)
     assert_true(m.use[PS_LANE_H2D][PS_RESOURCE_CORES] > 0);
 }
 
+static void weights_are_decoded_instead_of_copied_and_before_a_link(void **state)
+{
+    (void)state;
+    static struct ps_profile p;
+    struct ps_cost_query q = query;
+    q.decode_rate = 1e9;
+    q.decode_share = 0.25;
+    ps_profile_conservative(&p);
+    struct ps_cost_model m = cost(&p, &q);
+    assert_near(m.byte_rate[PS_LANE_H2D], 1e9, 0);
+    assert_near(m.use[PS_LANE_H2D][PS_RESOURCE_CORES],
+                fmax(0.25, cost(&p, &query).use[PS_LANE_H2D][PS_RESOURCE_CORES]), 0);
+    assert_near(m.byte_rate[PS_LANE_D2H], cost(&p, &query).byte_rate[PS_LANE_D2H], 0);
+    load(&p, hardware("rtx4090-nvme7.json"));
+    q.discrete = true;
+    m = cost(&p, &q);
+    assert_near(m.byte_rate[PS_LANE_H2D], 1 / (1 / 1e9 + 1 / 25e9), 1e-12);
+    assert_near(m.use[PS_LANE_H2D][PS_RESOURCE_CORES], 0.25, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -558,6 +578,7 @@ int main(void)
         cmocka_unit_test(interference_becomes_shares_that_do_as_much_work),
         cmocka_unit_test(reads_share_the_disk_and_writes_as_measured),
         cmocka_unit_test(a_gpu_has_its_own_cores_and_a_link),
+        cmocka_unit_test(weights_are_decoded_instead_of_copied_and_before_a_link),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
