@@ -432,7 +432,7 @@ int ps__choice_layout(const struct ps_planner_request *req, const struct ps__cho
 
 int32_t ps__choice_group(const struct ps_planner_request *req, int i)
 {
-    static const int32_t passes[] = {1, 2, 3, 4, 6, 8, 16};
+    static const int32_t passes[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256};
     const int count = (int)(sizeof passes / sizeof *passes);
     int32_t total = req->shape->trains ? req->micro_count : req->eval_max;
     int32_t most = GROUP_LAYERS_MAX / req->shape->n_layer;

@@ -73,6 +73,7 @@ struct ps_session {
     uint64_t total_tokens, total_labels;
     double total_seconds, last_eval_loss;
     uint64_t peak_rss;
+    uint64_t total_read_bytes, total_write_bytes; /* of the disk, by this process */
     uint64_t first_step;                      /* that this process began with */
     struct ps_lane_stats lane[PS_LANE_COUNT]; /* of the last step */
     struct ps_lane_stats lane_sum[PS_LANE_COUNT]; /* of all but the first */

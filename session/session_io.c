@@ -15,6 +15,9 @@
 /* --delay-seed: every request is late by up to so much. */
 #define JITTER_US 300
 
+/* Lanes that use the spill file: one writes, one reads. */
+#define SPILL_LANES 2
+
 struct ps_session_io {
     const struct ps_options *opt;
     const struct ps_log *log;
@@ -23,6 +26,7 @@ struct ps_session_io {
     char used[128];   /* back end in use, and why */
     char dir[PS_STRIPE_PATHS_MAX][1024];
     struct ps_stripe *stripe;
+    int attached; /* lanes that have its files open */
 };
 
 int ps_session_io_create(struct ps_session_io **out, const struct ps_options *opt,
@@ -115,14 +119,21 @@ static int spill_create(void *arg, uint64_t bytes, struct ps_error *err)
     const char *path[PS_STRIPE_PATHS_MAX];
     struct ps_stripe_options o = {.path = path, .bytes = bytes, .log = io->log};
     int ret = spill_paths(io, path, &o.path_count, err);
-    return ret < 0 ? ret : ps_stripe_open(&io->stripe, &o, err);
+    if (ret == 0)
+        ret = ps_stripe_open(&io->stripe, &o, err);
+    if (ret == -ENOENT && err)
+        err->code = ret = PS_EUSAGE; /* a directory that the user named and that is not there */
+    return ret;
 }
 
 static int spill_attach(void *arg, struct ps_storage *st, struct ps_error *err)
 {
     struct ps_session_io *io = arg;
     uint32_t base;
-    return ps_stripe_add_files(io->stripe, st, &base, err);
+    int ret = ps_stripe_add_files(io->stripe, st, &base, err);
+    if (ret == 0 && ++io->attached == SPILL_LANES)
+        ps_stripe_unlink(io->stripe); /* a kill frees the space at once */
+    return ret;
 }
 
 static int spill_map(void *arg, uint64_t offset, uint64_t bytes, struct ps_transfer *out, int max)

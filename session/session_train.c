@@ -48,6 +48,8 @@ int ps_session_step(struct ps_session *s, struct ps_step_stats *out, struct ps_e
     s->total_tokens += (uint64_t)st.tokens;
     s->total_labels += (uint64_t)st.labels;
     s->total_seconds += st.seconds;
+    s->total_read_bytes += st.read_bytes;
+    s->total_write_bytes += st.write_bytes;
     *out = (struct ps_step_stats){
         .step = s->step,
         .step_count = count,

@@ -88,6 +88,11 @@ struct ps_trainer {
         uint64_t first, last; /* tickets */
     } in_flight[PS_LANE_COUNT][4];
     uint32_t in_flight_head[PS_LANE_COUNT], in_flight_tail[PS_LANE_COUNT];
+    struct {
+        _Atomic uint64_t read, written; /* atomic: written by the lane, read by the caller */
+    } moved[PS_LANE_COUNT];
+    struct ps_transfer *cut[PS_LANE_COUNT]; /* (cut_max,) of the spill lanes; lane thread only */
+    int cut_max;
     bool checksums_kept;
     bool *unit_seen; /* (source units) read and checked once; disk_weights lane only */
     uint64_t *spill_sum; /* XXH3 of each boundary as it was written; disk_write sets it, disk_state

@@ -14,7 +14,8 @@
 #include "runtime/train/trainer_internal.h"
 
 #define CONVERT_PIECE_BYTES ((size_t)1 << 18)
-#define SPILL_TRANSFER_MAX 64
+/* Pieces that a boundary may be cut into are no smaller than this. */
+#define SPILL_PIECE_MIN ((uint64_t)1 << 20)
 
 /* --- the lanes' storage --- */
 
@@ -81,7 +82,11 @@ int ps__trainer_io_open(struct ps_trainer *t, struct ps_error *err)
     if (ret >= 0 && !t->spill_sum)
         return ps_error_set(err, -ENOMEM, "out of memory");
     static const enum ps_lane lane[] = {PS_LANE_DISK_STATE, PS_LANE_DISK_WRITE};
+    t->cut_max = (int)(t->map.x_stride / SPILL_PIECE_MIN) + 2;
     for (int i = 0; ret >= 0 && i < 2; i++) {
+        t->cut[lane[i]] = calloc((size_t)t->cut_max, sizeof *t->cut[0]);
+        if (!t->cut[lane[i]])
+            return ps_error_set(err, -ENOMEM, "out of memory");
         ret = open_lane(t, lane[i], err);
         if (ret >= 0)
             ret = t->opt.io.spill_attach(t->opt.io.arg, t->storage[lane[i]], err);
@@ -97,6 +102,8 @@ void ps__trainer_io_close(struct ps_trainer *t)
     free(t->unit_seen);
     free(t->convert_piece);
     free(t->spill_sum);
+    free(t->cut[PS_LANE_DISK_STATE]);
+    free(t->cut[PS_LANE_DISK_WRITE]);
 }
 
 void ps__trainer_io_bytes(const struct ps_trainer *t, uint64_t *read, uint64_t *written)
@@ -104,19 +111,26 @@ void ps__trainer_io_bytes(const struct ps_trainer *t, uint64_t *read, uint64_t *
     *read = 0;
     *written = 0;
     for (int l = 0; l < PS_LANE_COUNT; l++) {
-        struct ps_storage_counters c = {0};
-        if (!t->storage[l])
-            continue;
-        t->storage[l]->ops->counters(t->storage[l], &c);
-        *read += c.read_bytes;
-        *written += c.write_bytes;
+        *read += atomic_load_explicit(&t->moved[l].read, memory_order_relaxed);
+        *written += atomic_load_explicit(&t->moved[l].written, memory_order_relaxed);
     }
+}
+
+/* What the lane's storage has moved so far, for whoever asks from another thread. Lane thread only.
+ */
+static void publish_bytes(struct ps_trainer *t, enum ps_lane l)
+{
+    struct ps_storage_counters c = {0};
+    t->storage[l]->ops->counters(t->storage[l], &c);
+    atomic_store_explicit(&t->moved[l].read, c.read_bytes, memory_order_relaxed);
+    atomic_store_explicit(&t->moved[l].written, c.write_bytes, memory_order_relaxed);
 }
 
 /* Remember the tickets of a task that has been started; tasks finish in the order of their start.
  */
 static void push_tickets(struct ps_trainer *t, enum ps_lane l, uint64_t first, uint64_t last)
 {
+    assert(t->in_flight_head[l] - t->in_flight_tail[l] < 4);
     uint32_t at = t->in_flight_head[l]++ % 4;
     t->in_flight[l][at].first = first;
     t->in_flight[l][at].last = last;
@@ -132,6 +146,7 @@ static int wait_tickets(struct ps_trainer *t, enum ps_lane l, struct ps_error *e
         if (ret < 0)
             return ret;
     }
+    publish_bytes(t, l);
     return 0;
 }
 
@@ -205,7 +220,9 @@ static int read_finish(void *ctx, const struct ps_task *task, struct ps_error *e
 {
     struct ps_trainer *t = ctx;
     int ret = wait_tickets(t, PS_LANE_DISK_WEIGHTS, err);
-    return ret < 0 ? ret : check_unit(t, source_of(t, task), raw_of(t, task), err);
+    if (ret < 0 || t->opt.io.moves_nothing)
+        return ret;
+    return check_unit(t, source_of(t, task), raw_of(t, task), err);
 }
 
 /* The device address of an address of the device's threads. */
@@ -335,7 +352,7 @@ static int map_spilled(struct ps_trainer *t, uint64_t place, struct ps_transfer 
                        struct ps_error *err)
 {
     int count = t->opt.io.spill_map(t->opt.io.arg, place * t->map.x_stride, t->map.x_stride, cut,
-                                    SPILL_TRANSFER_MAX);
+                                    t->cut_max);
     return count < 0 ? ps_error_set(err, count, "the spill file cannot be addressed") : count;
 }
 
@@ -351,7 +368,7 @@ static int spill_start(void *ctx, const struct ps_task *task, struct ps_error *e
     struct spilled s = spilled_by(t, task);
     if (write)
         t->spill_sum[s.place] = XXH3_64bits(s.memory, (size_t)t->map.x_stride);
-    struct ps_transfer cut[SPILL_TRANSFER_MAX];
+    struct ps_transfer *cut = t->cut[task->lane];
     int count = map_spilled(t, s.place, cut, err);
     uint64_t first = 1;
     uint64_t last = 0;
@@ -385,7 +402,7 @@ static int spill_read_finish(void *ctx, const struct ps_task *task, struct ps_er
     struct spilled s = spilled_by(t, task);
     if (XXH3_64bits(s.memory, (size_t)t->map.x_stride) == t->spill_sum[s.place])
         return 0;
-    struct ps_transfer cut[SPILL_TRANSFER_MAX];
+    struct ps_transfer *cut = t->cut[task->lane];
     int count = map_spilled(t, s.place, cut, err);
     if (count < 1)
         return count;

@@ -65,15 +65,20 @@ static int run_segment(struct ps_trainer *t, enum ps_segment segment, struct ps_
     return ret < 0 ? ret : ps_executor_run(t->ex, t->handle[segment], err);
 }
 
-/* The first pass over every unit has been made: keep the table of checksums. */
-static int keep_checksums(struct ps_trainer *t, struct ps_error *err)
+/* The first pass over every unit has been made: keep the table of checksums. The step stands
+ * whether that succeeds or not. */
+static void keep_checksums(struct ps_trainer *t)
 {
     const char *path = t->opt.io.checksum_path;
-    if (!path || t->checksums_kept || !t->unit_seen || t->codec)
-        return 0;
+    struct ps_error err = {0};
+    if (!path || t->checksums_kept || !t->unit_seen || t->opt.io.moves_nothing)
+        return;
     t->checksums_kept = true;
-    int ret = ps_executor_drain(t->ex, err);
-    return ret < 0 ? ret : ps_unit_checksums_save(&t->source, t->files, path, err);
+    int ret = ps_executor_drain(t->ex, &err);
+    if (ret == 0)
+        ret = ps_unit_checksums_save(&t->source, t->files, path, &err);
+    if (ret < 0)
+        ps_log(t->opt.log, PS_LOG_WARN, "the checksums of the model are not kept: %s", err.message);
 }
 
 /* The losses of the pass that has just run, in the order of the micro-batches. */
@@ -144,7 +149,7 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
     if (!t->skip)
         t->updates++;
     t->training = false;
-    ret = keep_checksums(t, err);
+    keep_checksums(t);
     double end = now_s(t);
     stats->update_s = end - computed;
     stats->seconds = end - start;
