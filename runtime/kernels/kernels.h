@@ -85,6 +85,9 @@ struct ps_kernels {
     void (*zero)(const struct ps_compute *cx, void *p, size_t bytes);
     /* Copy to host memory when everything queued before has been done. 0 or PS_ECUDA. */
     int (*fetch)(const struct ps_compute *cx, void *host, const void *device, size_t bytes);
+    /* Wait until everything queued has been done, through an event; 0 or the first fault. NULL: calls
+     * are done when they return. */
+    int (*finish)(const struct ps_compute *cx);
     /* NULL on the CPU, where the optimizers bring their own. */
     void (*adamw)(const struct ps_compute *cx, const struct ps_adamw_cuda_args *a);
 };
