@@ -90,7 +90,8 @@ int ps_attention_backward_cuda(void *stream, const struct ps_attention_args *arg
 int ps_attention_decode_cuda(void *stream, const struct ps_attention_args *args, int32_t n_past);
 
 /* optim/adamw.cu: the update of optim/adamw.h, the same IEEE operations in the same order as the CPU
- * (bits equal). lr and bias corrections are computed by the host. */
+ * (bits equal). The scalars are those of struct ps_adamw_scalars, copied field by field: the host
+ * computes them in double (ps_adamw_prepare). */
 struct ps_adamw_cuda_args {
     void *weight;        /* F32, or BF16 with remainder */
     enum ps_dtype weight_dtype;
@@ -98,8 +99,11 @@ struct ps_adamw_cuda_args {
     const float *grad;
     float *exp_avg, *exp_avg_sq;
     size_t n;
-    float beta1, beta2, eps, lr, decay; /* decay: weight_decay, 0 when it does not apply */
-    float bias1, bias2;                 /* as optim/adamw.c computes them */
+    float beta1, beta2, one_minus_beta1, one_minus_beta2;
+    float step_size;  /* lr / c1 */
+    float rsqrt_c2;   /* 1 / sqrt(c2) */
+    float eps;
+    float decay;      /* lr * weight_decay, 0 when it does not apply */
     float grad_scale;
 };
 int ps_adamw_update_cuda(void *stream, const struct ps_adamw_cuda_args *args);
