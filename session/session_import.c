@@ -10,23 +10,14 @@
  * the compute lane. */
 #include "session/session_import.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <inttypes.h>
-#include <limits.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
-#include <xxhash.h>
 
-#include "offload/import.h"
-#include "runtime/base/file.h"
-#include "session/session_internal.h"
+#include "session/session_import_internal.h"
 
 /* The disk lane must be busy so much longer than the others. */
 #define MARGIN 1.05
@@ -34,23 +25,6 @@
 #define FASTER 0.98
 #define SAMPLE_BYTES ((uint64_t)16 << 20)
 #define SAMPLE_LEAST ((uint64_t)4 << 20)
-#define PROGRESS_S 10.0
-
-struct ps_session_import {
-    struct ps__import_facts facts;
-    struct ps_unit_sources staged; /* in the model's files */
-    struct ps_unit_sources source; /* in the import */
-    bool has_source;
-    struct ps_import *im; /* NULL: there is none, or not yet */
-    struct ps_import_decoder *decoder;
-    struct ps_pool *pool; /* NULL: the lane's thread decodes alone */
-    struct ps_unit_codec codec;
-    struct ps_import_sample sample;
-    int decode_threads;
-    bool in_use; /* the trainer has the codec */
-    char dir[PATH_MAX];
-    char table[PATH_MAX]; /* the model's checksums */
-};
 
 static const struct ps__import_facts nothing;
 
@@ -105,15 +79,7 @@ json_t *ps__import_json(const struct ps_session *s)
                      (json_int_t)f->plain_read_bytes);
 }
 
-int ps__import_keep_checksums(const struct ps_session *s, struct ps_error *err)
-{
-    if (!s->import || !s->import->in_use || !s->checksum_path)
-        return 0;
-    return ps_unit_checksums_save(&s->import->staged, ps_trainer_files(s->trainer),
-                                  s->checksum_path, err);
-}
-
-/* --- what there is --- */
+/* --- what is asked for --- */
 
 static bool is_always(const struct ps_session *s)
 {
@@ -140,130 +106,11 @@ static bool streams_from_disk(const struct ps_session *s)
     return false;
 }
 
-static bool makes_nothing(const struct ps_session *s)
-{
-    return s->opt->command == PS_CMD_PLAN || s->opt->dry_run;
-}
-
-static bool find_directory(struct ps_session_import *im, const struct ps_options *o)
-{
-    if (ps_options_list_item(o->nvme_path, 0, im->dir, sizeof im->dir))
-        return true;
-    return !o->nvme_path && o->output && ps_path_join(im->dir, sizeof im->dir, o->output, "spill");
-}
-
-/* Name of the table of checksums: of what tells these files from all others. */
-static int name_table(struct ps_session_import *im, const struct ps_st_set *files)
-{
-    char name[64];
-    uint64_t key = 0;
-    for (size_t i = 0; i < ps_st_set_file_count(files); i++) {
-        const struct ps_st_file *f = ps_st_set_file(files, i);
-        char path[PATH_MAX] = "";
-        struct stat st;
-        if (fstat(ps_st_fd(f), &st) < 0)
-            return -errno;
-        if (!realpath(ps_st_path(f), path))
-            path[0] = '\0';
-        int64_t id[7] = {(int64_t)st.st_dev, (int64_t)st.st_ino, (int64_t)st.st_size,
-                         st.st_mtim.tv_sec,  st.st_mtim.tv_nsec, st.st_ctim.tv_sec,
-                         st.st_ctim.tv_nsec};
-        key = XXH3_64bits_withSeed(path, strlen(path), key);
-        key = XXH3_64bits_withSeed(id, sizeof id, key);
-    }
-    snprintf(name, sizeof name, "penstock-model-%016" PRIx64 ".checksums", key);
-    return ps_path_join(im->table, sizeof im->table, im->dir, name) ? 0 : -ENAMETOOLONG;
-}
-
-static bool all_known(const struct ps_unit_sources *plan)
-{
-    for (uint64_t i = 0; i < plan->checksum_count; i++)
-        if (plan->checksum[i] == 0)
-            return false;
-    return true;
-}
-
-/* Checksums from the run that goes on, or from the table in the directory. */
-static int load_checksums(struct ps_session *s, struct ps_error *err)
-{
-    struct ps_session_import *im = s->import;
-    const struct ps_st_set *files = ps_trainer_files(s->trainer);
-    char why[256] = "";
-    int ret = 0;
-    if (s->opt->resume && s->checksum_path && access(s->checksum_path, F_OK) == 0)
-        ret = ps_unit_checksums_load(&im->staged, files, s->checksum_path, why, err);
-    if (ret == 0 && why[0])
-        ps_log(&s->log, PS_LOG_WARN, "the model is not the one that this run began with: %s", why);
-    if (ret < 0 || all_known(&im->staged))
-        return ret < 0 ? ret : 0;
-    ret = ps_unit_checksums_load(&im->staged, files, im->table, why, err);
-    return ret < 0 ? ret : 0;
-}
-
-/* Some import is there, of this model or another. */
-static bool has_imports(const char *dir)
-{
-    DIR *d = opendir(dir);
-    const struct dirent *e;
-    bool found = false;
-    while (d && !found && (e = readdir(d)))
-        found = strncmp(e->d_name, "penstock-import-", 16) == 0 && strlen(e->d_name) == 16 + 32;
-    if (d)
-        closedir(d);
-    return found;
-}
-
-/* Open the import of this model if there is one; reads the model where its content is not known. */
-static int find_import(struct ps_session *s, struct ps_error *err)
-{
-    struct ps_session_import *im = s->import;
-    const struct ps_st_set *files = ps_trainer_files(s->trainer);
-    char why[256] = "";
-    if (!has_imports(im->dir))
-        return 0;
-    int ret = 0;
-    if (!all_known(&im->staged) && !makes_nothing(s)) {
-        ps_log(&s->log, PS_LOG_INFO,
-               "import: reading the model to compare it with the imports in %s", im->dir);
-        ret = ps_import_scan(&im->staged, files, err);
-        if (ret == 0)
-            ret = ps_unit_checksums_save(&im->staged, files, im->table, err);
-    }
-    if (ret == 0)
-        ret = ps_import_open(&im->im, im->dir, &im->staged, files, why, err);
-    if (ret == 0 && why[0] && strstr(why, "there is no import") == NULL)
-        ps_log(&s->log, PS_LOG_WARN, "import: %s", why);
-    return ret < 0 ? ret : 0;
-}
-
-static uint64_t near_bytes(const struct ps_unit_sources *plan)
-{
-    uint64_t sum = 0;
-    for (uint32_t k = 0; k < plan->unit_count; k++)
-        sum += plan->unit[k].near_bytes;
-    return sum;
-}
-
-static uint64_t file_bytes(const struct ps_unit_sources *plan)
-{
-    uint64_t sum = 0;
-    for (uint32_t k = 0; k < plan->unit_count; k++)
-        sum += plan->unit[k].read_bytes;
-    return sum;
-}
-
-/* Memory that may be taken now, before the arenas are there. */
-static uint64_t memory_left(const struct ps_session *s)
-{
-    uint64_t used = ps__rss_bytes();
-    return s->host_budget > used ? s->host_budget - used : 0;
-}
-
 /* Compress a sample. 1: done; 0: no memory for it. */
 static int measure(struct ps_session *s, struct ps_error *err)
 {
     struct ps_session_import *im = s->import;
-    uint64_t bytes = memory_left(s) / 4;
+    uint64_t bytes = ps__import_memory_left(s) / 4;
     bytes = bytes < SAMPLE_BYTES ? bytes : SAMPLE_BYTES;
     if (bytes < SAMPLE_LEAST)
         return 0;
@@ -317,7 +164,8 @@ static void ask(const struct ps_session *s, struct ps_import_answer *a)
 {
     const struct ps_session_import *im = s->import;
     const struct ps_cost_model *m = &s->chosen.cost;
-    double files = (double)file_bytes(&im->staged), near = (double)near_bytes(&im->staged);
+    double files = (double)ps__import_file_bytes(&im->staged),
+           near = (double)ps__import_near_bytes(&im->staged);
     bool copies = s->chosen.layout.discrete || !ps_trainer_shape(s->trainer)->source->all_direct;
     struct ps_import_question q = {
         .file_bytes = step_weights(s),
@@ -351,8 +199,8 @@ static int prepare_codec(struct ps_session *s, struct ps_error *err)
     if (ret < 0)
         return ret;
     im->has_source = true;
-    im->facts.bytes = im->im ? ps_import_bytes(im->im) : file_bytes(&im->source);
-    im->facts.near_bytes = near_bytes(&im->staged);
+    im->facts.bytes = im->im ? ps_import_bytes(im->im) : ps__import_file_bytes(&im->source);
+    im->facts.near_bytes = ps__import_near_bytes(&im->staged);
     im->facts.exists = im->im != NULL;
     im->facts.path = im->dir;
     im->codec = (struct ps_unit_codec){.source = &im->source,
@@ -393,75 +241,6 @@ static int choose_layout(struct ps_session *s, bool with, struct ps_error *err)
     return ps__layout_choose(s, err);
 }
 
-struct progress {
-    const struct ps_session *s;
-    double begin, last;
-};
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static bool tell(void *arg, uint64_t done, uint64_t total)
-{
-    struct progress *p = arg;
-    double t = now();
-    if (t - p->last >= PROGRESS_S) {
-        p->last = t;
-        ps_log(&p->s->log, PS_LOG_INFO, "import: %.0f%% of %.1f GiB",
-               100 * (double)done / (double)total, (double)total / 1073741824.0);
-    }
-    return true;
-}
-
-/* Room on the disk and in memory for making one. */
-static int check_room(const struct ps_session *s, struct ps_error *err)
-{
-    const struct ps_session_import *im = s->import;
-    uint64_t disk = ps_import_disk_bytes(&im->staged, im->sample.ratio) + s->chosen.disk_bytes;
-    int64_t budget = s->opt->nvme_mem;
-    if (budget >= 0 && disk > (uint64_t)budget)
-        return ps_error_full(
-            err, PS_ENOFIT, NULL, "nvme-mem", "raise the budget, or use --import never",
-            "the import needs %.1f MiB of disk and the budget is %.1f MiB; the "
-            "smallest sufficient budget is --nvme-mem %" PRIu64 "MiB",
-            (double)disk / 1048576.0, (double)budget / 1048576.0, (disk + 1048575) >> 20);
-    uint64_t host = ps_import_build_bytes(&im->staged, s->thread_count);
-    if (host > memory_left(s))
-        return ps_error_full(err, PS_ENOFIT, NULL, "host-mem",
-                             "raise the budget, lower --threads, or use --import never",
-                             "making an import takes %.0f MiB of memory and %.0f MiB of the "
-                             "budget are left",
-                             (double)host / 1048576.0, (double)memory_left(s) / 1048576.0);
-    return 0;
-}
-
-static int make(struct ps_session *s, struct ps_error *err)
-{
-    struct ps_session_import *im = s->import;
-    const struct ps_st_set *files = ps_trainer_files(s->trainer);
-    struct progress p = {.s = s, .begin = now(), .last = now()};
-    struct ps_import_options o = {.path = im->dir,
-                                  .pool = ps_trainer_pool(s->trainer),
-                                  .ratio = im->sample.ratio,
-                                  .progress = tell,
-                                  .arg = &p};
-    int ret = check_room(s, err);
-    if (ret == 0)
-        ret = ps_file_make_dirs(im->dir, err);
-    if (ret == 0)
-        ret = ps_import_build(&im->im, &im->staged, ps_trainer_params(s->trainer), files, &o, err);
-    if (ret == 0)
-        ret = ps_unit_checksums_save(&im->staged, files, im->table, err);
-    if (ret == 0)
-        ps_log(&s->log, PS_LOG_INFO, "import: made in %.1f s: %s, %.1f MiB", now() - p.begin,
-               ps_import_path(im->im), (double)ps_import_bytes(im->im) / 1048576.0);
-    return ret;
-}
-
 /* A reason to go on without, where nobody insists. */
 static bool is_about_room(int ret)
 {
@@ -473,12 +252,10 @@ static bool is_about_room(int ret)
 static int use(struct ps_session *s, struct ps_error *err)
 {
     struct ps_session_import *im = s->import;
-    int ret = 0;
     bool found = im->im != NULL;
-    if (!found && !makes_nothing(s))
-        ret = make(s, err);
-    else if (!found)
-        ret = check_room(s, err);
+    int ret = ps__import_check_room(s, err);
+    if (ret == 0 && !found && !ps__import_makes_nothing(s))
+        ret = ps__import_make(s, err);
     if (ret == 0)
         ret = prepare_codec(s, err);
     if (ret == 0 && im->im)
@@ -487,13 +264,14 @@ static int use(struct ps_session *s, struct ps_error *err)
         ret = choose_layout(s, true, err);
     if (ret < 0)
         return ret;
-    return decide(
-        s, "%s %s: %.1f MiB instead of %.1f MiB, %.1f MiB read a step instead of %.1f",
-        found    ? "reused, in"
-        : im->im ? "made, in"
-                 : "would be made in",
-        im->dir, (double)im->facts.bytes / 1048576.0, (double)file_bytes(&im->staged) / 1048576.0,
-        (double)s->chosen.disk_read / 1048576.0, (double)im->facts.plain_read_bytes / 1048576.0);
+    return decide(s, "%s %s: %.1f MiB instead of %.1f MiB, %.1f MiB read a step instead of %.1f",
+                  found    ? "reused, in"
+                  : im->im ? "made, in"
+                           : "would be made in",
+                  im->dir, (double)im->facts.bytes / 1048576.0,
+                  (double)ps__import_file_bytes(&im->staged) / 1048576.0,
+                  (double)s->chosen.disk_read / 1048576.0,
+                  (double)im->facts.plain_read_bytes / 1048576.0);
 }
 
 static int use_if_room(struct ps_session *s, struct ps_error *err)
@@ -540,21 +318,17 @@ static int consider(struct ps_session *s, struct ps_error *err)
     if (ret <= 0)
         return ret < 0 ? ret : decide(s, "no: there is no memory to try it with");
     struct ps_import_answer a;
-    ask(s, &a);
-    if (!a.pays && !im->im && has_imports(im->dir)) {
-        ret = find_import(s, err);
-        if (ret == 0)
-            ask(s, &a);
-    }
+    ret = ps__import_find(s, false, err);
     if (ret < 0)
         return ret;
+    ask(s, &a);
     if (!a.pays && isinf(a.passes_needed))
         return decide(s, "no: %.3g s a step with one, %.3g s without (ratio %.2f)", a.import_s,
                       a.plain_s, im->sample.ratio);
     if (!a.pays)
         return decide(s, "no: making one takes %.3g s, which pays after %.0f steps; there are %.0f",
                       a.build_s, a.passes_needed, passes(s));
-    ret = find_import(s, err);
+    ret = ps__import_find(s, true, err);
     if (ret == 0)
         ret = is_faster(s, err);
     if (ret <= 0)
@@ -572,7 +346,7 @@ static int insist(struct ps_session *s, struct ps_error *err)
         return ps_error_full(err, PS_ENOFIT, NULL, "host-mem", "raise the budget",
                              "there is no memory to make an import with");
     if (ret > 0)
-        ret = find_import(s, err);
+        ret = ps__import_find(s, true, err);
     return ret < 0 ? ret : use(s, err);
 }
 
@@ -603,15 +377,15 @@ int ps__import_choose(struct ps_session *s, struct ps_error *err)
         return always ? ps_error_full(err, PS_EUSAGE, NULL, "import",
                                       "use --dtype bf16, or --import never", "%s", why)
                       : decide(s, "no: %s", why);
-    if (!find_directory(im, o))
+    if (!ps__import_find_directory(im, o))
         return always ? ps_error_full(err, PS_EUSAGE, NULL, "nvme-path", "give --nvme-path DIR",
                                       "there is no directory for the import")
                       : decide(s, "no: without --nvme-path there is no directory for one");
-    ret = name_table(im, ps_trainer_files(s->trainer));
+    ret = ps__import_name_table(im, ps_trainer_files(s->trainer));
     if (ret < 0)
         return ps_error_full(err, ret, im->dir, NULL, NULL, "cannot name the import: %s",
                              ps_status_text(ret));
-    ret = load_checksums(s, err);
+    ret = ps__import_load_checksums(s, err);
     if (ret < 0)
         return ret;
     return always ? insist(s, err) : consider(s, err);

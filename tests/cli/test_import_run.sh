@@ -142,6 +142,9 @@ cp err log
 check "too small --nvme-mem: what suffices" test -n "$enough"
 check "too small --nvme-mem: nothing is left" test -z "$(place nv)"
 check "that budget suffices" run enough --model model --import always --nvme-path nv --nvme-mem "${enough:-1}"
+# shellcheck disable=SC2086
+expect_exit "one that is there counts as well" 3 $args --output small --model model --import always --nvme-path nv \
+    --nvme-mem 1MiB
 if unshare -rm true 2>/dev/null; then
     cat >full.sh <<'END'
 mkdir -p tiny && mount -t tmpfs -o size=1m none tiny || exit 99
