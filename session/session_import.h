@@ -49,7 +49,7 @@ struct ps__import_needs {
 };
 struct ps__import_needs ps__import_needs(const struct ps_session *s);
 
-/* Keep the model's checksums in `dir` as a run without an import would; nothing without one. */
+/* Keep the model's checksums where a run without an import would; nothing without an import. */
 int ps__import_keep_checksums(const struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
 
 #endif
