@@ -40,7 +40,8 @@ struct ps_compute {
 
 struct ps_kernels {
     const char *name;
-    size_t (*gemm_workspace_bytes)(const struct ps_compute *cx);
+    /* For products of at most mn_max elements (m * n). */
+    size_t (*gemm_workspace_bytes)(const struct ps_compute *cx, size_t mn_max);
     void (*gemm)(const struct ps_compute *cx, const struct ps_gemm_args *g);
     void (*rmsnorm_forward)(const struct ps_compute *cx, const struct ps_rmsnorm_args *a);
     void (*rmsnorm_backward)(const struct ps_compute *cx, const struct ps_rmsnorm_args *a,

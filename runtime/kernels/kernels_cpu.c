@@ -10,8 +10,9 @@
 
 #define ROUND_BLOCK ((size_t)65536)
 
-static size_t gemm_workspace_bytes(const struct ps_compute *cx)
+static size_t gemm_workspace_bytes(const struct ps_compute *cx, size_t mn_max)
 {
+    (void)mn_max;
     return ps_gemm_workspace_bytes(ps_pool_thread_count(cx->pool));
 }
 

@@ -62,6 +62,14 @@ static bool finite_16(const uint16_t *x, size_t n, enum ps_dtype t)
     return !bad;
 }
 
+static int not_finite(const struct ps_st_file *file, const struct ps_st_tensor *t,
+                      struct ps_error *err)
+{
+    return ps_error_full(err, PS_EFORMAT, ps_st_path(file), t->name,
+                         "the file is damaged or the model diverged; get another copy",
+                         "tensor %s holds NaN or Inf", t->name);
+}
+
 static int read_split(const struct ps_st_file *file, const struct ps_st_tensor *t, uint16_t *dst,
                       uint16_t *remainder, ps_weights_split_fn split, struct ps_error *err)
 {
@@ -92,9 +100,43 @@ int ps_weights_read(const struct ps_st_file *file, const struct ps_st_tensor *t,
         return ret;
     size_t n = (size_t)t->elements;
     bool ok = dst_dtype == PS_DTYPE_F32 ? finite_f32(dst, n) : finite_16(dst, n, dst_dtype);
-    if (!ok)
-        return ps_error_full(err, PS_EFORMAT, ps_st_path(file), t->name,
-                             "the file is damaged or the model diverged; get another copy",
-                             "tensor %s holds NaN or Inf", t->name);
+    return ok ? 0 : not_finite(file, t, err);
+}
+
+int ps_weights_read_pieces(const struct ps_st_file *file, const struct ps_st_tensor *t,
+                           enum ps_dtype dst_dtype, ps_weights_split_fn split,
+                           ps_weights_put_fn put, void *arg, struct ps_error *err)
+{
+    unsigned char raw[PIECE_ELEMENTS * 4];
+    float value[PIECE_ELEMENTS];
+    uint16_t high[PIECE_ELEMENTS];
+    uint16_t low[PIECE_ELEMENTS];
+    enum ps_dtype src = (enum ps_dtype)t->dtype;
+    size_t e = ps_dtype_size(src);
+    size_t n = (size_t)t->elements;
+    for (size_t at = 0; at < n; at += PIECE_ELEMENTS) {
+        size_t count = n - at < PIECE_ELEMENTS ? n - at : PIECE_ELEMENTS;
+        int ret = ps_st_read(file, t, at * e, count * e, raw, err);
+        if (ret < 0)
+            return ret;
+        if (split) {
+            ps_dtype_convert(value, PS_DTYPE_F32, raw, src, count);
+            for (size_t i = 0; i < count; i++)
+                split(value[i], &high[i], &low[i]);
+            if (!finite_f32(value, count) || !finite_16(high, count, PS_DTYPE_BF16))
+                return not_finite(file, t, err);
+            ret = put(arg, at, count, high, low);
+        } else {
+            ps_dtype_convert(value, dst_dtype, raw, src, count);
+            bool ok = dst_dtype == PS_DTYPE_F32
+                          ? finite_f32(value, count)
+                          : finite_16((const uint16_t *)(const void *)value, count, dst_dtype);
+            if (!ok)
+                return not_finite(file, t, err);
+            ret = put(arg, at, count, value, NULL);
+        }
+        if (ret < 0)
+            return ret;
+    }
     return 0;
 }

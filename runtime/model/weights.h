@@ -28,6 +28,14 @@ int ps_weights_read(const struct ps_st_file *file, const struct ps_st_tensor *te
                     enum ps_dtype dst_dtype, uint16_t *remainder, ps_weights_split_fn split,
                     struct ps_error *err) PS_WARN_UNUSED;
 
+/* The same in pieces: put(arg, first element, count, values of dst_dtype, remainders or NULL) receives
+ * each; for memory that the host cannot write. Stops at and returns put's first negative value. */
+typedef int (*ps_weights_put_fn)(void *arg, size_t begin, size_t count, const void *values,
+                                 const uint16_t *remainder);
+int ps_weights_read_pieces(const struct ps_st_file *file, const struct ps_st_tensor *tensor,
+                           enum ps_dtype dst_dtype, ps_weights_split_fn split_or_null,
+                           ps_weights_put_fn put, void *arg, struct ps_error *err) PS_WARN_UNUSED;
+
 #ifdef __cplusplus
 }
 #endif

@@ -77,6 +77,7 @@ struct ps_trainer {
     struct ps_head_scratch head_scratch;
     struct ps__batch_extra *extra, *extra_host; /* (batch_count) beside the batches, the same views */
     double *partial_host;        /* (partial_count) */
+    float *row_host; /* (vocab,) on a device with memory of its own, outside training; else NULL */
     int fault;                   /* first failed launch (CUDA) */
     struct ps_batch *batch;      /* (batch_count) as the device's threads see them */
     struct ps_batch *batch_host; /* (batch_count) as they are filled; the same memory on cpu */

@@ -431,18 +431,51 @@ void ps__trainer_io_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT])
 
 /* --- before the first step --- */
 
+/* Where the pieces of one pinned tensor go on a device with memory of its own. */
+struct pinned {
+    struct ps_trainer *t;
+    unsigned char *weight;
+    uint16_t *remainder;
+    size_t element;
+    struct ps_error *err;
+};
+
+static int put_pinned(void *arg, size_t begin, size_t count, const void *values,
+                      const uint16_t *remainder)
+{
+    const struct pinned *p = arg;
+    struct ps_device *d = p->t->near;
+    int ret = d->ops->copy_h2d(d, device_address(p->t, p->weight + begin * p->element), values,
+                               count * p->element, p->err);
+    if (ret == 0 && remainder)
+        ret = d->ops->copy_h2d(d, device_address(p->t, p->remainder + begin), remainder,
+                               count * sizeof *remainder, p->err);
+    return ret;
+}
+
 static int load_pinned(struct ps_trainer *t, struct ps_error *err)
 {
     for (size_t i = 0; i < t->params.count; i++) {
         const struct ps_st_tensor *tensor;
         const struct ps_st_file *file;
-        if (!t->weight[i].data)
+        const struct ps_weight *w = &t->weight[i];
+        if (!w->data)
             continue;
         int ret =
             ps_weights_find(t->files, t->opt.model_dir, &t->params.param[i], &tensor, &file, err);
-        if (ret == 0)
-            ret = ps_weights_read(file, tensor, t->weight[i].data, t->weight[i].dtype,
-                                  t->remainder[i], t->opt.master_split, err);
+        if (ret == 0 && !t->opt.device->discrete) {
+            ret = ps_weights_read(file, tensor, w->data, w->dtype, t->remainder[i],
+                                  t->opt.master_split, err);
+        } else if (ret == 0) {
+            struct pinned p = {.t = t,
+                               .weight = w->data,
+                               .remainder = t->remainder[i],
+                               .element = ps_dtype_size(w->dtype),
+                               .err = err};
+            ret = ps_weights_read_pieces(file, tensor, w->dtype,
+                                         p.remainder ? t->opt.master_split : NULL, put_pinned, &p,
+                                         err);
+        }
         if (ret < 0)
             return ret;
     }
@@ -467,6 +500,26 @@ static int load_host_units(struct ps_trainer *t, struct ps_error *err)
     return 0;
 }
 
+/* | inverse frequencies | table of cosines and sines | */
+static int load_rope(struct ps_trainer *t, struct ps_error *err)
+{
+    size_t half = (size_t)t->cfg.head_dim / 2;
+    size_t skip = (half * sizeof(float) + 63) & ~(size_t)63;
+    unsigned char *rope = t->buffer[PS_BUF_ROPE];
+    unsigned char *made = t->opt.device->discrete ? malloc((size_t)t->shape.rope_bytes) : rope;
+    if (!made)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    float *inv_freq = (float *)(void *)made;
+    ps_model_rope_inv_freq(&t->cfg, inv_freq);
+    ps_rope_table((float *)(void *)(made + skip), inv_freq, (size_t)t->opt.position_max, half);
+    if (made == rope)
+        return 0;
+    int ret = t->near->ops->copy_h2d(t->near, device_address(t, rope), made,
+                                     (size_t)t->shape.rope_bytes, err);
+    free(made);
+    return ret;
+}
+
 int ps__trainer_load_pinned(struct ps_trainer *t, struct ps_error *err)
 {
     int ret = load_pinned(t, err);
@@ -476,11 +529,5 @@ int ps__trainer_load_pinned(struct ps_trainer *t, struct ps_error *err)
         ret = ps_st_check_unchanged(ps_st_set_file(t->files, i), err);
     if (ret < 0)
         return ret;
-    unsigned char *rope = t->buffer[PS_BUF_ROPE];
-    size_t half = (size_t)t->cfg.head_dim / 2;
-    float *inv_freq = (float *)(void *)rope;
-    float *cos_sin = (float *)(void *)(rope + ((half * sizeof(float) + 63) & ~(size_t)63));
-    ps_model_rope_inv_freq(&t->cfg, inv_freq);
-    ps_rope_table(cos_sin, inv_freq, (size_t)t->opt.position_max, half);
-    return 0;
+    return load_rope(t, err);
 }

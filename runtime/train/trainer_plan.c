@@ -238,6 +238,24 @@ static void plan_flops(struct ps_trainer *t)
     p->head_backward_flops = (p->head_trained ? 2 : 1) * head;
 }
 
+/* Elements of the largest product. */
+static size_t product_max(const struct ps_trainer *t)
+{
+    const struct ps_model_config *cfg = &t->cfg;
+    size_t n = (size_t)t->opt.n_tok_max;
+    size_t hidden = (size_t)cfg->hidden_size;
+    size_t vocab = (size_t)cfg->vocab_size;
+    size_t heads = (size_t)cfg->n_head * (size_t)cfg->head_dim;
+    size_t wide = (size_t)cfg->intermediate_size;
+    wide = heads > wide ? heads : wide;
+    wide = hidden > wide ? hidden : wide;
+    size_t most = n * wide;
+    size_t logits = ps_head_chunk_rows(cfg) * vocab;
+    size_t weights = t->opt.mode == PS_MODE_FULL ? hidden * (wide > vocab ? wide : vocab) : 0;
+    most = logits > most ? logits : most;
+    return weights > most ? weights : most;
+}
+
 static void plan_activations(struct ps_trainer *t)
 {
     const struct ps_model_config *cfg = &t->cfg;
@@ -259,7 +277,7 @@ static void plan_activations(struct ps_trainer *t)
     size_t half = (size_t)cfg->head_dim / 2;
     p->rope_bytes = ps_align_up(half * sizeof(float), TENSOR_ALIGN) +
                     (size_t)t->opt.position_max * 2 * half * sizeof(float);
-    p->gemm_bytes = t->cx.k->gemm_workspace_bytes(&t->cx);
+    p->gemm_bytes = t->cx.k->gemm_workspace_bytes(&t->cx, product_max(t));
     if (t->opt.cache_tok_max > 0) {
         size_t kv = (size_t)cfg->n_kv_head * (size_t)cfg->head_dim;
         t->cache_half = ps_align_up((size_t)t->opt.cache_tok_max * kv * e, TENSOR_ALIGN);

@@ -236,7 +236,27 @@ static int forward_pass(struct ps_trainer *t, const struct ps_trainer_seq *seq, 
     return run_segment(t, PS_SEGMENT_EVAL, err);
 }
 
-/* Between the runs the calling thread stands in for the device's here: it uses their addresses. */
+typedef int (*emit_fn)(void *arg, int32_t seq, const float *logits, int32_t row_begin,
+                       int32_t rows);
+
+/* Hand out the chunk of logits that has been computed, row by row where the host cannot read it. */
+static int emit_rows(struct ps_trainer *t, int32_t seq, int32_t begin, int32_t rows, emit_fn emit,
+                     void *arg)
+{
+    size_t vocab = (size_t)t->cfg.vocab_size;
+    if (!t->row_host)
+        return emit(arg, seq, t->head_scratch.logits, begin, rows);
+    int ret = 0;
+    for (int32_t r = 0; ret >= 0 && r < rows; r++) {
+        ret = t->cx.k->fetch(&t->cx, t->row_host, t->head_scratch.logits + (size_t)r * vocab,
+                             vocab * sizeof(float));
+        if (ret == 0)
+            ret = emit(arg, seq, t->row_host, begin + r, 1);
+    }
+    return ret;
+}
+
+/* Between the runs the calling thread queues work for the device here. */
 int ps_trainer_logits(struct ps_trainer *t, const struct ps_trainer_seq *seq, int32_t count,
                       int (*emit)(void *arg, int32_t seq, const float *logits, int32_t row_begin,
                                   int32_t rows),
@@ -249,7 +269,7 @@ int ps_trainer_logits(struct ps_trainer *t, const struct ps_trainer_seq *seq, in
             int32_t rows = seq[i].n_tok - begin < chunk ? seq[i].n_tok - begin : chunk;
             ps_head_logits(&t->head, &t->cx, &t->head_scratch, ps__trainer_x(t, i), (size_t)begin,
                            (size_t)rows, t->head_scratch.logits);
-            ret = emit(arg, i, t->head_scratch.logits, begin, rows);
+            ret = emit_rows(t, i, begin, rows, emit, arg);
         }
     }
     return ret;
@@ -265,8 +285,12 @@ int ps_trainer_decode(struct ps_trainer *t, const struct ps_trainer_seq *seq, in
     return forward_pass(t, seq, count, PS__HEAD_LAST, err);
 }
 
-const float *ps_trainer_last_logits(const struct ps_trainer *t, int32_t seq)
+const float *ps_trainer_last_logits(struct ps_trainer *t, int32_t seq)
 {
-    return (const float *)(const void *)(t->buffer[PS_BUF_LOGITS] +
-                                         (size_t)seq * ps__page_up(t->shape.logits_bytes));
+    const void *at = t->buffer[PS_BUF_LOGITS] + (size_t)seq * ps__page_up(t->shape.logits_bytes);
+    if (!t->row_host)
+        return at;
+    PS_IGNORE(t->cx.k->fetch(&t->cx, t->row_host, at, (size_t)t->shape.logits_bytes) < 0,
+              "the next pass reports a device that has failed");
+    return t->row_host;
 }

@@ -5,6 +5,8 @@
 
 #include "runtime/train/trainer_internal.h"
 
+typedef int (*ps__task_fn)(void *ctx, const struct ps_task *task, struct ps_error *err);
+
 void *ps__trainer_x(const struct ps_trainer *t, int32_t idx)
 {
     return idx < 0 ? NULL : t->buffer[PS_BUF_X] + (size_t)idx * t->map.x_stride;
@@ -241,15 +243,36 @@ static int task_update(void *ctx, const struct ps_task *task, struct ps_error *e
     return 0;
 }
 
+/* What a task has queued must have been done when it ends: lanes depend on that. */
+static int finished(struct ps_trainer *t, const struct ps_task *task, struct ps_error *err)
+{
+    int ret = t->cx.k->finish ? t->cx.k->finish(&t->cx) : 0;
+    if (ret == 0)
+        return 0;
+    return ps_error_full(err, ret, NULL, NULL, "see --gpu-mem, and the driver's log (dmesg)",
+                         "the device failed in %s of unit %d", ps_task_kind_name(task->kind),
+                         task->unit);
+}
+
+static int run_task(void *ctx, const struct ps_task *task, struct ps_error *err)
+{
+    static const ps__task_fn fn[PS_TASK_KIND_COUNT] = {
+        [PS_TASK_EMBED] = task_embed,
+        [PS_TASK_LAYER_FORWARD] = task_forward,
+        [PS_TASK_LAYER_RECOMPUTE] = task_forward,
+        [PS_TASK_LAYER_BACKWARD] = task_backward,
+        [PS_TASK_HEAD] = task_head,
+        [PS_TASK_EMBED_BACKWARD] = task_embed_backward,
+        [PS_TASK_GRAD_NORM] = task_grad_norm,
+        [PS_TASK_CLIP] = task_clip,
+        [PS_TASK_UPDATE] = task_update,
+    };
+    int ret = fn[task->kind](ctx, task, err);
+    return ret < 0 ? ret : finished(ctx, task, err);
+}
+
 void ps__trainer_task_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT])
 {
-    ops[PS_TASK_EMBED].run = task_embed;
-    ops[PS_TASK_LAYER_FORWARD].run = task_forward;
-    ops[PS_TASK_LAYER_RECOMPUTE].run = task_forward;
-    ops[PS_TASK_LAYER_BACKWARD].run = task_backward;
-    ops[PS_TASK_HEAD].run = task_head;
-    ops[PS_TASK_EMBED_BACKWARD].run = task_embed_backward;
-    ops[PS_TASK_GRAD_NORM].run = task_grad_norm;
-    ops[PS_TASK_CLIP].run = task_clip;
-    ops[PS_TASK_UPDATE].run = task_update;
+    for (int kind = PS_TASK_EMBED; kind <= PS_TASK_UPDATE; kind++)
+        ops[kind].run = run_task;
 }
