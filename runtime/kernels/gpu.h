@@ -31,7 +31,8 @@
     T *const name = reinterpret_cast<T *>(ps_gpu_dyn_shared)
 
 /* cp.async.cg: start copying 16 bytes from global to shared memory, both 16-byte aligned; only the
- * first `bytes` (0 to 16) are read, the others become zero. The address must be valid even for 0. */
+ * first `bytes` (0 to 16) are read, the others become zero. The address must be valid even for 0.
+ */
 __device__ __forceinline__ void ps_gpu_cp_async16(void *shared, const void *global, int bytes)
 {
     const unsigned at = (unsigned)__cvta_generic_to_shared(shared);
@@ -54,8 +55,8 @@ template <int N> __device__ __forceinline__ void ps_gpu_cp_wait()
 }
 
 /* ldmatrix.x4: four 8 x 8 matrices of 16 bits. Lane l gives the address of row l % 8 of matrix
- * l / 8 (16 bytes, aligned, shared); r[i] receives of matrix i: row l / 4, columns 2 (l % 4), + 1. All
- * 32 lanes, converged. */
+ * l / 8 (16 bytes, aligned, shared); r[i] receives of matrix i: row l / 4, columns 2 (l % 4), + 1.
+ * All 32 lanes, converged. */
 __device__ __forceinline__ void ps_gpu_ldmatrix4(uint32_t r[4], const void *shared)
 {
     const unsigned at = (unsigned)__cvta_generic_to_shared(shared);
