@@ -196,8 +196,7 @@ void ps_trainer_destroy(struct ps_trainer *t)
     free(t->extra);
     free(t->extra_host);
     free(t->partial_host);
-    free(t->logits_host);
-    free(t->last_host);
+    free(t->row_host);
     free(t->n_past);
     free(t);
 }

@@ -255,7 +255,7 @@ int ps_trainer_logits(struct ps_trainer *t, const struct ps_trainer_seq *seq, in
  * token, until the next call. n_tok 0: this place is idle. */
 int ps_trainer_decode(struct ps_trainer *t, const struct ps_trainer_seq *seq, int32_t count,
                       struct ps_error *err) PS_WARN_UNUSED;
-const float *ps_trainer_last_logits(const struct ps_trainer *t, int32_t seq);
+const float *ps_trainer_last_logits(struct ps_trainer *t, int32_t seq);
 
 #ifdef __cplusplus
 }

@@ -161,6 +161,11 @@ static int bind_batches(struct ps_trainer *t)
     if (!t->batch || !t->batch_host || !t->n_past || !t->extra || !t->extra_host ||
         !t->partial_host)
         return -ENOMEM;
+    if (t->opt.device->discrete && !t->shape.trains) {
+        t->row_host = calloc((size_t)t->cfg.vocab_size, sizeof *t->row_host);
+        if (!t->row_host)
+            return -ENOMEM;
+    }
     unsigned char *host = t->buffer[t->opt.device->discrete ? PS_BUF_BATCH_HOST : PS_BUF_BATCH];
     for (size_t i = 0; i < count; i++) {
         ps__trainer_carve_batch(t, &t->batch[i], &t->extra[i],
