@@ -31,7 +31,7 @@ HELPER_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/helpers/*.c)))
 all: $(BUILD)/penstock $(BUILD)/libpenstock.so $(EXAMPLE_BIN)
 
 help:
-	@echo "targets: all test demo bench bench-full asan tsan fuzz format tidy install clean (check is test)"
+	@echo "targets: all test demo bench bench-full bench-stream asan tsan fuzz format tidy install clean (check is test)"
 	@echo "variables: BUILD=$(BUILD) CFLAGS='$(CFLAGS)' WERROR=0|1 V=1 PREFIX=$(PREFIX)"
 
 $(BUILD)/%_avx2.o: ISA_FLAGS = -mavx2 -mfma -mf16c
@@ -74,6 +74,9 @@ bench: $(BUILD)/penstock $(BENCH_BIN)
 	$(Q)BUILD=$(BUILD) tools/bench/run.sh
 bench-full: $(BUILD)/penstock $(BENCH_BIN)
 	$(Q)BUILD=$(BUILD) tools/bench/full.sh
+bench-stream: $(BUILD)/penstock tests
+	$(Q)BUILD=$(BUILD) tools/bench/stream.sh
+	$(Q)BUILD=$(BUILD) tools/bench/memory_wall.sh
 asan:
 	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/asan CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" all tests
 	$(Q)BUILD=$(BUILD)/asan tests/run.sh $(patsubst $(BUILD)/%,$(BUILD)/asan/%,$(TEST_BIN))
@@ -98,6 +101,6 @@ install: all
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help setup tests test check demo bench bench-full asan tsan fuzz fuzz-bins format tidy install clean
+.PHONY: all help setup tests test check demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
 .SECONDARY:
 -include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(patsubst %,%.d,$(TEST_BIN) $(EXAMPLE_BIN) $(BENCH_BIN))
