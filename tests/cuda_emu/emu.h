@@ -96,8 +96,8 @@ void mma_bf16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1, const c
 /* The kernel's address for a pointer argument: device memory in the second mapping, pinned memory
  * and NULL as they are; anything else ends the process. */
 void *argument_pointer(const char *kernel, const void *p);
-/* The same for every 8-byte word of a struct argument that lies in the device's address range. */
-void argument_words(const char *kernel, void *words, size_t bytes);
+/* Translates every 8-byte word of a struct argument that is a device address. */
+void argument_words(void *words, size_t bytes);
 
 cudaError_t launch(const char *name, const void *kernel, dim3 grid, dim3 block, size_t smem,
                    void *stream, std::function<void()> body);
@@ -110,7 +110,7 @@ template <class T> void translate_argument(const char *kernel, T &v)
                                          static_cast<const volatile void *>(v)))));
     else if constexpr (std::is_class_v<T>) {
         static_assert(std::is_trivially_copyable_v<T>, "kernel argument");
-        argument_words(kernel, &v, sizeof v);
+        argument_words(&v, sizeof v);
     }
 }
 

@@ -1,8 +1,10 @@
 /* Memory of the emulated device, pinned host memory, copies.
  *
  * Design: one memory file. The addresses that the host holds lie in a range that nobody may touch;
- * the device's threads use a second range, a constant distance away, where each allocation ends at
- * a page boundary (less than 256 bytes of canary) and a page without access follows. */
+ * the device's threads use a second range, a constant distance away (a multiple of 4 GiB, so that
+ * translating a word that only looks like an address, as an int beside stale padding does, leaves
+ * its lower half alone), where each allocation ends at a page boundary (less than 256 bytes of
+ * canary) and a page without access follows. */
 #include "tests/cuda_emu/emu_internal.h"
 
 #include <fcntl.h>
@@ -16,7 +18,10 @@ namespace emu
 namespace
 {
 
-const size_t PAGE = 4096, ALIGN = 256, BIG_ALIGN = (size_t)2 << 20;
+const size_t PAGE = 4096, ALIGN = 256, BIG_ALIGN = (size_t)2 << 20, FOUR_GIB = (size_t)1 << 32;
+/* Where the range is put when it is free: not among addresses whose upper half looks like a size.
+ */
+void *const REGION_HINT = reinterpret_cast<void *>(0x6b6d00000000);
 
 struct allocation {
     size_t bytes;                 /* asked for */
@@ -39,16 +44,14 @@ void set_up()
     memory_file = memfd_create("penstock-cuda-emu", MFD_CLOEXEC);
     if (memory_file < 0 || ftruncate(memory_file, (off_t)region_bytes) < 0)
         die("no memory file for the device");
-    auto reserve = [](size_t n) {
-        void *p = mmap(nullptr, n + BIG_ALIGN, PROT_NONE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p == MAP_FAILED)
-            die("no address range for the device");
-        return reinterpret_cast<unsigned char *>((reinterpret_cast<uintptr_t>(p) + BIG_ALIGN - 1) /
-                                                 BIG_ALIGN * BIG_ALIGN);
-    };
-    region = reserve(region_bytes);
-    view = reserve(region_bytes);
+    const size_t distance = (region_bytes + FOUR_GIB - 1) / FOUR_GIB * FOUR_GIB;
+    void *p = mmap(REGION_HINT, 2 * distance + BIG_ALIGN, PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        die("no address range for the device");
+    region = reinterpret_cast<unsigned char *>((reinterpret_cast<uintptr_t>(p) + BIG_ALIGN - 1) /
+                                               BIG_ALIGN * BIG_ALIGN);
+    view = region + distance;
 }
 
 /* Where `need` bytes of pages fit behind a guard page, first fit; `align` of the start. */
@@ -127,16 +130,15 @@ void *argument_pointer(const char *kernel, const void *p)
     return v;
 }
 
-void argument_words(const char *kernel, void *words, size_t bytes)
+void argument_words(void *words, size_t bytes)
 {
     for (size_t i = 0; i + sizeof(void *) <= bytes; i += sizeof(void *)) {
         auto at = static_cast<unsigned char *>(words) + i;
         void *p;
         memcpy(&p, at, sizeof p);
-        if (!in_region(p))
-            continue;
-        p = argument_pointer(kernel, p);
-        memcpy(at, &p, sizeof p);
+        void *v = in_region(p) ? device_view(p, 0) : nullptr;
+        if (v)
+            memcpy(at, &v, sizeof v);
     }
 }
 
