@@ -7,6 +7,7 @@
 # (emu): boundaries moved to host memory and back. Each line: step time, bytes, and the step time over the full one's.
 SEQ=${SEQ:-64}
 MICRO=${MICRO:-4}
+STEPS=${STEPS:-3}
 . "$(dirname "$0")/stream_lib.sh"
 ratio=${DISK:-2}
 prepare
@@ -46,9 +47,11 @@ for cell in disk:$ratio even:1; do
     # shellcheck disable=SC2086
     run no-layer-major --device cpu --placement "$work/horizontal.json" $common $t
     line "$cell" no-layer-major "$full"
+    steps=2 # eight times the bytes: one step counts
     # shellcheck disable=SC2086
     run no-layer-major-turns --device cpu --placement "$work/horizontal.json" $common $t --ablate turns
     line "$cell" no-layer-major-turns "$full"
+    steps=$STEPS
 done
 # boundaries out and back; a ring of half of them, so that the other half is served from memory
 placement "$work/moved.json" resident 1 0 device false host "$slots"

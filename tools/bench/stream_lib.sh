@@ -67,12 +67,14 @@ headline() { # PART
 # A placement file: every layer alike.
 # placement FILE STRATEGY GROUP SLOTS WEIGHTS KEEP BOUNDARY [X_RING]
 #   WEIGHTS device|host|disk; with SLOTS 0 nothing is streamed. KEEP true|false. BOUNDARY device|host|disk
+#   $interleave, where it is set, becomes a member of its own
 placement() {
-    awk -v n="$layers" -v strategy="$2" -v group="$3" -v slots="$4" -v tier="$5" -v keep="$6" -v boundary="$7" -v ring="${8:-0}" '
+    awk -v n="$layers" -v strategy="$2" -v group="$3" -v slots="$4" -v tier="$5" -v keep="$6" -v boundary="$7" -v ring="${8:-0}" -v interleave="${interleave:-}" '
     function list(x, i, s) { s = x; for (i = 1; i < n; i++) s = s "," x; return "[" s "]" }
     BEGIN {
         if (!ring) ring = boundary == "device" ? group : group + 3
         printf "{\"version\":1,\"strategy\":\"%s\",\"group\":%d,\"eval_group\":%d,\"near_slots\":%d,\"raw_slots\":%d,", strategy, group, group, slots, (tier == "disk" ? 3 : 0)
+        if (interleave) printf "\"interleave\":%d,", interleave
         printf "\"x_ring\":%d,\"host_ring\":%d,", ring, (boundary == "disk" ? 4 : 0)
         printf "\"weights\":{\"embed\":\"device\",\"head\":\"device\",\"layers\":%s},", list("\"" tier "\"")
         printf "\"activations\":%s}\n", list("{\"keep\":" keep ",\"boundary\":\"" boundary "\"}")

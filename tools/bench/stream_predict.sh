@@ -2,15 +2,18 @@
 # Predicted beside measured step times: tools/bench/stream_predict.sh, or `make bench-stream`.
 #
 #   CONFIGS="..."   which of the configurations below; CELLS="..." which of the cells of strategies
+#   VARIANTS="..."  strategies of a cell: NAME, NAME:recompute or NAME:no-IDEA (--ablate)
 #   TRIES=2         how often a configuration whose brackets differ is tried again
 #
 # The profile is measured by `penstock bench`; throttles are the user's and known to both. Each configuration is
 # bracketed by a calibration: a short run that only computes. Where the two differ by over 5%, the machine changed
 # meanwhile: the measurement is discarded, counted and tried again. Then strategies side by side: rank correlation of
 # predicted and measured, and `auto` beside the best that was fixed by hand.
+STEPS=${STEPS:-3}
 . "$(dirname "$0")/stream_lib.sh"
 configs=${CONFIGS-resident-keep resident-recompute stream-unbound emu-resident disk-keep disk-recompute disk-group-1 disk-emu disk-no-turns link-host link-host-group-1 link-moved}
 cells=${CELLS-cpu-small cpu-small-slow emu-host emu-disk}
+variants=${VARIANTS:-resident stream-lora stream-lora:recompute stream-lora:no-turns stream-lora:no-prefetch horizontal auto}
 tries=${TRIES:-2}
 prepare
 headline predict
@@ -110,15 +113,26 @@ if [ -n "$configs" ]; then
     done
 fi
 
-# Strategies side by side: the planner chooses within each. CELL: device flags, budgets and throttle.
+# Strategies side by side: the planner chooses within each. Budgets lie between what streaming needs and what resident
+# needs, so that resident does not fit and memory for caching is scarce.
+need() { # DEVICE STRATEGY TIER: bytes of the smallest sufficient budget
+    # shellcheck disable=SC2046,SC2086
+    "$penstock" plan --model "$model" --device "$1" $([ "$1" = emu ] && echo --gpu-mem 1MiB) --host-mem 1MiB --strategy "$2" $tokens \
+        --threads "$threads" --hardware "$hardware" --json true 2>/dev/null | sed -n "s/.*\"needs\".*\"$3\":\([0-9]*\).*/\1/p"
+}
+
+between() { # DEVICE TIER SHARE: MiB
+    awk -v a="$(need "$1" stream-lora "$2")" -v b="$(need "$1" resident "$2")" -v s="$3" 'BEGIN { printf "%dMiB", (a + s * (b - a)) / 1048576 + 4 }'
+}
+
+# CELL: device flags, budgets and throttle: a pass over the weights takes 1.5 or 3 times as long as compute
 cell_flags() {
-    mib=$(($(wc -c <"$model/model.safetensors") >> 20))
-    state=$((mib / 3 + 96)) # adapters, gradients, moments of rank 16, and the process
+    bytes=$(wc -c <"$model/model.safetensors")
     case $1 in
-        cpu-small) echo "--device cpu --host-mem $((mib / 2 + state))MiB" "disk_weights=$(calc "$mib * 1048576 / $base")" ;;
-        cpu-small-slow) echo "--device cpu --host-mem $((mib / 4 + state))MiB" "disk_weights=$(calc "$mib * 524288 / $base")" ;;
-        emu-host) echo "--device emu --gpu-mem $((mib / 3 + state))MiB --host-mem $((2 * mib + 2 * state))MiB" "h2d=$(calc "$mib * 524288 / $base")" ;;
-        emu-disk) echo "--device emu --gpu-mem $((mib / 3 + state))MiB --host-mem $((mib / 3 + 2 * state))MiB" "disk_weights=$(calc "$mib * 1048576 / $base")" ;;
+        cpu-small) echo "--device cpu --host-mem $(between cpu host 0.4)" "disk_weights=$(calc "$bytes / (1.5 * $base)")" ;;
+        cpu-small-slow) echo "--device cpu --host-mem $(between cpu host 0.2)" "disk_weights=$(calc "$bytes / (3 * $base)")" ;;
+        emu-host) echo "--device emu --gpu-mem $(between emu device 0.3) --host-mem 4GiB" "h2d=$(calc "$bytes / (1.5 * $base)")" ;;
+        emu-disk) echo "--device emu --gpu-mem $(between emu device 0.3) --host-mem $(($(need emu stream-lora host) / 1048576 + 64))MiB" "disk_weights=$(calc "$bytes / (1.5 * $base)")" ;;
         *) echo "stream_predict: no cell $1" >&2; exit 2 ;;
     esac
 }
@@ -132,18 +146,25 @@ for cell in $cells; do
     limit=${flags##* }
     flags=${flags% *}
     : >"$work/cell.txt"
-    for strategy in resident stream-lora horizontal auto; do
+    for variant in $variants; do
+        strategy=${variant%%:*}
+        name=$(echo "$cell-$variant" | tr ':' '-')
+        extra=
+        case $variant in
+            *:recompute) extra="--offload-activations recompute" ;;
+            *:no-*) extra="--ablate ${variant#*:no-}" ;;
+        esac
         # shellcheck disable=SC2046,SC2086
-        if run "$cell-$strategy" $flags --strategy "$strategy" $tokens $(throttle "$limit"); then
-            echo "$strategy $(med "$cell-$strategy" predicted) $(med "$cell-$strategy" step) $(sed 's/.*"strategy":"\([^"]*\)".*/\1/' "$work/run/plan.json")" >>"$work/cell.txt"
+        if run "$name" $flags --strategy "$strategy" $tokens $(throttle "$limit") $extra; then
+            echo "$variant $(med "$name" predicted) $(med "$name" step) $(sed 's/.*"strategy":"\([^"]*\)".*/\1/' "$work/run/plan.json")" >>"$work/cell.txt"
         else
-            echo "cell $cell: $strategy does not fit"
+            echo "cell $cell: $variant does not fit"
         fi
     done
     calibrate bracket
     after=$(med bracket compute)
     awk -v cell="$cell" -v b="$before" -v a="$after" '
-        { printf "cell %-15s %-12s predicted %7.3f s  measured %7.3f s  error %+5.1f%%  (%s)\n", cell, $1, $2, $3, 100 * ($2 / $3 - 1), $4 }
+        { printf "cell %-15s %-24s predicted %7.3f s  measured %7.3f s  error %+5.1f%%  (%s)\n", cell, $1, $2, $3, 100 * ($2 / $3 - 1), $4 }
         $1 == "auto" { auto = $3; chosen = $4; next }
         { n++; p[n] = $2; m[n] = $3; if (n == 1 || $3 < best) best = $3; if ($3 > worst) worst = $3 }
         END {
