@@ -24,7 +24,8 @@ static inline int stream_io_open(void *arg, struct ps_storage **out,
 static inline int stream_io_create(void *arg, uint64_t bytes, struct ps_error *err)
 {
     struct stream_io *io = arg;
-    struct ps_stripe_options o = {.path = &io->dir, .path_count = 1, .bytes = bytes};
+    struct ps_stripe_options o = {
+        .path = &io->dir, .path_count = 1, .bytes = bytes, .skip_zeros = true};
     int ret = ps_file_make_dirs(io->dir, err);
     return ret < 0 ? ret : ps_stripe_open(&io->stripe, &o, err);
 }

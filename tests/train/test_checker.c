@@ -62,8 +62,9 @@ struct world {
     struct stream_io io;
     bool site_on[LAYERS * 7];
     const struct results *want;
-    enum ps_segment segment; /* that runs now */
-    int bad;                 /* periods with other results */
+    enum ps_segment segment;    /* that runs now */
+    const struct ps_task *open; /* whose pages alone are not protected; NULL: none are */
+    int bad;                    /* periods with other results */
 };
 
 static struct ps_batcher *batcher(const struct tiny_rows *r, int32_t micros)
@@ -226,21 +227,39 @@ static void on_fault(int number, siginfo_t *info, void *context)
     _exit(FAULT);
 }
 
-static int before(void *arg, const struct ps_task *task, struct ps_error *err)
+/* What a task declares: `allow` is what it is allowed, or nothing again. Pages that it reads and
+ * writes come last as written. */
+static void protect_declared(const struct world *w, const struct ps_task *task, bool allow)
 {
-    struct world *w = arg;
     const struct ps_schedule *s = &w->t->segment[w->segment];
-    (void)err;
-    handler_task = task;
-    protect_all(w->t, PROT_NONE);
     for (int write = 0; write < 2; write++)
         for (uint32_t i = 0; i < task->access_count; i++) {
             const struct ps_access *a = &s->access[task->access_begin + i];
+            int allowed = write ? PROT_READ | PROT_WRITE : PROT_READ;
             if (a->write == (bool)write)
                 protect(w->t, a->buffer, a->offset, a->offset + a->bytes,
-                        write ? PROT_READ | PROT_WRITE : PROT_READ);
+                        allow ? allowed : PROT_NONE);
         }
+}
+
+static int before(void *arg, const struct ps_task *task, struct ps_error *err)
+{
+    struct world *w = arg;
+    (void)err;
+    handler_task = task;
+    if (w->open)
+        protect_declared(w, w->open, false);
+    else
+        protect_all(w->t, PROT_NONE);
+    protect_declared(w, task, true);
+    w->open = task;
     return 0;
+}
+
+static void unprotect(struct world *w)
+{
+    protect_all(w->t, PROT_READ | PROT_WRITE);
+    w->open = NULL;
 }
 
 static void spoil(const struct world *w, enum ps_step_buffer b)
@@ -268,7 +287,7 @@ static bool same(const float *a, const float *b, size_t n)
 static void judge(struct world *w)
 {
     double loss = 0;
-    protect_all(w->t, PROT_READ | PROT_WRITE);
+    unprotect(w);
     for (int32_t i = 0; i < w->t->present; i++) {
         double x;
         memcpy(&x, ps_trainer_buffer(w->t, PS_BUF_LOSS) + (size_t)i * 64, sizeof x);
@@ -309,7 +328,7 @@ static int run(struct world *w, enum ps_segment segment, uint32_t periods, uint6
     if (w->t->segment[segment].task_count == 0)
         return 0;
     int ret = ps_executor_run_random(w->t->ex, handle, &r, &err);
-    protect_all(w->t, PROT_READ | PROT_WRITE);
+    unprotect(w);
     if (ret < 0)
         fprintf(stderr, "%s: %s\n", ps_segment_name(segment), err.message);
     return ret;
