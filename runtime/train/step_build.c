@@ -17,7 +17,8 @@
 /* What a ring buffer holds: boundary `layer` of micro-batch `micro`; layer -1: nothing of use. */
 struct ring {
     int32_t layer, micro;
-    bool busy; /* in use by the tasks being emitted */
+    bool busy;      /* in use by the tasks being emitted */
+    uint32_t freed; /* when it was released: the order of releases */
 };
 
 struct build {
@@ -33,6 +34,7 @@ struct build {
     bool *served; /* (n_layer, group) a moved boundary that is still near when backward wants it */
     bool dry;     /* first walk: find `served`, emit nothing that counts */
     int32_t raw_next, host_next;
+    uint32_t releases; /* of ring buffers */
     int64_t last_compute; /* -1: none */
     uint32_t flags;
 };
@@ -166,7 +168,8 @@ static bool cheaper(const struct ring *i, const struct ring *j)
 {
     if (i->layer != j->layer)
         return i->layer < j->layer;
-    return i->micro > j->micro;
+    /* of those that hold nothing the one free for longest: its last task has ended soonest */
+    return i->layer < 0 ? i->freed < j->freed : i->micro > j->micro;
 }
 
 static int32_t take_ring(struct build *b, int32_t layer, int32_t micro)
@@ -186,6 +189,7 @@ static void release_ring(struct build *b, int32_t x, bool forget)
     if (i < 0)
         return;
     b->ring[i].busy = false;
+    b->ring[i].freed = ++b->releases;
     if (forget)
         b->ring[i].layer = -1;
 }
@@ -451,6 +455,7 @@ static int emit_segment(struct build *b)
         b->s->access_count = 0;
         b->s->dep_count = 0;
         b->raw_next = 0;
+        b->releases = 0;
         b->host_next = 0;
         b->last_compute = -1;
         emit_train(b);
