@@ -86,7 +86,7 @@ static int task_embed(void *ctx, const struct ps_task *task, struct ps_error *er
                                    batch->ids, (size_t)batch->n_tok, out);
         return 0;
     }
-    const struct ps_unit_source *u = &t->source.unit[task->arg[PS_ARG_BLOCK]];
+    const struct ps_unit_source *u = &t->shape.source->unit[task->arg[PS_ARG_BLOCK]];
     const struct ps_unit_tensor *x = &u->tensor[0];
     const unsigned char *rows = t->buffer[PS_BUF_SLOTS] +
                                 (size_t)task->arg[PS_ARG_SLOT] * t->map.slot_bytes + x->near_offset;

@@ -131,6 +131,15 @@ same spilled --strategy resident --device emu --offload-activations disk --ablat
 same resident --strategy stream-lora --device emu --offload-weights host --prefetch-depth 2
 mkdir disk/a disk/b
 same spilled --strategy stream-lora --offload-activations disk --nvme-path disk/a --nvme-path disk/b
+same streamed --strategy stream-lora --import always --nvme-path disk/a --prefetch-depth 2
+layer='{"keep":false,"boundary":"device"}'
+cat >all.json <<END
+{"version":1,"strategy":"stream-lora","near_slots":2,"raw_slots":2,"weights":{"embed":"disk","head":"device",
+"layers":["disk","disk","disk","disk","disk","disk","disk"]},
+"activations":[$layer,$layer,$layer,$layer,$layer,$layer,$layer]}
+END
+same streamed --placement all.json --import always --nvme-path disk/a
+same streamed --placement all.json --import always --nvme-path disk/a --device emu
 
 reference disk/odd "odd offsets, three files"
 same streamed --strategy stream-lora
