@@ -292,6 +292,11 @@ for stored in small half mixed; do
             "--strategy stream-lora --storage ram --prefetch-depth 1"; do
             same_answer "$stored: generate $how" $prompts $base $how
         done
+        # Really from the disk: they fail when it does.
+        export PENSTOCK_FAULT=read:1:eio:always
+        expect_exit "$stored: eval from a disk that fails" 1 $evaluate $base --strategy stream-lora
+        expect_exit "$stored: generate from a disk that fails" 1 $prompts $base --strategy stream-lora
+        unset PENSTOCK_FAULT
     }
 done
 finish
