@@ -59,7 +59,7 @@ expect_same() { # NAME: as check, but keeps the log of the run
 names_place() { grep -E "disk/(model/model.safetensors|spill/.*): .*(offset|bytes) [0-9]+" err; }
 fails() { [ "$rc" -eq 1 ] && names_place && [ ! -e other/adapter_model.safetensors ]; }
 damaged() { [ "$rc" -eq 4 ] && names_place && [ ! -e other/adapter_model.safetensors ]; }
-hangs() { [ "$rc" -eq 1 ] && grep -E 'no completion for .* in flight' err && grep "in flight: $op" err; }
+hangs() { [ "$rc" -eq 1 ] && grep -E 'disk/.*: storage: no completion for .* in flight' err; }
 # Of the reads ahead after the last step nothing depends.
 unharmed() { damaged || same_bits; }
 
@@ -106,6 +106,9 @@ every "fails for good, emu" enodata:always fails --placement emu.json
 every "arrives damaged, emu" flip unharmed --placement emu.json --storage threads
 last=20 warn_s=0.05 abort_s=0.15
 every "hangs" hang hangs --placement cpu.json
+warn_s=0.2 abort_s=1.5
+run read:7:hang --placement cpu.json
+check "a hang is warned of, with file and offset" grep -E 'in flight: read disk/model/.* offset [0-9]+, ' err
 warn_s="" abort_s=""
 run "read:*:delay=3,seed=4,reorder" --placement cpu.json --queue-depth 8
 expect_same "late and out of order: the same bits"
