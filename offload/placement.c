@@ -138,9 +138,9 @@ static int read_count(const struct reader *r, const json_t *root, const char *ke
 
 static int read_root(const struct reader *r, const json_t *root, struct ps_step_layout *l)
 {
-    static const char *const keys[] = {"version",    "strategy",    "group",  "eval_group",
-                                       "near_slots", "raw_slots",   "x_ring", "host_ring",
-                                       "weights",    "activations", NULL};
+    static const char *const keys[] = {"version",    "strategy",  "group",       "eval_group",
+                                       "near_slots", "raw_slots", "x_ring",      "host_ring",
+                                       "interleave", "weights",   "activations", NULL};
     int64_t version;
     const char *name;
     if (!json_is_object(root))
@@ -167,6 +167,8 @@ static int read_root(const struct reader *r, const json_t *root, struct ps_step_
         ret = read_count(r, root, "near_slots", 0, 0, &l->near_slots);
     if (ret == 0)
         ret = read_count(r, root, "raw_slots", 0, 0, &l->raw_slots);
+    if (ret == 0)
+        ret = read_count(r, root, "interleave", 0, 0, &l->interleave);
     if (ret == 0)
         ret = read_count(r, root, "x_ring", 1, l->group, &l->x_ring);
     if (ret == 0)
@@ -239,11 +241,11 @@ json_t *ps_placement_json(const struct ps_step_layout *l, const struct ps_step_s
                                                          "boundary", tier_text(l, l->boundary[i])));
     }
     json_t *root = json_pack(
-        "{s:i,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:{s:s,s:o,s:s},s:o}", "version", PLACEMENT_VERSION,
+        "{s:i,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:{s:s,s:o,s:s},s:o}", "version", PLACEMENT_VERSION,
         "strategy", l->strategy, "group", l->group, "eval_group", l->eval_group, "near_slots",
         l->near_slots, "raw_slots", l->raw_slots, "x_ring", l->x_ring, "host_ring", l->host_ring,
-        "weights", "embed", tier_text(l, l->weight[0]), "layers", layers, "head",
-        tier_text(l, l->weight[shape->n_layer + 1]), "activations", activations);
+        "interleave", l->interleave, "weights", "embed", tier_text(l, l->weight[0]), "layers",
+        layers, "head", tier_text(l, l->weight[shape->n_layer + 1]), "activations", activations);
     if (failed) {
         json_decref(root);
         return NULL;

@@ -46,6 +46,7 @@ static bool same_layout(const struct ps_step_shape *p, const struct ps_step_layo
     return a->group == b->group && a->eval_group == b->eval_group &&
            a->near_slots == b->near_slots && a->raw_slots == b->raw_slots &&
            a->x_ring == b->x_ring && a->host_ring == b->host_ring &&
+           a->interleave == b->interleave &&
            memcmp(a->weight, b->weight, (n + 2) * sizeof *a->weight) == 0 &&
            memcmp(a->keep, b->keep, n * sizeof *a->keep) == 0 &&
            memcmp(a->boundary, b->boundary, n * sizeof *a->boundary) == 0;

@@ -82,7 +82,7 @@ const struct ps_strategy *ps_strategy_find(const char *name);
 const struct ps_strategy *ps_strategy_at(int i); /* NULL past the end */
 
 /* The placement file (--placement), JSON: {"version":1,"strategy":..,"group":..,"eval_group":..,
- * "near_slots":..,"raw_slots":..,"x_ring":..,"host_ring":..,
+ * "near_slots":..,"raw_slots":..,"x_ring":..,"interleave":..,"host_ring":..,
  * "weights":{"embed":TIER,"layers":[TIER,..],"head":TIER},
  * "activations":[{"keep":bool,"boundary":TIER},..]}; written by plan, read back here. TIER is "device",
  * "host" or "disk"; on a device without memory of its own device and host are the same, written as

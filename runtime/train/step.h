@@ -82,7 +82,12 @@ struct ps_step_layout {
     int32_t raw_slots;     /* host slots that files are read into; 0: directly into near slots */
     bool *keep;            /* (n_layer) the saved sets of this layer wait for backward */
     enum ps_tier *boundary; /* (n_layer) where x[l] waits: DEVICE, HOST (discrete), DISK */
-    int32_t x_ring;        /* buffers for boundaries that are not kept: >= group, > group when any moves */
+    int32_t x_ring;        /* buffers for boundaries that are not kept: >= group, > group when any moves
+                              (a lot of `interleave` in place of the group: twice as many and one) */
+    /* 0: all micro-batches go forward, then all back. n > 0: in lots of n, the backward pass of a lot beside
+     * the forward pass of the next, so that boundaries leave and come back all the time; for pinned
+     * weights (streamed ones would be read again for each lot). */
+    int32_t interleave;
     int32_t host_ring;     /* discrete, boundaries on disk: host buffers on the way; >= 2 */
     unsigned ablate;
 };

@@ -34,7 +34,7 @@ struct build {
     bool *served; /* (n_layer, group) a moved boundary that is still near when backward wants it */
     bool dry;     /* first walk: find `served`, emit nothing that counts */
     int32_t raw_next, host_next;
-    uint32_t releases; /* of ring buffers */
+    uint32_t releases;    /* of ring buffers */
     int64_t last_compute; /* -1: none */
     uint32_t flags;
 };
@@ -286,13 +286,13 @@ static void copy_batches(struct build *b, int32_t group)
     }
 }
 
-static void embed(struct build *b, int32_t group)
+static void embed(struct build *b, int32_t begin, int32_t end)
 {
     bool pinned = b->m->stream_idx[ps__source_number(b->p, PS_UNIT_EMBED, 0)] < 0;
     int32_t blocks = pinned ? 1 : (int32_t)b->p->source->embed_block_count;
     for (int32_t block = 0; block < blocks; block++) {
         int32_t slot = use_unit(b, PS_UNIT_EMBED, block);
-        for (int32_t m = 0; m < group; m++) {
+        for (int32_t m = begin; m < end; m++) {
             emit(b, PS_TASK_EMBED, PS_LANE_COMPUTE, PS_UNIT_EMBED, m);
             arg(b, PS_ARG_SLOT, slot);
             arg(b, PS_ARG_BLOCK, pinned ? -1 : block);
@@ -323,10 +323,10 @@ static void layer_task(struct build *b, enum ps_task_kind kind, int32_t l, int32
     done(b);
 }
 
-static void forward_layer(struct build *b, int32_t l)
+static void forward_layer(struct build *b, int32_t l, int32_t begin, int32_t end)
 {
     int32_t slot = use_unit(b, l, 0);
-    for (int32_t m = 0; m < b->l->group; m++) {
+    for (int32_t m = begin; m < end; m++) {
         int32_t in = b->cur[m];
         bool in_ring = in >= b->m->x_kept;
         bool next_kept = l + 1 < b->p->n_layer && b->m->x_kept_idx[l + 1] >= 0;
@@ -346,10 +346,10 @@ static void forward_layer(struct build *b, int32_t l)
     }
 }
 
-static void backward_layer(struct build *b, int32_t l)
+static void backward_layer(struct build *b, int32_t l, int32_t begin, int32_t end)
 {
     int32_t slot = use_unit(b, l, 0);
-    for (int32_t m = 0; m < b->l->group; m++) {
+    for (int32_t m = begin; m < end; m++) {
         int32_t in = fetch(b, l, m);
         if (b->m->saved_idx[l] < 0)
             layer_task(b, PS_TASK_LAYER_RECOMPUTE, l, m, slot, in, -1);
@@ -367,6 +367,8 @@ static void head(struct build *b, int32_t micro, int32_t x, bool backward)
     done(b);
 }
 
+/* Lots of micro-batches: the backward pass of one runs layer by layer beside the forward pass of
+ * the next. One lot, the whole group, is plain forward and backward. */
 static void emit_train(struct build *b)
 {
     const struct ps_step_shape *p = b->p;
@@ -374,22 +376,33 @@ static void emit_train(struct build *b)
         b->ring[i] = (struct ring){.layer = -1};
     memcpy(b->content, b->live_in, (size_t)b->l->near_slots * sizeof *b->content);
     copy_batches(b, b->l->group);
-    for (int32_t m = 0; m < b->l->group; m++)
-        b->cur[m] = place_boundary(b, 0, m);
-    embed(b, b->l->group);
-    for (int32_t m = 0; m < b->l->group; m++)
-        spill(b, 0, m, b->cur[m]);
-    for (int32_t l = 0; l < p->n_layer; l++)
-        forward_layer(b, l);
-    for (int32_t m = 0; m < b->l->group; m++) {
-        head(b, m, b->cur[m], true);
-        release_ring(b, b->cur[m], true);
-    }
-    if (b->l->ablate & PS_ABLATE_TURNS)
-        forget_slots(b);
+    int32_t sub = ps__layout_lot(b->l);
     int32_t lowest = p->embed_trained ? 0 : p->first_trained;
-    for (int32_t l = p->n_layer - 1; l >= lowest; l--)
-        backward_layer(b, l);
+    int32_t subs = (b->l->group + sub - 1) / sub;
+    for (int32_t k = 0; k <= subs; k++) {
+        int32_t begin = k * sub;
+        int32_t end = begin + sub < b->l->group ? begin + sub : b->l->group;
+        if (k < subs) {
+            for (int32_t m = begin; m < end; m++)
+                b->cur[m] = place_boundary(b, 0, m);
+            embed(b, begin, end);
+            for (int32_t m = begin; m < end; m++)
+                spill(b, 0, m, b->cur[m]);
+        }
+        if (k == subs && (b->l->ablate & PS_ABLATE_TURNS))
+            forget_slots(b);
+        for (int32_t i = 0; i < p->n_layer; i++) {
+            int32_t l = p->n_layer - 1 - i;
+            if (k > 0 && l >= lowest)
+                backward_layer(b, l, begin - sub, begin < b->l->group ? begin : b->l->group);
+            if (k < subs)
+                forward_layer(b, i, begin, end);
+        }
+        for (int32_t m = begin; k < subs && m < end; m++) {
+            head(b, m, b->cur[m], true);
+            release_ring(b, b->cur[m], true);
+        }
+    }
     for (int32_t m = 0; p->embed_trained && m < b->l->group; m++) {
         emit(b, PS_TASK_EMBED_BACKWARD, PS_LANE_COMPUTE, PS_UNIT_EMBED, m);
         arg(b, PS_ARG_DX, m);
@@ -407,7 +420,7 @@ static void emit_eval(struct build *b)
     copy_batches(b, group);
     for (int32_t m = 0; m < group; m++)
         b->cur[m] = m;
-    embed(b, group);
+    embed(b, 0, group);
     for (int32_t l = 0; l < b->p->n_layer; l++) {
         int32_t slot = use_unit(b, l, 0);
         for (int32_t m = 0; m < group; m++)

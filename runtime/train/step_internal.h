@@ -13,6 +13,12 @@ static inline uint32_t ps__source_number(const struct ps_step_shape *p, int32_t 
     return unit == PS_UNIT_HEAD ? embeds + (uint32_t)p->n_layer : embeds + (uint32_t)unit;
 }
 
+/* Micro-batches of a lot: see ps_step_layout.interleave. */
+static inline int32_t ps__layout_lot(const struct ps_step_layout *l)
+{
+    return l->interleave > 0 && l->interleave < l->group ? l->interleave : l->group;
+}
+
 static inline uint64_t ps__page_up(uint64_t bytes)
 {
     return (bytes + 4095) & ~(uint64_t)4095;

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "runtime/train/step.h"
+#include "runtime/train/step_internal.h"
 
 #define PAGE ((uint64_t)4096)
 
@@ -139,9 +139,12 @@ static int check_layout(const struct ps_step_shape *p, const struct ps_step_layo
     if (l->weight[p->n_layer + 1] != PS_TIER_DEVICE || (p->tied && l->weight[0] != PS_TIER_DEVICE))
         return ps_error_full(err, PS_EUSAGE, NULL, "placement", "place it on the device",
                              "the output head (and a tied embedding) is always pinned");
-    if (l->group < 1 || l->eval_group < 1 || l->x_ring < l->group + (moves ? 1 : 0))
+    int32_t lot = ps__layout_lot(l);
+    int32_t ring = lot < l->group ? 2 * lot + 1 : l->group + (moves ? 1 : 0);
+    if (l->group < 1 || l->eval_group < 1 || l->interleave < 0 || l->x_ring < ring)
         return ps_error_full(err, PS_EUSAGE, NULL, "placement",
-                             "x_ring is at least group, and more when boundaries move",
+                             "x_ring is at least group, and more when boundaries move; with "
+                             "interleave twice that and one",
                              "group %d, eval_group %d and x_ring %d do not go together", l->group,
                              l->eval_group, l->x_ring);
     return 0;
