@@ -6,7 +6,8 @@
 #   TRIES=2         how often a configuration whose brackets differ is tried again
 #
 # The profile is measured by `penstock bench`; throttles are the user's and known to both. Each configuration is
-# bracketed by a calibration: a short run that only computes. Where the two differ by over 5%, the machine changed
+# bracketed by a calibration: a short run that only computes. Where compute is the bound, the prediction is that of the
+# profile times what the brackets took over what the profile says of them (this machine's speed changes by the hour). Where the two differ by over 5%, the machine changed
 # meanwhile: the measurement is discarded, counted and tried again. Then strategies side by side: rank correlation of
 # predicted and measured, and `auto` beside the best that was fixed by hand.
 STEPS=${STEPS:-3}
@@ -71,10 +72,12 @@ placement "$work/host-1.json" horizontal 1 "$slots" host false device
 placement "$work/moved.json" resident 1 0 device false host "$slots"
 
 error_line() { # NAME BOUND BEFORE AFTER
-    awk -v name="$1" -v bound="$2" -v s="$(med "$1" step)" -v p="$(med "$1" predicted)" -v b="$3" -v a="$4" 'BEGIN {
+    awk -v name="$1" -v bound="$2" -v s="$(med "$1" step)" -v raw="$(med "$1" predicted)" -v b="$3" -v a="$4" \
+        -v q="$(med bracket predicted)" 'BEGIN {
+        p = bound == "compute" ? raw * (b + a) / 2 / q : raw
         apart = a > b ? a / b - 1 : b / a - 1
-        printf "%-20s %-8s predicted %7.3f s  measured %7.3f s  error %+5.1f%%  brackets %.3f %.3f (%.1f%% apart)%s\n",
-            name, bound, p, s, 100 * (p / s - 1), b, a, 100 * apart, (apart > 0.05 ? " discarded" : "") }'
+        printf "%-20s %-8s predicted %7.3f s  measured %7.3f s  error %+5.1f%%  (by the profile alone %.3f s)  brackets %.3f %.3f (%.1f%% apart)%s\n",
+            name, bound, p, s, 100 * (p / s - 1), raw, b, a, 100 * apart, (apart > 0.05 ? " discarded" : "") }'
 }
 
 rm -f "$work"/free-*.tsv
