@@ -87,7 +87,7 @@ run() {
     name=$1
     shift
     rm -rf "$work/run"
-    "$penstock" train --model "$model" --data "$work/rows.jsonl" --format tokens --output "$work/run" --packing false \
+    "$penstock" train --model "$model" --data "$work/rows.jsonl" --format tokens --output "$work/run" --packing false --import never \
         --shuffle false --batch-size 1 --max-steps "$steps" --threads "$threads" --hardware "$hardware" \
         --learning-rate 1e-4 --progress none "$@" >"$work/run.log" 2>&1 || { cat "$work/run.log"; return 1; }
     grep '"step_s"' "$work/run/metrics.jsonl" | grep -v '"event"' | sed "s|^|raw $name |; s/,\"epoch.*\"tokens\":/,\"tokens\":/"
