@@ -47,6 +47,14 @@ void touch(const struct ps_gemm_mat *m, size_t rows, size_t columns)
                        c * ps_dtype_size(m->dtype));
 }
 
+void touch_output(const struct ps_gemm_args *x)
+{
+    const size_t size = ps_dtype_size(x->c_dtype);
+    if (__tsan_write_range)
+        for (size_t i = 0; i < x->m; i++)
+            emu::tsan_write(static_cast<char *>(x->c) + i * x->c_ld * size, x->n * size);
+}
+
 } // namespace
 
 extern "C" {
@@ -113,6 +121,7 @@ int ps_cuda_gemm(struct ps_cuda_blas *b, void *stream, const struct ps_gemm_args
             touch(&x.a2, x.m, x.k2);
             touch(&x.b2, x.k2, x.n);
         }
+        touch_output(&x);
         ps_gemm(b->pool, b->isa, &x, b->scratch);
     });
     return 0;

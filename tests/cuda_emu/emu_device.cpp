@@ -31,6 +31,7 @@ settings read_settings()
     s.seed = (uint32_t)number("PS_EMU_SEED", 1);
     s.hold_ms = number("PS_EMU_HOLD_MS", 20);
     s.gpu_bytes = (size_t)number("PS_EMU_GPU_MIB", 8192) << 20;
+    s.context_bytes = (size_t)number("PS_EMU_CONTEXT_MIB", 256) << 20;
     s.smem_optin = (size_t)number("PS_EMU_SMEM_OPTIN", 101376);
     return s;
 }
@@ -280,6 +281,14 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device)
 cudaError_t cudaDeviceGetPCIBusId(char *out, int bytes, int)
 {
     snprintf(out, (size_t)bytes, "0000:00:00.0");
+    return cudaSuccess;
+}
+
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *out, const void *, int threads,
+                                                          size_t smem)
+{
+    int by_threads = threads > 0 ? 1536 / threads : 0, by_smem = (int)((100 << 10) / (smem + 1024));
+    *out = by_threads < by_smem ? by_threads : by_smem;
     return cudaSuccess;
 }
 

@@ -146,7 +146,6 @@ void thread_loop()
         if (now.ready_count == 0) {
             if (now.done < now.threads)
                 deadlock();
-            stack_free[stack_free_count++] = stack;
             tsan_switch(main_tsan);
             ps_emu_switch(&nowhere, main_sp);
         }
@@ -158,7 +157,8 @@ void thread_loop()
             cur = n;
             continue;
         }
-        stack_free[stack_free_count++] = stack;
+        if (!own_stacks)
+            stack_free[stack_free_count++] = stack;
         jump(&nowhere, next);
     }
 }

@@ -32,9 +32,14 @@ std::mutex memory_lock; /* guards all below */
 int memory_file = -1;
 unsigned char *region, *view; /* host addresses and device addresses of the same bytes */
 size_t region_bytes;
-std::map<size_t, allocation> device; /* by offset of the first byte */
-std::map<uintptr_t, size_t> pinned;  /* cudaMallocHost and cudaHostRegister */
-std::map<uintptr_t, size_t> owned;   /* cudaMallocHost alone: bytes mapped */
+struct tables {
+    std::map<size_t, allocation> device; /* by offset of the first byte */
+    std::map<uintptr_t, size_t> pinned;  /* cudaMallocHost and cudaHostRegister */
+    std::map<uintptr_t, size_t> owned;   /* cudaMallocHost alone: bytes mapped */
+};
+lasting<tables> all_tables;
+auto &device = all_tables.value.device;
+auto &pinned = all_tables.value.pinned, &owned = all_tables.value.owned;
 
 void set_up()
 {
@@ -158,7 +163,8 @@ cudaError_t cudaMalloc(void **out, size_t n)
     *out = nullptr;
     if (n == 0)
         return cudaSuccess;
-    if (n > config().gpu_bytes || counts.device_bytes + n > config().gpu_bytes)
+    const settings &c = config();
+    if (n > c.gpu_bytes || counts.device_bytes + c.context_bytes + n > c.gpu_bytes)
         return fail(cudaErrorMemoryAllocation);
     size_t inner = (n + ALIGN - 1) / ALIGN * ALIGN, pages = (inner + PAGE - 1) / PAGE * PAGE;
     bool big = n >= BIG_ALIGN / 2;
@@ -207,7 +213,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
         return fail(cudaErrorUnknown);
     quiet_lock l(memory_lock);
     *total_bytes = config().gpu_bytes;
-    *free_bytes = config().gpu_bytes - counts.device_bytes;
+    *free_bytes = config().gpu_bytes - config().context_bytes - counts.device_bytes;
     return cudaSuccess;
 }
 
@@ -293,6 +299,18 @@ cudaError_t cudaHostGetDevicePointer(void **out, void *p, unsigned)
     if (!is_pinned_locked(p, 1))
         return fail(cudaErrorInvalidValue);
     *out = p;
+    return cudaSuccess;
+}
+
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *out, const void *p)
+{
+    memset(out, 0, sizeof *out);
+    void *v = device_view(p, 0);
+    out->type = is_device(p) && v ? cudaMemoryTypeDevice
+                : v               ? cudaMemoryTypeHost
+                                  : cudaMemoryTypeUnregistered;
+    out->devicePointer = v ? const_cast<void *>(p) : nullptr;
+    out->hostPointer = out->type == cudaMemoryTypeHost ? const_cast<void *>(p) : nullptr;
     return cudaSuccess;
 }
 

@@ -26,7 +26,8 @@ struct range {
     unsigned char *at;
     size_t bytes;
 };
-std::vector<range> variables; /* ascending */
+lasting<std::vector<range>> ranges; /* ascending */
+std::vector<range> &variables = ranges.value;
 
 void add_symbols(const unsigned char *file, uintptr_t base)
 {

@@ -31,7 +31,7 @@ struct operation {
 
 struct CUstream_st {
     std::thread thread;
-    std::condition_variable work;
+    std::condition_variable *work = nullptr; /* something was queued or demanded */
     std::deque<operation> queue;
     uint64_t queued = 0, done = 0, demand = 0; /* numbers of operations, from 1 */
     bool quit = false;
@@ -49,16 +49,25 @@ namespace
 {
 
 std::mutex stream_lock; /* guards all streams and events */
-std::condition_variable progress;
-std::vector<CUstream_st *> streams, retired;
-std::map<const void *, size_t> dynamic_max; /* cudaFuncSetAttribute */
+struct tables {
+    std::condition_variable progress;
+    /* Not inside the streams, whose memory ThreadSanitizer would see made without any order. */
+    std::condition_variable work_of[64];
+    std::vector<CUstream_st *> streams, retired;
+    std::map<const void *, size_t> dynamic_max; /* cudaFuncSetAttribute */
+};
+lasting<tables> all_tables;
+auto &progress = all_tables.value.progress;
+auto &work_of = all_tables.value.work_of;
+auto &streams = all_tables.value.streams, &retired = all_tables.value.retired;
+auto &dynamic_max = all_tables.value.dynamic_max;
 
 void demand(CUstream_st *s, uint64_t seq)
 {
     if (seq <= s->demand)
         return;
     s->demand = seq;
-    s->work.notify_all();
+    s->work->notify_all();
 }
 
 void wait_locked(quiet_lock &l, CUstream_st *s, uint64_t seq)
@@ -71,7 +80,7 @@ void wait_locked(quiet_lock &l, CUstream_st *s, uint64_t seq)
 bool take(CUstream_st *s, operation *op)
 {
     quiet_lock l(stream_lock);
-    s->work.wait(l.lock, [&] { return !s->queue.empty() || s->quit; });
+    s->work->wait(l.lock, [&] { return !s->queue.empty() || s->quit; });
     if (s->queue.empty())
         return false;
     uint64_t seq = s->done + 1;
@@ -80,8 +89,8 @@ bool take(CUstream_st *s, operation *op)
     s->queue.pop_front();
     double ms = config().hold_ms * (random_u32() >> 8) * 0x1p-24;
     if (ms > 0)
-        s->work.wait_for(l.lock, std::chrono::microseconds((long)(ms * 1000)),
-                         [&] { return s->demand >= seq; });
+        s->work->wait_for(l.lock, std::chrono::microseconds((long)(ms * 1000)),
+                          [&] { return s->demand >= seq; });
     if (op->after)
         wait_locked(l, op->after, op->after_seq);
     return true;
@@ -114,7 +123,7 @@ uint64_t push(void *stream, operation op)
     s->queue.push_back(std::move(op));
     s->queued++;
     l.order(tsan_release, &s->queued_token[s->queued % TOKENS]);
-    s->work.notify_all();
+    s->work->notify_all();
     return s->queued;
 }
 
@@ -206,6 +215,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
         die("a stream without cudaStreamNonBlocking waits for the default stream");
     auto s = new CUstream_st;
     quiet_lock l(stream_lock);
+    s->work = &work_of[(streams.size() + retired.size()) % 64];
     streams.push_back(s);
     s->thread = std::thread(run_stream, s);
     *out = s;
@@ -262,7 +272,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
     {
         quiet_lock l(stream_lock);
         s->quit = true;
-        s->work.notify_all();
+        s->work->notify_all();
         streams.erase(std::find(streams.begin(), streams.end(), s));
         retired.push_back(s);
     }
@@ -308,6 +318,11 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
     e->seq = s->queued;
     e->at_ms = at;
     return cudaSuccess;
+}
+
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t e, cudaStream_t s, unsigned)
+{
+    return cudaEventRecord(e, s);
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t e)
