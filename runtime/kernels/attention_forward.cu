@@ -222,7 +222,7 @@ extern "C" int ps_attention_forward_cuda(void *stream, const struct ps_attention
     case 128:
         return launch_forward<128, 128, 32, 4>(stream, args, doc, n_tok);
     case 256:
-        return launch_forward<256, 64, 64, 4>(stream, args, doc, n_tok);
+        return launch_forward<256, 64, 32, 4>(stream, args, doc, n_tok);
     default:
         return ps__attention_forward_plain(stream, args, doc, n_tok);
     }

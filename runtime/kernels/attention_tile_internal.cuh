@@ -81,7 +81,9 @@ static __device__ __forceinline__ uint32_t ps__pack_bf16(float low, float high)
 }
 
 /* acc (16 MT, 8 NT) += A B^T: A rows [a_row, a_row + 16 MT) (a multiple of 8) of tile a, B rows [0,
- * 8 NT) of tile b, both with D columns. */
+ * 8 NT) of tile b, both with D columns. Both operands and those of ps__tile_multiply_nn are
+ * addressed by the same lane pattern, which saves registers: matrices 0 and 2 are rows 0-7, 1 and 3
+ * rows 8-15. */
 template <int D, int MT, int NT>
 static __device__ __forceinline__ void ps__tile_multiply_nt(float (&acc)[MT][NT][4],
                                                             const __nv_bfloat16 *a, int a_row,
@@ -89,24 +91,21 @@ static __device__ __forceinline__ void ps__tile_multiply_nt(float (&acc)[MT][NT]
 {
     constexpr int STRIDE = ps__tile<D>::STRIDE;
     const int lane = (int)threadIdx.x % 32;
-    a += (a_row + (lane & 15)) * STRIDE;
-    b += ((lane & 7) + ((lane >> 4) << 3)) * STRIDE;
 #pragma unroll
     for (int kk = 0; kk < D / 16; kk++) {
-        const int a_col = ps__tile<D>::column(kk * 2, lane >> 4, lane & 7);
-        const int b_col = ps__tile<D>::column(kk * 2, (lane >> 3) & 1, lane & 7);
+        const int at = (lane & 15) * STRIDE + ps__tile<D>::column(kk * 2, lane >> 4, lane & 7);
         uint32_t fa[MT][4];
 #pragma unroll
         for (int mt = 0; mt < MT; mt++)
-            ps_gpu_ldmatrix4(fa[mt], a + mt * 16 * STRIDE + a_col);
+            ps_gpu_ldmatrix4(fa[mt], a + (a_row + mt * 16) * STRIDE + at);
 #pragma unroll
         for (int n = 0; n < NT; n += 2) {
             uint32_t fb[4];
-            ps_gpu_ldmatrix4(fb, b + n * 8 * STRIDE + b_col);
+            ps_gpu_ldmatrix4(fb, b + n * 8 * STRIDE + at);
 #pragma unroll
             for (int mt = 0; mt < MT; mt++) {
-                ps_gpu_mma_bf16(acc[mt][n], fa[mt], fb[0], fb[1]);
-                ps_gpu_mma_bf16(acc[mt][n + 1], fa[mt], fb[2], fb[3]);
+                ps_gpu_mma_bf16(acc[mt][n], fa[mt], fb[0], fb[2]);
+                ps_gpu_mma_bf16(acc[mt][n + 1], fa[mt], fb[1], fb[3]);
             }
         }
     }
@@ -135,7 +134,6 @@ static __device__ __forceinline__ void ps__tile_multiply_nn(float (&acc)[MT][D /
 {
     constexpr int STRIDE = ps__tile<D>::STRIDE;
     const int lane = (int)threadIdx.x % 32;
-    b += (lane & 15) * STRIDE;
 #pragma unroll
     for (int kk = 0; kk < NT / 2; kk++) {
         uint32_t fa[MT][4];
@@ -147,7 +145,7 @@ static __device__ __forceinline__ void ps__tile_multiply_nn(float (&acc)[MT][D /
 #pragma unroll
         for (int n = 0; n < D / 8; n += 2) {
             uint32_t fb[4];
-            ps_gpu_ldmatrix4_trans(fb, b + kk * 16 * STRIDE +
+            ps_gpu_ldmatrix4_trans(fb, b + kk * 16 * STRIDE + (lane & 15) * STRIDE +
                                            ps__tile<D>::column(n, lane >> 4, lane & 7));
 #pragma unroll
             for (int mt = 0; mt < MT; mt++) {
@@ -219,12 +217,12 @@ static inline bool ps__rows_aligned(const void *data, size_t ld)
     return (uintptr_t)data % 16 == 0 && ld % 8 == 0;
 }
 
-/* attention_plain.cu: any head_dim up to 512, F32 and BF16, any alignment and scale. stat: (n_head,
- * n_tok, 2) as attention_backward.cu fills it. */
+/* attention_plain.cu: any head_dim up to 512, F32 and BF16, any alignment and scale. delta: (n_tok,
+ * n_head), scratch. */
 int ps__attention_forward_plain(void *stream, const struct ps_attention_args *args,
                                 const int32_t *doc, int32_t n_tok);
 int ps__attention_backward_plain(void *stream, const struct ps_attention_args *args,
-                                 const int32_t *doc, int32_t n_tok, const float *stat);
+                                 const int32_t *doc, int32_t n_tok, float *delta);
 
 /* What all launchers ask of their arguments: 0 or -EINVAL. */
 int ps__attention_check(const struct ps_attention_args *args, const int32_t *doc, int32_t n_tok);
