@@ -25,7 +25,7 @@ struct ps_cuda_info {
     char name[128]; /* of the card */
     int major, minor;
     uint64_t total_bytes, free_bytes; /* now, other users of the card counted */
-    uint64_t reserved_bytes; /* context, modules, cuBLASLt handle and workspace of this process */
+    uint64_t reserved_bytes; /* context and modules of this process, those loaded later included */
     int copy_engines;
     size_t shared_bytes_max; /* opt-in shared memory of a block */
 };
@@ -39,14 +39,18 @@ struct ps_cuda_plugin {
     /* The device: one cudaMalloc; map is the identity; copies run on a stream of their own direction and
      * are complete on return (the calling lane sleeps on an event). */
     const struct ps_device_ops *device;
-    /* The kernels, for cx->stream and cx->blas that compute_open made. */
+    /* The kernels, for cx->stream and cx->blas that compute_open made. Products need
+     * cx->gemm_workspace, 256-byte aligned device memory, before the first of them. */
     const struct ps_kernels *kernels;
+    /* Sets stream and blas, and fault when it is NULL. */
     int (*compute_open)(struct ps_compute *cx, struct ps_error *err);
     void (*compute_close)(struct ps_compute *cx);
     /* Page-lock host memory that transfers use; released by unpin. A refusal is not fatal: copies are
      * then slower; the caller logs it. */
     int (*pin)(void *base, size_t bytes, struct ps_error *err);
     void (*unpin)(void *base);
+    /* The first failure behind *cx->fault in words, "" while there is none. Until compute_close. */
+    const char *(*fault_text)(const struct ps_compute *cx);
 };
 
 /* Symbol "ps_cuda_plugin" of the shared object. */

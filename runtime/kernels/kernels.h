@@ -32,9 +32,10 @@ struct ps_compute {
     enum ps_isa isa;
     enum ps_dtype dtype;    /* of activations: F32 or BF16 */
     enum ps_gemm_math math; /* F32 or BF16, goes with dtype */
-    void *gemm_workspace;   /* k->gemm_workspace_bytes */
+    void *gemm_workspace;   /* k->gemm_workspace_bytes, of gemm_workspace_bytes */
+    size_t gemm_workspace_bytes;
     void *stream;           /* CUDA: the compute stream; NULL on the CPU */
-    void *blas;             /* CUDA: struct ps_cuda_blas */
+    void *blas;             /* CUDA: the plug-in's own */
     int *fault;             /* CUDA: first failure of a launch; NULL on the CPU */
 };
 
