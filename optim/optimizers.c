@@ -11,12 +11,38 @@ static size_t adamw_state_bytes(int state_idx, size_t n)
     return n * sizeof(float);
 }
 
+/* The same update by the device's own kernel. */
+static void adamw_on_device(const struct ps_update *u, const struct ps_adamw_scalars *s)
+{
+    struct ps_adamw_cuda_args a = {.weight = u->weight,
+                                   .weight_dtype = u->weight_dtype,
+                                   .remainder = u->remainder,
+                                   .grad = u->grad,
+                                   .exp_avg = u->state[0],
+                                   .exp_avg_sq = u->state[1],
+                                   .n = u->n,
+                                   .beta1 = s->beta1,
+                                   .beta2 = s->beta2,
+                                   .one_minus_beta1 = s->one_minus_beta1,
+                                   .one_minus_beta2 = s->one_minus_beta2,
+                                   .step_size = s->step_size,
+                                   .rsqrt_c2 = s->rsqrt_c2,
+                                   .eps = s->eps,
+                                   .decay = s->decay,
+                                   .grad_scale = s->grad_scale};
+    u->cx->k->adamw(u->cx, &a);
+}
+
 static void adamw_update(const struct ps_update *u)
 {
     struct ps_adamw_scalars s;
     const struct ps_optimizer_hyper *h = u->hyper;
     ps_adamw_prepare(&s, u->lr, h->beta1, h->beta2, h->eps, u->decay ? h->weight_decay : 0, u->t,
                      u->grad_scale);
+    if (u->cx && u->cx->k->adamw) {
+        adamw_on_device(u, &s);
+        return;
+    }
     struct ps_adamw_slice slice = {.weight = u->weight,
                                    .remainder = u->remainder,
                                    .grad = u->grad,
