@@ -1,6 +1,6 @@
-/* AdamW on the device: see adamw.h for the formula. CPU reference: adamw.c, whose operation sequence
- * this repeats; the bits are equal. Built with --fmad=false (emulated: -ffp-contract=off): fused where fmaf
- * is written and nowhere else; division and square root are IEEE.
+/* AdamW on the device: see adamw.h for the formula. CPU reference: adamw.c, whose operation
+ * sequence this repeats; the bits are equal. Built with --fmad=false (emulated: -ffp-contract=off):
+ * fused where fmaf is written and nowhere else; division and square root are IEEE.
  *
  * Bytes moved per element: F32 28 (gradient read; weight and moments read and written), BF16 with
  * remainder 28 as well. One pass, 4 elements a thread (BF16: 8). */

@@ -1,12 +1,12 @@
 /* Softmax cross-entropy on the device: see cross_entropy.h. CPU reference: cross_entropy.c.
  *
- * Bytes moved per logit: 4 for the loss alone, 12 with the gradient (read twice, written once; the second
- * pass goes backwards, for the end of the row is what the second-level cache still holds).
+ * Bytes moved per logit: 4 for the loss alone, 12 with the gradient (read twice, written once; the
+ * second pass goes backwards, for the end of the row is what the second-level cache still holds).
  *
- * Design: a block a row. A thread takes groups of 16 logits, each with its own maximum and an fp32 sum
- * of exponentials, and joins them in fp64 under a running maximum, as the CPU joins its blocks; the
- * threads' sums are joined in fp64 in a fixed tree. Which thread has which logit depends on vocab
- * alone. */
+ * Design: a block a row. A thread takes groups of 16 logits, each with its own maximum and an fp32
+ * sum of exponentials, and joins them in fp64 under a running maximum, as the CPU joins its blocks;
+ * the threads' sums are joined in fp64 in a fixed tree. Which thread has which logit depends on
+ * vocab alone. */
 #include <math.h>
 
 #include "runtime/kernels/gpu_vec_internal.h"
@@ -17,13 +17,15 @@
 #define N 4     /* logits of a chunk */
 #define GROUP 4 /* chunks of a group */
 
-/* Exponential sum of some logits: sum of exp(z - max). max is -Inf while nothing but -Inf was seen. */
+/* Exponential sum of some logits: sum of exp(z - max). max is -Inf while nothing but -Inf was seen.
+ */
 struct exp_sum {
     float max;
     double sum;
 };
 
-/* z as the CPU's block has it: a maximum that is no finite number becomes 0, NaN is ignored by it. */
+/* z as the CPU's block has it: a maximum that is no finite number becomes 0, NaN is ignored by it.
+ */
 static __device__ __forceinline__ void add_group(exp_sum *s, const float *z)
 {
     float max = -INFINITY, sum = 0;
@@ -73,8 +75,7 @@ static __device__ __forceinline__ exp_sum join(exp_sum s)
 
 template <bool vec>
 static __device__ __forceinline__ void write_gradient(float *z, size_t vocab, float max,
-                                                      float scale, int32_t target,
-                                                      float at_target)
+                                                      float scale, int32_t target, float at_target)
 {
     size_t passes = (vocab + THREADS * N - 1) / (THREADS * N);
     for (size_t p = passes; p-- > 0;) {

@@ -1,11 +1,12 @@
-/* Small element-wise and reduction operations on the device: see elementwise.h, and gemm.h for the end
- * of a GEMM. CPU reference: elementwise.c, gemm_portable.c.
+/* Small element-wise and reduction operations on the device: see elementwise.h, and gemm.h for the
+ * end of a GEMM. CPU reference: elementwise.c, gemm_portable.c.
  *
- * Bytes moved per element: convert, gather and scatter source plus destination; dropout of BF16 4, with
- * add 6; column and square sums one read; round_bf16 8; the GEMM's end 4 + destination + what it adds.
+ * Bytes moved per element: convert, gather and scatter source plus destination; dropout of BF16 4,
+ * with add 6; column and square sums one read; round_bf16 8; the GEMM's end 4 + destination + what
+ * it adds.
  *
- * Column and square sums have the CPU's order of additions, lane by lane and block by block, and its bits
- * with it: where a gradient's norm is computed does not matter. */
+ * Column and square sums have the CPU's order of additions, lane by lane and block by block, and
+ * its bits with it: where a gradient's norm is computed does not matter. */
 #include "runtime/kernels/gpu_vec_internal.h"
 #include "runtime/kernels/kernels_cuda.h"
 
@@ -58,11 +59,11 @@ int ps_convert_cuda(void *stream, void *dst, enum ps_dtype dst_dtype, const void
         return -EINVAL;
     if (!n || (dst_dtype == src_dtype && dst == src))
         return 0;
-    if (dst_dtype == src_dtype) /* bits are kept, NaNs' too */
-        return cudaMemcpyAsync(dst, src, n * ps__elem_bytes(dst_dtype), cudaMemcpyDefault,
-                               (cudaStream_t)stream) == cudaSuccess
-                   ? 0
-                   : PS_ECUDA;
+    if (dst_dtype == src_dtype) { /* bits are kept, NaNs' too */
+        (void)cudaMemcpyAsync(dst, src, n * ps__elem_bytes(dst_dtype), cudaMemcpyDefault,
+                              (cudaStream_t)stream);
+        return ps_gpu_check_launch(); /* an error stays until it is asked for */
+    }
     if (dst_dtype == PS_DTYPE_F32)
         src_dtype == PS_DTYPE_BF16 ? convert<float, ps__bf16>(stream, dst, src, n)
                                    : convert<float, ps__f16>(stream, dst, src, n);
@@ -157,8 +158,8 @@ int ps_gather_rows_cuda(void *stream, void *y, const void *x, const int32_t *row
                                  : move_rows<uint16_t, false>(stream, y, x, row, row_count, n);
 }
 
-int ps_scatter_rows_cuda(void *stream, void *y, const void *x, const int32_t *row,
-                         size_t row_count, size_t n, enum ps_dtype dtype)
+int ps_scatter_rows_cuda(void *stream, void *y, const void *x, const int32_t *row, size_t row_count,
+                         size_t n, enum ps_dtype dtype)
 {
     if (!ps__is_float(dtype))
         return -EINVAL;
@@ -168,8 +169,8 @@ int ps_scatter_rows_cuda(void *stream, void *y, const void *x, const int32_t *ro
 
 /* ---- dropout ---- */
 
-/* ps_rng_philox and ps_rng_block of rng.c, in two parts: what depends on the stream alone is done once
- * by the host. */
+/* ps_rng_philox and ps_rng_block of rng.c, in two parts: what depends on the stream alone is done
+ * once by the host. */
 static __host__ __device__ inline void philox(uint32_t c[4], uint32_t k0, uint32_t k1)
 {
 #pragma unroll
@@ -300,16 +301,16 @@ int ps_column_sum_cuda(void *stream, float *out, const void *x, size_t ld, enum 
         return 0;
     unsigned grid = ps__grid(n, COLUMNS);
     if (dtype == PS_DTYPE_F32)
-        PS_LAUNCH(column_sum_kernel<float>, grid, COLUMNS *SLICES, 0, stream, out,
+        PS_LAUNCH(column_sum_kernel<float>, grid, COLUMNS * SLICES, 0, stream, out,
                   static_cast<const float *>(x), ld, n_tok, n, accumulate);
     else
-        PS_LAUNCH(column_sum_kernel<ps__bf16>, grid, COLUMNS *SLICES, 0, stream, out,
+        PS_LAUNCH(column_sum_kernel<ps__bf16>, grid, COLUMNS * SLICES, 0, stream, out,
                   static_cast<const ps__bf16 *>(x), ld, n_tok, n, accumulate);
     return ps_gpu_check_launch();
 }
 
-/* All threads bring a tile into shared memory, one warp sums it: lane l the elements l, l + 32, ... The
- * squares are exact in fp64, so fused and separate additions agree. */
+/* All threads bring a tile into shared memory, one warp sums it: lane l the elements l, l + 32, ...
+ * The squares are exact in fp64, so fused and separate additions agree. */
 template <class T, bool vec>
 static __global__ void __launch_bounds__(THREADS)
     square_sum_kernel(double *out, const T *x, size_t n)

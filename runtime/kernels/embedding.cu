@@ -3,9 +3,9 @@
  * Bytes moved per element: forward the table's and y's; backward dy's and 8 (fp32 row read and
  * written).
  *
- * Design of backward: a thread has one column and walks the tokens in ascending order, so the order of
- * additions into a row is fixed without sorting. Eight tokens are read ahead; where a row comes twice
- * among them, the later addition takes the earlier result instead of what was read. */
+ * Design of backward: a thread has one column and walks the tokens in ascending order, so the order
+ * of additions into a row is fixed without sorting. Eight tokens are read ahead; where a row comes
+ * twice among them, the later addition takes the earlier result instead of what was read. */
 #include "runtime/kernels/gpu_vec_internal.h"
 #include "runtime/kernels/kernels_cuda.h"
 
@@ -105,19 +105,14 @@ int ps_embedding_forward_cuda(void *stream, const void *table, enum ps_dtype tab
     size_t chunks = ps__chunks_per_row(n, elems);
     if (chunks > 0x7fffffff || !ps__chunks_fit(n_tok, chunks))
         return -EINVAL;
-    embedding_args a = {table,
-                        table_dtype,
-                        n,
-                        row_begin,
-                        row_end,
-                        ids,
-                        y,
-                        (unsigned)chunks,
-                        (unsigned)(n_tok * chunks)};
+    embedding_args a = {table,     table_dtype,      n,
+                        row_begin, row_end,          ids,
+                        y,         (unsigned)chunks, (unsigned)(n_tok * chunks)};
     if (!a.items || row_begin >= row_end)
         return 0;
-    bool vec = ps__rows_aligned(table, n, table_dtype, elems) &&
-               ps__rows_aligned(y, n, dtype, elems), same = table_dtype == dtype;
+    bool vec =
+             ps__rows_aligned(table, n, table_dtype, elems) && ps__rows_aligned(y, n, dtype, elems),
+         same = table_dtype == dtype;
     if (dtype == PS_DTYPE_F32)
         same ? forward<float, true>(stream, a, vec) : forward<float, false>(stream, a, vec);
     else

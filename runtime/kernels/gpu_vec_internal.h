@@ -1,10 +1,10 @@
-/* Elements of F32, BF16 and F16 in device code: fp32 in registers, 16 bytes at a time in memory. Private
- * to the .cu files of runtime/kernels.
+/* Elements of F32, BF16 and F16 in device code: fp32 in registers, 16 bytes at a time in memory.
+ * Private to the .cu files of runtime/kernels.
  *
  * A chunk is the 16 bytes of consecutive elements that one thread handles: 4 of F32, 8 of BF16 and
- * F16; the last chunk of a row may be short. Which thread has which chunk, and hence the order of every
- * sum, depends on the row length alone; whether a chunk moves as vectors (vec: all its addresses are
- * aligned) or element by element changes no bit. */
+ * F16; the last chunk of a row may be short. Which thread has which chunk, and hence the order of
+ * every sum, depends on the row length alone; whether a chunk moves as vectors (vec: all its
+ * addresses are aligned) or element by element changes no bit. */
 #ifndef PS_KERNELS_GPU_VEC_INTERNAL_H
 #define PS_KERNELS_GPU_VEC_INTERNAL_H
 
@@ -138,8 +138,8 @@ static inline size_t ps__elem_bytes(enum ps_dtype t)
     return t == PS_DTYPE_F32 ? 4 : 2;
 }
 
-/* Whether every row of a tensor (first element at p, rows ld elements apart; NULL: yes) begins where
- * a chunk of `elems` elements of dtype t may be accessed as vectors. */
+/* Whether every row of a tensor (first element at p, rows ld elements apart; NULL: yes) begins
+ * where a chunk of `elems` elements of dtype t may be accessed as vectors. */
 static inline int ps__rows_aligned(const void *p, size_t ld, enum ps_dtype t, int elems)
 {
     size_t bytes = (size_t)elems * ps__elem_bytes(t);

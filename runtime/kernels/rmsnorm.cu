@@ -1,12 +1,12 @@
 /* RMSNorm on the device: see rmsnorm.h. CPU reference: rmsnorm.c.
  *
  * Bytes moved per element of BF16 (F32: twice that): forward 4 (x, y; the second look at x hits the
- * first-level cache), backward 6 (x, dy, dx), with dx_add 8, with dweight 4 more (x and dy again, before
- * dx may overwrite dy).
+ * first-level cache), backward 6 (x, dy, dx), with dx_add 8, with dweight 4 more (x and dy again,
+ * before dx may overwrite dy).
  *
  * Design: rows of up to 1024 elements (per-head norms) have a warp each, longer ones a block of 256
- * threads. Sums are fp32 in a fixed order that depends on n alone. dweight in two stages: sums over 64
- * rows in ascending order, then over these blocks: 16 interleaved sums, added in order. */
+ * threads. Sums are fp32 in a fixed order that depends on n alone. dweight in two stages: sums over
+ * 64 rows in ascending order, then over these blocks: 16 interleaved sums, added in order. */
 #include "runtime/kernels/gpu_vec_internal.h"
 #include "runtime/kernels/kernels_cuda.h"
 
@@ -122,7 +122,8 @@ static __global__ void __launch_bounds__(ROW_THREADS) rmsnorm_backward_kernel(no
     }
 }
 
-/* partial[b][j] = sum of dy * xhat over rows [64 b, 64 b + 64). A thread has one chunk of columns. */
+/* partial[b][j] = sum of dy * xhat over rows [64 b, 64 b + 64). A thread has one chunk of columns.
+ */
 template <class T, bool vec>
 static __global__ void __launch_bounds__(ROW_THREADS)
     rmsnorm_dweight_kernel(norm_args a, float *partial, unsigned chunks, unsigned items)
@@ -256,7 +257,7 @@ static void backward(void *stream, const norm_args &a, const dweight_args &d)
         PS_LAUNCH((rmsnorm_dweight_kernel<T, vec>), ps__grid(items, ROW_THREADS), ROW_THREADS, 0,
                   stream, a, d.partial, chunks, items);
         PS_LAUNCH(rmsnorm_combine_kernel, ps__grid(a.n, COMBINE_COLUMNS),
-                  COMBINE_COLUMNS *COMBINE_SLICES, 0, stream, d.dweight, d.partial, a.n, blocks,
+                  COMBINE_COLUMNS * COMBINE_SLICES, 0, stream, d.dweight, d.partial, a.n, blocks,
                   d.accumulate);
     }
     if (short_row)
@@ -283,12 +284,11 @@ int ps_rmsnorm_backward_cuda(void *stream, const struct ps_rmsnorm_args *args, v
     if (!a.rows) {
         if (d.dweight && !d.accumulate)
             PS_LAUNCH(rmsnorm_combine_kernel, ps__grid(a.n, COMBINE_COLUMNS),
-                      COMBINE_COLUMNS *COMBINE_SLICES, 0, stream, d.dweight, d.partial, a.n, 0, 0);
+                      COMBINE_COLUMNS * COMBINE_SLICES, 0, stream, d.dweight, d.partial, a.n, 0, 0);
         return ps_gpu_check_launch();
     }
     bool vec = aligned_in(args) && aligned(args, args->dy, args->dy_ld) &&
-               aligned(args, args->dx, args->dx_ld) &&
-               aligned(args, args->dx_add, args->dx_add_ld);
+               aligned(args, args->dx, args->dx_ld) && aligned(args, args->dx_add, args->dx_add_ld);
     if (args->dtype == PS_DTYPE_F32)
         vec ? backward<float, true>(stream, a, d) : backward<float, false>(stream, a, d);
     else

@@ -1,9 +1,10 @@
 /* Rotary position embedding on the device: see rope.h. CPU reference: rope.c.
  *
- * Bytes moved per element of BF16: 4 (read and written in place); the table's rows are shared by the
- * heads of a token.
+ * Bytes moved per element of BF16: 4 (read and written in place); the table's rows are shared by
+ * the heads of a token.
  *
- * Design: a thread has one chunk of the first half of a head and the same chunk of the second half. */
+ * Design: a thread has one chunk of the first half of a head and the same chunk of the second half.
+ */
 #include "runtime/kernels/gpu_vec_internal.h"
 #include "runtime/kernels/kernels_cuda.h"
 

@@ -1,7 +1,7 @@
 /* SwiGLU on the device: see swiglu.h. CPU reference: swiglu.c.
  *
- * Bytes moved per element of BF16: forward 6, backward 10. One chunk a thread; exp is the toolkit's expf
- * (2 ulp), division is IEEE. */
+ * Bytes moved per element of BF16: forward 6, backward 10. One chunk a thread; exp is the toolkit's
+ * expf (2 ulp), division is IEEE. */
 #include "runtime/kernels/gpu_vec_internal.h"
 #include "runtime/kernels/kernels_cuda.h"
 
