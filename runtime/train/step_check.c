@@ -20,7 +20,9 @@ struct flow {
     struct ps_error *err;
     int64_t *x, *host_x, *disk_x, *saved, *dx; /* boundary numbers: layer * micros + micro */
     int64_t *slot, *raw;                       /* source numbers */
-    int64_t micros;
+    int64_t *batch;    /* (micros) discrete: period whose micro-batch the device has */
+    int64_t *embedded; /* (micros) blocks of the embedding that have been looked up */
+    int64_t micros, period;
 };
 
 static int64_t boundary(const struct flow *f, int32_t layer, int32_t micro)
@@ -91,6 +93,39 @@ static int layer(struct flow *f, const struct ps_task *t)
     return 0;
 }
 
+/* Complete when every block of the embedding has given its rows. */
+static int embed(struct flow *f, const struct ps_task *t)
+{
+    int64_t *x = &f->x[t->arg[PS_ARG_X_OUT]];
+    int64_t *count = &f->embedded[t->micro];
+    int64_t partial = NOTHING - 1 - t->micro;
+    uint32_t blocks = t->arg[PS_ARG_BLOCK] < 0 ? 1 : f->p->source->embed_block_count;
+    if (*count > 0 && *x != partial)
+        return wrong(f, t, "input");
+    *x = partial;
+    if (++*count == (int64_t)blocks) {
+        *x = boundary(f, 0, t->micro);
+        *count = 0;
+    }
+    return weights(f, t);
+}
+
+/* The micro-batch that a task looks at is that of this period. */
+static int batch(const struct flow *f, const struct ps_task *t)
+{
+    bool looks = t->kind == PS_TASK_EMBED || t->kind == PS_TASK_LAYER_FORWARD ||
+                 t->kind == PS_TASK_LAYER_RECOMPUTE || t->kind == PS_TASK_LAYER_BACKWARD ||
+                 t->kind == PS_TASK_HEAD || t->kind == PS_TASK_EMBED_BACKWARD;
+    bool here = t->micro >= 0 && t->micro < f->micros;
+    if ((looks || t->kind == PS_TASK_COPY_BATCH) && !here)
+        return wrong(f, t, "micro-batch");
+    if (t->kind == PS_TASK_COPY_BATCH)
+        f->batch[t->micro] = f->period;
+    if (looks && f->l->discrete && f->batch[t->micro] != f->period)
+        return wrong(f, t, "micro-batch");
+    return 0;
+}
+
 /* From one place of a boundary to another. */
 static int spill(struct flow *f, const struct ps_task *t)
 {
@@ -140,12 +175,13 @@ static int move_weights(struct flow *f, const struct ps_task *t)
 static int step(struct flow *f, const struct ps_task *t)
 {
     int ret = in_range(f, t);
+    if (ret == 0)
+        ret = batch(f, t);
     if (ret < 0)
         return ret;
     switch (t->kind) {
     case PS_TASK_EMBED:
-        f->x[t->arg[PS_ARG_X_OUT]] = boundary(f, 0, t->micro);
-        return weights(f, t);
+        return embed(f, t);
     case PS_TASK_LAYER_FORWARD:
     case PS_TASK_LAYER_RECOMPUTE:
     case PS_TASK_LAYER_BACKWARD:
@@ -185,8 +221,9 @@ static int run(struct flow *f, const struct ps_schedule *s, const struct ps_sche
     int ret = 0;
     for (uint32_t i = 0; ret == 0 && prologue && i < prologue->task_count; i++)
         ret = step(f, &prologue->task[i]);
-    for (uint32_t i = 0; ret == 0 && i < 2 * s->task_count; i++)
-        ret = step(f, &s->task[i % s->task_count]);
+    for (f->period = 0; f->period < 2; f->period++)
+        for (uint32_t i = 0; ret == 0 && i < s->task_count; i++)
+            ret = step(f, &s->task[i]);
     return ret;
 }
 
@@ -207,8 +244,10 @@ int ps_step_check(const struct ps_schedule *s, const struct ps_schedule *prologu
     f.dx = values((size_t)layout->group);
     f.slot = values((size_t)layout->near_slots);
     f.raw = values((size_t)layout->raw_slots);
+    f.batch = values((size_t)f.micros);
+    f.embedded = calloc((size_t)f.micros + 1, sizeof *f.embedded);
     int ret = -ENOMEM;
-    if (f.x && f.host_x && f.disk_x && f.saved && f.dx && f.slot && f.raw)
+    if (f.x && f.host_x && f.disk_x && f.saved && f.dx && f.slot && f.raw && f.batch && f.embedded)
         ret = run(&f, s, prologue);
     else
         ps_error_set(err, ret, "out of memory");
@@ -219,5 +258,7 @@ int ps_step_check(const struct ps_schedule *s, const struct ps_schedule *prologu
     free(f.dx);
     free(f.slot);
     free(f.raw);
+    free(f.batch);
+    free(f.embedded);
     return ret;
 }
