@@ -69,6 +69,7 @@ struct stream_plan {
     const char *boundary; /* layers */
     const char *keep;     /* layers: k keep, r recompute */
     int32_t group, eval_group, near_slots, raw_slots, x_ring, host_ring;
+    int32_t interleave;
     unsigned ablate;
     bool emu;
 };
@@ -78,8 +79,8 @@ static inline enum ps_tier stream_plan_tier(char c)
     return c == 'd' ? PS_TIER_DISK : c == 'h' ? PS_TIER_HOST : PS_TIER_DEVICE;
 }
 
-/* Give a created trainer this layout, and memory. */
-static inline void stream_plan_commit(struct ps_trainer *t, const struct stream_plan *p)
+/* Give a created trainer this layout. */
+static inline void stream_plan_set(struct ps_trainer *t, const struct stream_plan *p)
 {
     const struct ps_step_shape *shape = ps_trainer_shape(t);
     struct ps_step_layout l;
@@ -92,6 +93,7 @@ static inline void stream_plan_commit(struct ps_trainer *t, const struct stream_
     l.raw_slots = p->raw_slots;
     l.x_ring = p->x_ring;
     l.host_ring = p->host_ring;
+    l.interleave = p->interleave;
     l.ablate = p->ablate;
     for (int32_t i = 0; i < shape->n_layer + 2; i++)
         l.weight[i] = stream_plan_tier(p->weights[i]);
@@ -99,9 +101,18 @@ static inline void stream_plan_commit(struct ps_trainer *t, const struct stream_
         l.boundary[i] = stream_plan_tier(p->boundary[i]);
         l.keep[i] = p->keep[i] == 'k';
     }
-    if (ps_trainer_set_layout(t, &l, &err) < 0 || ps_trainer_commit(t, &err) < 0)
+    if (ps_trainer_set_layout(t, &l, &err) < 0)
         fail_msg("%s: %s (%s)", p->name, err.message, err.field);
     ps_step_layout_fini(&l);
+}
+
+/* And memory. */
+static inline void stream_plan_commit(struct ps_trainer *t, const struct stream_plan *p)
+{
+    struct ps_error err = {0};
+    stream_plan_set(t, p);
+    if (ps_trainer_commit(t, &err) < 0)
+        fail_msg("%s: %s (%s)", p->name, err.message, err.field);
 }
 
 #endif
