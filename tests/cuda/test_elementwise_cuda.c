@@ -142,6 +142,23 @@ static void dropout_gives_the_bits_of_the_cpu(void **state)
     }
 }
 
+/* uniform >= p: an element whose number is p itself stays. */
+static void dropout_keeps_the_number_that_is_p(void **state)
+{
+    struct ps_rng_key key = {.seed = 11, .site = PS_RNG_DROPOUT};
+    struct twin x = twin_make(*state, PS_DTYPE_F32, 40, 0, 1, 1);
+    for (size_t i = 0; i < 40; i++) {
+        struct twin y = twin_make(*state, PS_DTYPE_F32, 40, 0, 0, 0);
+        float p = ps_rng_uniform(&key, i);
+        assert_int_equal(
+            ps_dropout_cuda(*state, y.gpu.data, x.gpu.data, PS_DTYPE_F32, 1, 40, p, &key, 0), 0);
+        const float *got = device_get(*state, &y.gpu);
+        assert_true(got[i] == f32(x.cpu.data)[i] / (1.0f - p));
+        twin_free(*state, &y);
+    }
+    twin_free(*state, &x);
+}
+
 static void dropout_of_rows_is_that_of_the_dense_tensor(void **state)
 {
     struct ps_rng_key key = {.seed = 7, .step = 1, .site = PS_RNG_DROPOUT};
@@ -190,7 +207,10 @@ static void square_sum_gives_the_bits_of_the_cpu(void **state)
         FOR_EACH_TYPE(t)
         {
             size_t n = counts[k / 2], parts = (n + 65535) / 65536;
-            struct twin x = twin_make(*state, t, n, k % 2, 1e-3, 3);
+            struct twin x = twin_make(*state, t, n + 8, k % 2, 1e-3, 3);
+            for (size_t i = n; i < n + 8; i++) /* nobody's */
+                put(x.cpu.data, t, i, NAN);
+            twin_upload(*state, &x);
             double want[8];
             struct device_buffer d = device_make(*state, parts * 8, 0, NULL);
             ps_square_sum(NULL, PS_ISA_PORTABLE, want, x.cpu.data, t, n);
@@ -356,6 +376,7 @@ int main(void)
         cmocka_unit_test(round_bf16_is_there_and_back),
         cmocka_unit_test(gather_and_scatter_move_rows),
         cmocka_unit_test(dropout_gives_the_bits_of_the_cpu),
+        cmocka_unit_test(dropout_keeps_the_number_that_is_p),
         cmocka_unit_test(dropout_of_rows_is_that_of_the_dense_tensor),
         cmocka_unit_test(column_sum_gives_the_bits_of_the_cpu),
         cmocka_unit_test(square_sum_gives_the_bits_of_the_cpu),
