@@ -197,9 +197,11 @@ placement() { # SEED LAYERS TIED DISCRETE
         for (i = 0; i < 9; i++) draw(2)
         off = draw(4) * 33; spill = draw(4) * 33; keep = draw(4) * 33
         group = 1 + draw(4)
+        lots = draw(3) ? 0 : 1 + draw(2)
         printf "{\"version\":1,\"strategy\":\"stream-lora\",\"group\":%d,\"eval_group\":%d,\"near_slots\":%d,", group,
             1 + draw(4), 1 + draw(n)
-        printf "\"raw_slots\":%d,\"x_ring\":%d,\"host_ring\":%d,\n", 1 + draw(3), group + 1 + draw(3), 2 + draw(3)
+        printf "\"raw_slots\":%d,\"interleave\":%d,\"x_ring\":%d,\"host_ring\":%d,\n", 1 + draw(3), lots,
+            (lots ? 2 * lots : group) + 1 + draw(3), 2 + draw(3)
         printf "\"weights\":{\"embed\":\"%s\",\"layers\":[", tied ? (emu ? "device" : "host") : tier(off)
         for (i = 0; i < n; i++) printf "%s\"%s\"", i ? "," : "", tier(off)
         printf "],\"head\":\"%s\"},\n\"activations\":[", emu ? "device" : "host"

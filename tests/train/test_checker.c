@@ -457,6 +457,12 @@ static void resident_plans_touch_what_they_declare(void **state)
     p.emu = true;
     p.host_ring = 2;
     check_plan(&full[1], &p, 3);
+    p.name = "lots of one, resident";
+    p.interleave = 1;
+    check_plan(&direct, &p, 3);
+    p.emu = false;
+    p.keep = "kkkkk";
+    check_plan(&last, &p, 2);
 }
 
 static const struct stream_plan streamed = {.name = "streamed",

@@ -59,6 +59,16 @@ static const struct stream_plan plans[] = {{.name = "streamed",
                                             .raw_slots = 2,
                                             .x_ring = 3,
                                             .host_ring = 2,
+                                            .emu = true},
+                                           {.name = "lots",
+                                            .weights = "nnnnnnn",
+                                            .boundary = "hddhh",
+                                            .keep = "rrkrr",
+                                            .group = 3,
+                                            .eval_group = 1,
+                                            .x_ring = 4,
+                                            .host_ring = 2,
+                                            .interleave = 1,
                                             .emu = true}};
 
 struct world {
