@@ -238,7 +238,7 @@ int block_barrier(int pred, const char *file, int line)
     const fiber *o = &now.fibers[now.barrier_first];
     if (!now.at_barrier)
         now.barrier_first = me;
-    else if (o->line != line || strcmp(o->file, file) != 0)
+    else if (o->line != line || (o->file != file && strcmp(o->file, file) != 0))
         die("divergent barrier: thread %u at %s:%d, thread %u at %s:%d", me, file, line,
             now.barrier_first, o->file, o->line);
     f->file = file;

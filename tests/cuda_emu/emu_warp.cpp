@@ -15,32 +15,35 @@ float bf16_half(uint32_t r, int high)
     return x;
 }
 
+typedef float row8 __attribute__((vector_size(32)));
+
 /* The layouts of PTX, m16n8k16 with bf16 operands. */
 void compute_mma(warp *w)
 {
-    float a[16][16], b[16][8], d[16][8];
+    float a[16][16];
+    row8 b[16], d[16];
     for (int l = 0; l < 32; l++) {
         const warp_lane &p = w->lane[l];
-        int g = l / 4, t = l % 4;
+        const int g = l / 4, t = l % 4;
         for (int i = 0; i < 4; i++) {
-            for (int h = 0; h < 2; h++)
-                a[g + (i & 1) * 8][t * 2 + h + (i >> 1) * 8] = bf16_half(p.a[i], h);
+            float *to = &a[g + (i & 1) * 8][t * 2 + (i >> 1) * 8];
+            to[0] = bf16_half(p.a[i], 0);
+            to[1] = bf16_half(p.a[i], 1);
             d[g + (i >> 1) * 8][t * 2 + (i & 1)] = p.d[i];
         }
-        for (int i = 0; i < 2; i++)
-            for (int h = 0; h < 2; h++)
-                b[t * 2 + h + i * 8][g] = bf16_half(p.b[i], h);
+        for (int i = 0; i < 2; i++) {
+            b[t * 2 + i * 8][g] = bf16_half(p.b[i], 0);
+            b[t * 2 + i * 8 + 1][g] = bf16_half(p.b[i], 1);
+        }
     }
     for (int i = 0; i < 16; i++) {
-        float sum[8];
-        memcpy(sum, d[i], sizeof sum);
+        row8 sum = d[i];
         for (int k = 0; k < 16; k++)
-            for (int j = 0; j < 8; j++)
-                sum[j] += a[i][k] * b[k][j];
-        memcpy(d[i], sum, sizeof sum);
+            sum += a[i][k] * b[k];
+        d[i] = sum;
     }
     for (int l = 0; l < 32; l++) {
-        int g = l / 4, t = l % 4;
+        const int g = l / 4, t = l % 4;
         for (int i = 0; i < 4; i++)
             w->lane[l].d[i] = d[g + (i >> 1) * 8][t * 2 + (i & 1)];
     }
@@ -128,7 +131,8 @@ warp_slot *find_slot(warp *w, uint32_t mask, warp_kind kind, const char *file, i
         }
         if (!(x.mask & mask))
             continue;
-        if (x.mask != mask || x.kind != kind || x.line != line || strcmp(x.file, file) != 0)
+        if (x.mask != mask || x.kind != kind || x.line != line ||
+            (x.file != file && strcmp(x.file, file) != 0))
             die("divergent warp operation: %s:%d mask %08x against %s:%d mask %08x", file, line,
                 mask, x.file, x.line, x.mask);
         return &x;
