@@ -52,101 +52,103 @@
 #define __launch_bounds__(...)
 
 /* Hidden: the plug-in and a test program may hold an emulation each. */
-namespace emu __attribute__((visibility("hidden")))
+#pragma GCC visibility push(hidden)
+namespace emu
 {
 
-    struct thread_index {
-        uint3 tid;
-    };
+struct thread_index {
+    uint3 tid;
+};
 
-    struct block_index {
-        uint3 bid;
-        dim3 bdim, gdim;
-        void *dyn; /* dynamic shared memory */
-    };
+struct block_index {
+    uint3 bid;
+    dim3 bdim, gdim;
+    void *dyn; /* dynamic shared memory */
+};
 
-    extern thread_index *cur; /* the running thread; one block runs at a time */
-    extern block_index blk;
+extern thread_index *cur; /* the running thread; one block runs at a time */
+extern block_index blk;
 
-    enum warp_kind {
-        SHFL_IDX,
-        SHFL_UP,
-        SHFL_DOWN,
-        SHFL_XOR,
-        WARP_SYNC,
-        WARP_VOTE,
-        WARP_LDMATRIX,
-        WARP_LDMATRIX_TRANS,
-        WARP_MMA
-    };
+enum warp_kind {
+    SHFL_IDX,
+    SHFL_UP,
+    SHFL_DOWN,
+    SHFL_XOR,
+    WARP_SYNC,
+    WARP_VOTE,
+    WARP_LDMATRIX,
+    WARP_LDMATRIX_TRANS,
+    WARP_MMA
+};
 
-    /* Returns the number of threads of the block whose pred is not 0. */
-    int block_barrier(int pred, const char *file, int line);
-    void warp_sync(uint32_t mask, const char *file, int line);
-    uint64_t warp_shuffle(uint32_t mask, uint64_t v, warp_kind kind, int arg, int width,
-                          const char *file, int line);
-    uint32_t warp_ballot(uint32_t mask, int pred, const char *file, int line);
-    void cp_async16(void *shared, const void *global, int bytes, const char *file, int line);
-    void cp_commit();
-    void cp_wait(int n);
-    void ldmatrix4(uint32_t r[4], const void *shared, bool trans, const char *file, int line);
-    void mma_bf16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1, const char *file,
-                  int line);
-    [[noreturn]] void trap(const char *file, int line);
+/* Returns the number of threads of the block whose pred is not 0. */
+int block_barrier(int pred, const char *file, int line);
+void warp_sync(uint32_t mask, const char *file, int line);
+uint64_t warp_shuffle(uint32_t mask, uint64_t v, warp_kind kind, int arg, int width,
+                      const char *file, int line);
+uint32_t warp_ballot(uint32_t mask, int pred, const char *file, int line);
+void cp_async16(void *shared, const void *global, int bytes, const char *file, int line);
+void cp_commit();
+void cp_wait(int n);
+void ldmatrix4(uint32_t r[4], const void *shared, bool trans, const char *file, int line);
+void mma_bf16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1, const char *file,
+              int line);
+[[noreturn]] void trap(const char *file, int line);
 
-    /* The kernel's address for a pointer argument: device memory in the second mapping, pinned
-     * memory and NULL as they are; anything else ends the process. */
-    void *argument_pointer(const char *kernel, const void *p);
-    /* Translates every 8-byte word of a struct argument that is a device address. */
-    void argument_words(void *words, size_t bytes);
+/* The kernel's address for a pointer argument: device memory in the second mapping, pinned
+ * memory and NULL as they are; anything else ends the process. */
+void *argument_pointer(const char *kernel, const void *p);
+/* Translates every 8-byte word of a struct argument that is a device address. */
+void argument_words(void *words, size_t bytes);
 
-    cudaError_t launch(const char *name, const void *kernel, dim3 grid, dim3 block, size_t smem,
-                       void *stream, std::function<void()> body);
+cudaError_t launch(const char *name, const void *kernel, dim3 grid, dim3 block, size_t smem,
+                   void *stream, std::function<void()> body);
 
-    template <class T> void translate_argument(const char *kernel, T &v)
-    {
-        if constexpr (std::is_pointer_v<T>)
-            v = reinterpret_cast<T>(
-                argument_pointer(kernel, reinterpret_cast<const void *>(const_cast<const void *>(
-                                             static_cast<const volatile void *>(v)))));
-        else if constexpr (std::is_class_v<T>) {
-            static_assert(std::is_trivially_copyable_v<T>, "kernel argument");
-            argument_words(&v, sizeof v);
-        }
+template <class T> void translate_argument(const char *kernel, T &v)
+{
+    if constexpr (std::is_pointer_v<T>)
+        v = reinterpret_cast<T>(
+            argument_pointer(kernel, reinterpret_cast<const void *>(const_cast<const void *>(
+                                         static_cast<const volatile void *>(v)))));
+    else if constexpr (std::is_class_v<T>) {
+        static_assert(std::is_trivially_copyable_v<T>, "kernel argument");
+        argument_words(&v, sizeof v);
     }
+}
 
-    /* Arguments are evaluated, converted and translated now, as a launch does. */
-    template <class... P, class... A>
-    cudaError_t launch_kernel(const char *name, void (*k)(P...), dim3 grid, dim3 block, size_t smem,
-                              const void *stream, A... a)
-    {
-        std::tuple<std::remove_cv_t<P>...> args(static_cast<P>(a)...);
-        std::apply([&](auto &...p) { (translate_argument(name, p), ...); }, args);
-        return launch(name, reinterpret_cast<const void *>(k), grid, block, smem,
-                      const_cast<void *>(stream), [k, args] { std::apply(k, args); });
-    }
+/* Arguments are evaluated, converted and translated now, as a launch does. */
+template <class... P, class... A>
+cudaError_t launch_kernel(const char *name, void (*k)(P...), dim3 grid, dim3 block, size_t smem,
+                          const void *stream, A... a)
+{
+    std::tuple<std::remove_cv_t<P>...> args(static_cast<P>(a)...);
+    std::apply([&](auto &...p) { (translate_argument(name, p), ...); }, args);
+    return launch(name, reinterpret_cast<const void *>(k), grid, block, smem,
+                  const_cast<void *>(stream), [k, args] { std::apply(k, args); });
+}
 
-    template <class T>
-    T shuffle(uint32_t mask, T v, warp_kind kind, int arg, int width, const char *file, int line)
-    {
-        static_assert(sizeof(T) <= 8, "shuffles move 4 or 8 bytes");
-        uint64_t u = 0;
-        memcpy(&u, &v, sizeof v);
-        u = warp_shuffle(mask, u, kind, arg, width, file, line);
-        memcpy(&v, &u, sizeof v);
-        return v;
-    }
+template <class T>
+T shuffle(uint32_t mask, T v, warp_kind kind, int arg, int width, const char *file, int line)
+{
+    static_assert(sizeof(T) <= 8, "shuffles move 4 or 8 bytes");
+    uint64_t u = 0;
+    memcpy(&u, &v, sizeof v);
+    u = warp_shuffle(mask, u, kind, arg, width, file, line);
+    memcpy(&v, &u, sizeof v);
+    return v;
+}
 
-    static inline uint32_t mask_or_full(uint32_t m = 0xffffffffu)
-    {
-        return m;
-    }
-    static inline int width_or_warp(int w = 32)
-    {
-        return w;
-    }
+static inline uint32_t mask_or_full(uint32_t m = 0xffffffffu)
+{
+    return m;
+}
+static inline int width_or_warp(int w = 32)
+{
+    return w;
+}
 
-} // namespace )
+} // namespace emu
+#pragma GCC visibility pop
 
 #define threadIdx (emu::cur->tid)
 #define blockIdx (emu::blk.bid)

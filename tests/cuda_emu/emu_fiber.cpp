@@ -8,8 +8,6 @@
 
 #include <sys/mman.h>
 
-#include <vector>
-
 #ifndef __x86_64__
 #error "the emulation's switch of fibers is written for x86-64"
 #endif
@@ -193,12 +191,14 @@ void start_threads(dim3 b)
             }
 }
 
-void run_block(dim3 b, size_t smem, const std::function<void()> &body)
+void run_block(dim3 b, size_t smem, const std::vector<shared_range> &shared,
+               const std::function<void()> &body)
 {
     size_t room = (smem + CANARY_ALIGN - 1) / CANARY_ALIGN * CANARY_ALIGN;
     unsigned char *dyn = smem_end - room;
     memset(dyn, 0xFF, room);
-    shared_static_poison();
+    for (const auto &v : shared)
+        memset(v.begin, 0xFF, v.bytes);
     blk.dyn = dyn;
     now.smem = smem;
     block_body = &body;
@@ -275,7 +275,7 @@ void check_shared(const void *p, size_t n, const char *what, const char *file, i
             now.smem, file, line);
 }
 
-void run_grid(const char *name, dim3 grid, dim3 block, size_t smem,
+void run_grid(const char *name, const void *kernel, dim3 grid, dim3 block, size_t smem,
               const std::function<void()> &body)
 {
     uint32_t n = grid.x * grid.y * grid.z;
@@ -286,17 +286,20 @@ void run_grid(const char *name, dim3 grid, dim3 block, size_t smem,
         order[i] = i;
         std::swap(order[i], order[random.below(i + 1)]);
     }
+    std::vector<shared_range> shared;
     for (uint32_t i : order) {
         ignore_sync(true);
         device_lock.lock();
         ignore_sync(false);
         set_up();
+        if (i == order[0])
+            shared = shared_static_of(kernel);
         now.random.reseed();
         kernel_name = name;
         blk.bid = uint3{i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y)};
         blk.bdim = block;
         blk.gdim = grid;
-        run_block(block, smem, body);
+        run_block(block, smem, shared, body);
         kernel_name = "-";
         ignore_sync(true);
         device_lock.unlock();

@@ -13,6 +13,8 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -22,12 +24,20 @@ namespace emu
 namespace
 {
 
-struct range {
-    unsigned char *at;
-    size_t bytes;
+struct variable {
+    shared_range at;
+    std::string name;
+    uintptr_t owner; /* address of the function, 0: not known */
 };
-lasting<std::vector<range>> ranges; /* ascending */
-std::vector<range> &variables = ranges.value;
+struct tables {
+    std::vector<variable> variables; /* ascending */
+    std::map<std::string, uintptr_t> functions;
+    std::set<uintptr_t> kernels; /* launched so far */
+};
+lasting<tables> all_tables;
+auto &variables = all_tables.value.variables;
+auto &functions = all_tables.value.functions;
+auto &kernels = all_tables.value.kernels;
 
 void add_symbols(const unsigned char *file, uintptr_t base)
 {
@@ -39,15 +49,30 @@ void add_symbols(const unsigned char *file, uintptr_t base)
         auto symbol = reinterpret_cast<const Elf64_Sym *>(file + sections[i].sh_offset);
         auto names = reinterpret_cast<const char *>(file + sections[sections[i].sh_link].sh_offset);
         for (size_t k = 0; k < sections[i].sh_size / sizeof *symbol; k++, symbol++) {
-            if (ELF64_ST_TYPE(symbol->st_info) != STT_OBJECT || symbol->st_shndx == SHN_UNDEF ||
-                symbol->st_shndx >= e->e_shnum ||
-                sections[symbol->st_shndx].sh_type != SHT_NOBITS ||
-                strncmp(names + symbol->st_name, "_ZZ", 3) != 0)
+            const char *name = names + symbol->st_name;
+            if (symbol->st_shndx == SHN_UNDEF || symbol->st_shndx >= e->e_shnum)
                 continue;
-            variables.push_back(
-                {reinterpret_cast<unsigned char *>(base + symbol->st_value), symbol->st_size});
+            if (ELF64_ST_TYPE(symbol->st_info) == STT_FUNC && strncmp(name, "_Z", 2) == 0)
+                functions[name] = base + symbol->st_value;
+            if (ELF64_ST_TYPE(symbol->st_info) == STT_OBJECT && strncmp(name, "_ZZ", 3) == 0 &&
+                sections[symbol->st_shndx].sh_type == SHT_NOBITS)
+                variables.push_back(
+                    {{reinterpret_cast<unsigned char *>(base + symbol->st_value), symbol->st_size},
+                     name,
+                     0});
         }
     }
+}
+
+/* _ZZ<function>E<variable> belongs to _Z<function>. */
+uintptr_t find_owner(const std::string &name)
+{
+    for (size_t e = name.rfind('E'); e != std::string::npos && e > 3; e = name.rfind('E', e - 1)) {
+        auto f = functions.find("_Z" + name.substr(3, e - 3));
+        if (f != functions.end())
+            return f->second;
+    }
+    return 0;
 }
 
 /* The module that holds this code: the program or a shared object. */
@@ -81,24 +106,32 @@ void shared_static_find()
 {
     dl_iterate_phdr(visit, nullptr);
     std::sort(variables.begin(), variables.end(),
-              [](const range &a, const range &b) { return a.at < b.at; });
+              [](const variable &a, const variable &b) { return a.at.begin < b.at.begin; });
+    for (auto &v : variables)
+        v.owner = find_owner(v.name);
 }
 
-void shared_static_poison()
+std::vector<shared_range> shared_static_of(const void *kernel)
 {
+    auto address = reinterpret_cast<uintptr_t>(kernel);
+    std::vector<shared_range> list;
+    kernels.insert(address);
     for (const auto &v : variables)
-        memset(v.at, 0xFF, v.bytes);
+        if (v.owner == address || !kernels.count(v.owner))
+            list.push_back(v.at);
+    return list;
 }
 
 bool shared_static_holds(const void *p, size_t n)
 {
     auto c = static_cast<const unsigned char *>(p);
-    auto after = std::upper_bound(variables.begin(), variables.end(), c,
-                                  [](const unsigned char *x, const range &v) { return x < v.at; });
+    auto after =
+        std::upper_bound(variables.begin(), variables.end(), c,
+                         [](const unsigned char *x, const variable &v) { return x < v.at.begin; });
     if (after == variables.begin())
         return false;
     --after;
-    return c + n <= after->at + after->bytes;
+    return c + n <= after->at.begin + after->at.bytes;
 }
 
 } // namespace emu

@@ -186,7 +186,7 @@ cudaError_t launch(const char *name, const void *kernel, dim3 grid, dim3 block, 
     if (threads == 0 || threads > 1024 || block.z > 64 || grid.x == 0 || grid.y == 0 ||
         grid.z == 0 || grid.x > 0x7FFFFFFF || grid.y > 65535 || grid.z > 65535 || smem > smem_max)
         return fail(cudaErrorInvalidConfiguration);
-    enqueue(stream, [=] { run_grid(name, grid, block, smem, body); });
+    enqueue(stream, [=] { run_grid(name, kernel, grid, block, smem, body); });
     return cudaSuccess;
 }
 
