@@ -3,7 +3,10 @@
  * Design: a compiler may ignore a section attribute on a static variable of a template, so the
  * variables are found by name instead: uninitialised objects in the program's own symbol table
  * whose mangled name is that of an entity inside a function (_ZZ). The emulation itself has none.
- */
+ *
+ * The same name tells the function. Before a block the variables of its kernel are poisoned and
+ * those of helpers, not those of other kernels, which it cannot reach: functions that were
+ * launched, or that are called ..._kernel. */
 #include "tests/cuda_emu/emu_internal.h"
 
 #include <elf.h>
@@ -117,7 +120,8 @@ std::vector<shared_range> shared_static_of(const void *kernel)
     std::vector<shared_range> list;
     kernels.insert(address);
     for (const auto &v : variables)
-        if (v.owner == address || !kernels.count(v.owner))
+        if (v.owner == address ||
+            (!kernels.count(v.owner) && v.name.find("_kernel") == std::string::npos))
             list.push_back(v.at);
     return list;
 }
