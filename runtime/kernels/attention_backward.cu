@@ -241,33 +241,34 @@ __global__ void __launch_bounds__(WARPS * 32)
     }
 }
 
-/* smem: Q (BR), dO (BR), then STAGES times K (BC), V (BC). */
+/* smem: Q (BR), dO (BR), then STAGES times K (BC), V (BC), then the queries' statistics (BR). */
 template <int D, int BR, int BC, int STAGES> struct query_layout {
     static constexpr int QUERIES = BR * ps__tile<D>::STRIDE, KEYS = BC * ps__tile<D>::STRIDE;
-    static constexpr int STAGE_AT = 2 * QUERIES; /* elements */
-    static constexpr int BYTES = (STAGE_AT + STAGES * 2 * KEYS) * 2;
+    static constexpr int STAGE_AT = 2 * QUERIES;                       /* elements */
+    static constexpr int STAT_AT = (STAGE_AT + STAGES * 2 * KEYS) * 2; /* bytes */
+    static constexpr int BYTES = STAT_AT + BR * (int)sizeof(float2);
     static_assert(BYTES <= PS__ATTENTION_SHARED_MAX, "does not fit sm_86");
 };
 
-/* s becomes dS. row, key: the lane's first. */
+/* s becomes dS. stat: of the lane's first query; row, key: the lane's first. */
 template <int MT, int NT, bool MASK>
 static __device__ __forceinline__ void
-query_gradients(float (&s)[MT][NT][4], const float (&dp)[MT][NT][4], const float2 (&stat)[MT][2],
+query_gradients(float (&s)[MT][NT][4], const float (&dp)[MT][NT][4], const float2 *stat,
                 float scale2, int32_t row, int32_t key, int32_t window)
 {
 #pragma unroll
     for (int mt = 0; mt < MT; mt++) {
+        const float2 of[2] = {stat[mt * 16], stat[mt * 16 + 8]};
 #pragma unroll
         for (int n = 0; n < NT; n++) {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                const float2 of = stat[mt][e >> 1];
-                float p = exp2f(fmaf(s[mt][n][e], scale2, -of.x));
+                float p = exp2f(fmaf(s[mt][n][e], scale2, -of[e >> 1].x));
                 if (MASK) {
                     const int32_t behind = row + mt * 16 + (e >> 1) * 8 - key - n * 8 - (e & 1);
                     p = behind < 0 || behind >= window ? 0.0f : p;
                 }
-                s[mt][n][e] = p * (dp[mt][n][e] - of.y);
+                s[mt][n][e] = p * (dp[mt][n][e] - of[e >> 1].y);
             }
         }
     }
@@ -282,22 +283,17 @@ query_segment(const struct ps_attention_args &a, int head, const float2 *stat_he
     constexpr int MT = BR / WARPS / 16, NT = BC / 8, THREADS = WARPS * 32;
     const size_t kv = (size_t)(head / (a.n_head / a.n_kv_head)) * D, q = (size_t)head * D;
     __nv_bfloat16 *do_tile = smem + layout::QUERIES;
+    float2 *stat_tile = reinterpret_cast<float2 *>(smem + layout::STAT_AT / 2);
     const int lane = (int)threadIdx.x % 32, warp_row = (int)threadIdx.x / 32 * MT * 16;
     const int32_t window = ps__window(&a), first = s.row + warp_row;
     const int32_t begin = ps__first_key(&s, window, BC);
-    const int32_t count = (s.row_end - begin + BC - 1) / BC;
     const float scale2 = a.scale * PS__ATTENTION_LOG2E_F;
     float dq[MT][D / 8][4] = {};
-    float2 stat[MT][2];
-#pragma unroll
-    for (int mt = 0; mt < MT; mt++) {
-        stat[mt][0] = stat_of(stat_head, first + mt * 16 + lane / 4, s.row_end);
-        stat[mt][1] = stat_of(stat_head, first + mt * 16 + 8 + lane / 4, s.row_end);
-    }
+    for (int i = (int)threadIdx.x; i < BR; i += THREADS)
+        stat_tile[i] = stat_of(stat_head, s.row + i, s.row_end);
 
-    auto issue = [&](int32_t it) {
-        __nv_bfloat16 *to = smem + layout::STAGE_AT + it % STAGES * 2 * layout::KEYS;
-        const int32_t key = begin + it * BC;
+    auto issue = [&](int32_t key, int stage) {
+        __nv_bfloat16 *to = smem + layout::STAGE_AT + stage * 2 * layout::KEYS;
         ps__tile_load<D, BC, THREADS>(to, (const __nv_bfloat16 *)a.k + kv, a.k_ld, key, s.row_end);
         ps__tile_load<D, BC, THREADS>(to + layout::KEYS, (const __nv_bfloat16 *)a.v + kv, a.v_ld,
                                       key, s.row_end);
@@ -307,21 +303,22 @@ query_segment(const struct ps_attention_args &a, int head, const float2 *stat_he
     ps__tile_load<D, BR, THREADS>(do_tile, (const __nv_bfloat16 *)a.dout + q, a.dout_ld, s.row,
                                   s.row_end);
     if constexpr (STAGES == 2)
-        issue(0);
+        issue(begin, 0);
     ps_gpu_cp_commit();
-    for (int32_t it = 0; it < count; it++) {
-        const int32_t key = begin + it * BC;
+    int now = 0;
+    for (int32_t key = begin; key < s.row_end; key += BC) {
         if (STAGES == 1)
-            issue(it);
-        else if (it + 1 < count)
-            issue(it + 1);
+            issue(key, 0);
+        else if (key + BC < s.row_end)
+            issue(key + BC, now ^ 1);
         ps_gpu_cp_commit();
         ps_gpu_cp_wait<STAGES - 1>();
         __syncthreads(); /* the tile is there for all */
         if (first < s.row_end && key < first + MT * 16 && key + BC > first - window + 1) {
-            const __nv_bfloat16 *stage = smem + layout::STAGE_AT + it % STAGES * 2 * layout::KEYS;
+            const __nv_bfloat16 *stage = smem + layout::STAGE_AT + now * 2 * layout::KEYS;
             float scores[MT][NT][4] = {}, dp[MT][NT][4] = {};
             uint32_t ds[MT][NT][2];
+            const float2 *const stat = stat_tile + warp_row + lane / 4;
             ps__tile_multiply_nt<D, MT, NT>(scores, smem, warp_row, stage);
             ps__tile_multiply_nt<D, MT, NT>(dp, do_tile, warp_row, stage + layout::KEYS);
             if (key + BC - 1 > first || key < first + MT * 16 - window)
@@ -333,6 +330,7 @@ query_segment(const struct ps_attention_args &a, int head, const float2 *stat_he
             ps__tile_multiply_nn<D, MT, NT>(dq, ds, stage);
         }
         __syncthreads(); /* nobody reads it any more */
+        now ^= STAGES - 1;
     }
     ps_gpu_cp_wait<0>();
     float scale[MT][2];

@@ -56,7 +56,7 @@ static __device__ __forceinline__ void put_row(T *to, const float (&acc)[PS__ROW
 }
 
 template <class T>
-static __global__ void __launch_bounds__(WARPS * 32)
+static __global__ void __launch_bounds__(WARPS * 32, 4)
     attention_forward_plain_kernel(const struct ps_attention_args a, const int32_t *doc,
                                    int32_t n_tok)
 {
@@ -80,7 +80,7 @@ static __global__ void __launch_bounds__(WARPS * 32)
 
 /* delta[i][h] = sum over c of dO[i][h d + c] O[i][h d + c] */
 template <class T>
-static __global__ void __launch_bounds__(WARPS * 32)
+static __global__ void __launch_bounds__(WARPS * 32, 4)
     attention_delta_plain_kernel(const struct ps_attention_args a, const int32_t *doc, float *delta,
                                  int32_t n_tok)
 {
@@ -100,7 +100,7 @@ static __global__ void __launch_bounds__(WARPS * 32)
 
 /* dq: a warp a query. */
 template <class T>
-static __global__ void __launch_bounds__(WARPS * 32)
+static __global__ void __launch_bounds__(WARPS * 32, 4)
     attention_query_plain_kernel(const struct ps_attention_args a, const int32_t *doc,
                                  const float *delta, int32_t n_tok)
 {
@@ -133,7 +133,7 @@ static __global__ void __launch_bounds__(WARPS * 32)
 
 /* dk, dv: a warp a key; the heads of its group one after the other. */
 template <class T>
-static __global__ void __launch_bounds__(WARPS * 32)
+static __global__ void __launch_bounds__(WARPS * 32, 4)
     attention_key_plain_kernel(const struct ps_attention_args a, const int32_t *doc,
                                const float *delta, int32_t n_tok)
 {
