@@ -194,7 +194,9 @@ int ps_placement_parse(struct ps_step_layout *out, const char *text, size_t len,
         return ps_error_set(err, ret, "out of memory");
     }
     l.discrete = discrete;
-    ret = read_root(&r, root, &l);
+    /* what holds a placement: plan.json, or what plan --json prints */
+    const json_t *inner = json_object_get(root, "placement");
+    ret = read_root(&r, inner ? inner : root, &l);
     json_decref(root);
     if (ret == 0) {
         ret = ps_step_map_create(&map, shape, &l, err); /* what the parts mean together */

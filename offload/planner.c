@@ -249,6 +249,10 @@ static int take_placement(struct ps__trials *t, const struct ps_planner_request 
         return ps_error_set(err, ret, "out of memory");
     l.discrete = req->discrete;
     l.ablate |= req->ablate;
+    if (req->shape->trains && (req->ablate & PS_ABLATE_LAYER_MAJOR)) {
+        l.group = 1;
+        l.interleave = 0;
+    }
     const struct ps_strategy *s = ps_strategy_find(l.strategy);
     int strategy = 0;
     for (int i = 0; ps_strategy_at(i); i++)

@@ -37,7 +37,7 @@ struct ps_plan_candidate {
     double step_s;
     uint64_t device_bytes, host_bytes, disk_bytes;
     bool fits;
-    char note[96]; /* "3 slots, 5 of 22 layers pinned, recompute" */
+    char note[160]; /* "3 slots, 5 of 22 layers pinned, recompute" */
 };
 
 #define PS_PLAN_CANDIDATE_MAX 64
@@ -54,7 +54,7 @@ struct ps_plan {
     enum ps_lane bottleneck;
     struct ps_plan_candidate candidate[PS_PLAN_CANDIDATE_MAX]; /* tried, best first */
     int candidate_count;
-    char why[512]; /* in words */
+    char why[1024]; /* in words */
 };
 
 /* Choose. What is planned is an optimizer step, or, of a shape that does not train, a pass over eval_max
@@ -64,6 +64,9 @@ struct ps_plan {
 int ps_planner_choose(struct ps_plan *out, const struct ps_planner_request *req,
                       struct ps_error *err) PS_WARN_UNUSED;
 void ps_plan_fini(struct ps_plan *p);
+
+/* A time as reports say it: "40 s", "11.8 min", "7.66 h", "2.3 days". */
+const char *ps_plan_time_text(char buf[32], double s);
 
 /* One strategy: fills candidate layouts for the request. One file each, one line in strategies.c. */
 struct ps_strategy {
@@ -86,7 +89,8 @@ const struct ps_strategy *ps_strategy_at(int i); /* NULL past the end */
  * "weights":{"embed":TIER,"layers":[TIER,..],"head":TIER},
  * "activations":[{"keep":bool,"boundary":TIER},..]}; written by plan, read back here. TIER is "device",
  * "host" or "disk"; on a device without memory of its own device and host are the same, written as
- * "host". Reading: PS_EFORMAT (a member of the wrong type, range, name or number of layers), PS_EUSAGE
+ * "host". An object with a member "placement" (plan.json of a run, the output of plan --json) stands for
+ * that member. Reading: PS_EFORMAT (a member of the wrong type, range, name or number of layers), PS_EUSAGE
  * (a layout that cannot be), or -errno; each names file and member. */
 int ps_placement_load(struct ps_step_layout *out, const char *path, const struct ps_step_shape *shape,
                       bool discrete, struct ps_error *err) PS_WARN_UNUSED;

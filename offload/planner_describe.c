@@ -9,6 +9,9 @@
 #include "offload/planner_internal.h"
 
 #define GIB 1073741824.0
+#define DAY_S 86400.0
+/* Slower than this is said in words. */
+#define TIMES_MAX 100
 
 int ps__schedules_build(struct ps__schedules *s, const struct ps_planner_request *req,
                         const struct ps_step_layout *l, struct ps_error *err)
@@ -158,13 +161,12 @@ int ps__plan_no_fit(struct ps_plan *out, const struct ps__trials *t,
         len += n > 0 && (size_t)n < sizeof text - len ? (size_t)n : 0;
         field = field ? field : tier[i].flag;
     }
-    return ps_error_full(err, PS_ENOFIT, NULL, field,
-                         req->shape->trains ? "raise the budget, or lower --max-seq-len, "
-                                              "--batch-size or --lora-r"
-                                            : "raise the budget, or lower --max-seq-len",
-                         "%s needs at least %s",
-                         req->placement ? "the placement" : ps_strategy_at(least->strategy)->name,
-                         text);
+    return ps_error_full(
+        err, PS_ENOFIT, NULL, field,
+        req->shape->trains ? "raise the budget, or lower --max-seq-len or --batch-size"
+                           : "raise the budget, or lower --max-seq-len",
+        "%s needs at least %s",
+        req->placement ? "the placement" : ps_strategy_at(least->strategy)->name, text);
 }
 
 /* Seconds of a schedule's tasks on a lane, alone; of one kind, or (PS_TASK_KIND_COUNT) all. */
@@ -267,6 +269,19 @@ static int list_candidates(struct ps_plan *out, const struct ps__trials *t, int 
     return 0;
 }
 
+const char *ps_plan_time_text(char buf[32], double s)
+{
+    if (s < 120)
+        snprintf(buf, 32, "%.3g s", s);
+    else if (s < 7200)
+        snprintf(buf, 32, "%.3g min", s / 60);
+    else if (s < 2 * DAY_S)
+        snprintf(buf, 32, "%.3g h", s / 3600);
+    else
+        snprintf(buf, 32, s < 100 * DAY_S ? "%.3g days" : "%.0f days", s / DAY_S);
+    return buf;
+}
+
 struct text {
     char *at;
     size_t size, len;
@@ -294,9 +309,14 @@ static void say_rival(struct text *w, const struct ps__trials *t,
     }
     const char *name = ps_strategy_at(strategy)->name;
     const struct ps__trial *least = smallest(t, strategy, req);
-    if (best)
-        say(w, "; %s would take %.3g s (%+.0f%%)", name, best->step_s,
-            100 * (best->step_s / step_s - 1));
+    char time[32];
+    double more = best && step_s > 0 ? best->step_s / step_s : 1;
+    if (best && more > TIMES_MAX)
+        say(w, "; %s would take %s, more than %d times as long", name,
+            ps_plan_time_text(time, best->step_s), TIMES_MAX);
+    else if (best)
+        say(w, "; %s would take %s (%+.0f%%)", name, ps_plan_time_text(time, best->step_s),
+            100 * (more - 1));
     else if (least && req->discrete)
         say(w, "; %s needs %.2f GiB on the device and %.2f GiB on the host", name,
             (double)least->bytes[PS_TIER_DEVICE] / GIB, (double)least->bytes[PS_TIER_HOST] / GIB);
@@ -308,7 +328,7 @@ static void explain(struct ps_plan *out, const struct ps__trials *t,
                     const struct ps_planner_request *req, int strategy)
 {
     struct text w = {out->why, sizeof out->why, 0};
-    char note[96];
+    char note[160];
     ps__layout_note(req->shape, &out->layout, note, sizeof note);
     say(&w, "%s: %s; ", out->layout.strategy, note);
     double busy = out->step_s > 0 ? 100 * out->step.busy_s[out->bottleneck] / out->step_s : 0;

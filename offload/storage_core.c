@@ -145,7 +145,7 @@ static void core_watch(struct ps__core *c)
     if (idle >= c->opt.warn_s && !c->warned) {
         c->warned = true;
         ps_log(&c->log, PS_LOG_WARN,
-               "storage: no completion for %.1f s, %u requests in flight; giving up after %.0f s",
+               "storage: no completion for %.3g s, %u requests in flight; giving up after %.3g s",
                idle, c->request_busy, c->opt.abort_s);
         ps__core_report_in_flight(c, now);
     }

@@ -26,7 +26,7 @@ void ps__core_report_in_flight(const struct ps__core *c, double now_s)
     }
 }
 
-static const char *remedy(int code, bool reading)
+static const char *remedy(int code)
 {
     switch (code) {
     case -ENOSPC:
@@ -37,9 +37,7 @@ static const char *remedy(int code, bool reading)
     case -EROFS:
         return "the file system has become read-only: look into the kernel log (dmesg)";
     default:
-        return reading ? "look into the kernel log (dmesg) and the disk's health (smartctl -a)"
-                       : "what was committed before stays valid; look into the kernel log (dmesg) "
-                         "and the disk's health (smartctl -a)";
+        return "look into the kernel log (dmesg) and the disk's health (smartctl -a)";
     }
 }
 
@@ -50,7 +48,7 @@ int ps__core_transfer_error(const struct ps__core *c, const struct ps__transfer 
     unsigned long long at = t->fail_offset;
     bool reading = !flush && !t->x.write;
     if (flush)
-        return ps_error_full(err, t->code, path, NULL, remedy(t->code, false),
+        return ps_error_full(err, t->code, path, NULL, remedy(t->code),
                              "making written data durable failed: %s", ps_status_text(t->code));
     if (t->code == PS_EFORMAT)
         return ps_error_full(err, t->code, path, NULL,
@@ -60,7 +58,7 @@ int ps__core_transfer_error(const struct ps__core *c, const struct ps__transfer 
                              "at %llu were expected",
                              (unsigned long long)(t->x.offset + t->x.expect),
                              (unsigned long long)t->x.expect, (unsigned long long)t->x.offset);
-    return ps_error_full(err, t->code, path, NULL, remedy(t->code, reading),
+    return ps_error_full(err, t->code, path, NULL, remedy(t->code),
                          "%s at offset %llu failed: %s%s%s", reading ? "read" : "write", at,
                          ps_status_text(t->code), t->code == -EFBIG ? " (RLIMIT_FSIZE)" : "",
                          reading && t->code == -EIO ? ", also when repeated" : "");
@@ -70,10 +68,10 @@ int ps__core_write_error(const struct ps__core *c, struct ps_error *err)
 {
     const char *path = c->file[c->write_file].path;
     if (c->write_offset == UINT64_MAX)
-        return ps_error_full(err, c->write_code, path, NULL, remedy(c->write_code, false),
+        return ps_error_full(err, c->write_code, path, NULL, remedy(c->write_code),
                              "making written data durable failed: %s; nothing more is written",
                              ps_status_text(c->write_code));
-    return ps_error_full(err, c->write_code, path, NULL, remedy(c->write_code, false),
+    return ps_error_full(err, c->write_code, path, NULL, remedy(c->write_code),
                          "write at offset %llu failed: %s; nothing more is written",
                          (unsigned long long)c->write_offset, ps_status_text(c->write_code));
 }
@@ -84,7 +82,7 @@ int ps__core_dead_error(const struct ps__core *c, uint32_t file, struct ps_error
     if (c->dead == -ETIMEDOUT)
         return ps_error_full(err, c->dead, path, NULL,
                              "the disk or its file system hangs: look into the kernel log (dmesg)",
-                             "storage: no completion for %.0f s, %u requests in flight",
+                             "storage: no completion for %.3g s, %u requests in flight",
                              c->opt.abort_s, c->dead_in_flight);
     return ps_error_full(err, c->dead, path, NULL, NULL, "storage (%s) failed: %s",
                          c->engine->ops->name, ps_status_text(c->dead));

@@ -44,6 +44,7 @@ struct ps__option {
     uint32_t commands;    /* bit c: the option exists in command c */
     bool numerical;       /* changes the bits of the result */
     bool transient;       /* belongs to one call, not to the configuration */
+    bool planned;         /* the plan's to choose: written to the configuration only when given */
     const char *help; /* NULL: hidden, for tests */
 };
 

@@ -141,7 +141,14 @@ static int parse_size(int64_t *out, const struct ps__option *o, const char *text
         *out = (int64_t)((double)free_bytes * percent / 100.0);
         return 0;
     }
-    if (!parse_bytes(text, out))
+    int64_t bytes;
+    bool read = parse_bytes(text, &bytes);
+    if (read && strstr(o->name, "-mem") && bytes < 1 << 20 &&
+        text[strspn(text, "0123456789.")] == '\0')
+        return reject(why, why_size, "lacks a unit: `%.40sGiB` or `%.40sMiB`?", text, text);
+    if (read)
+        *out = bytes;
+    else
         return reject(why, why_size, "accepts a size such as 512MiB, 24GiB, 1.5TB%s or auto",
                       percentages ? ", 80%" : "");
     return 0;

@@ -303,7 +303,8 @@ static int each_value(const struct ps_options *opt, bool numerical,
     bool oom = false;
     for (size_t i = 0; i < count && !oom; i++) {
         if (!(t[i].commands >> opt->command & 1u) || t[i].transient ||
-            (numerical && !t[i].numerical) || ps__option_without_effect(opt, &t[i]))
+            (t[i].planned && !ps__option_given(opt, &t[i])) || (numerical && !t[i].numerical) ||
+            ps__option_without_effect(opt, &t[i]))
             continue;
         char *value = ps__option_format(opt, &t[i], &oom);
         if (value)

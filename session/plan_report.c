@@ -43,16 +43,15 @@ static const char *bytes_text(char buf[32], double bytes)
     return buf;
 }
 
-static const char *time_text(char buf[32], double s)
+/* "8.03 billion", "41.94 million", "260032" */
+static const char *count_text(char buf[32], uint64_t n)
 {
-    if (s < 120)
-        snprintf(buf, 32, "%.3g s", s);
-    else if (s < 7200)
-        snprintf(buf, 32, "%.3g min", s / 60);
-    else if (s < 2 * DAY_S)
-        snprintf(buf, 32, "%.3g h", s / 3600);
+    double v = (double)n;
+    if (n < 1000000)
+        snprintf(buf, 32, "%llu", (unsigned long long)n);
     else
-        snprintf(buf, 32, "%.3g days", s / DAY_S);
+        snprintf(buf, 32, n < 1000000000 ? "%.4g million" : "%.4g billion",
+                 n < 1000000000 ? v / 1e6 : v / 1e9);
     return buf;
 }
 
@@ -60,12 +59,11 @@ static void put_head(FILE *to, const struct ps__plan_facts *f)
 {
     const struct ps_session *s = f->s;
     const struct ps_options *o = s->opt;
-    double parameters = (double)ps_trainer_params(s->trainer)->elements;
-    double trained = (double)ps_trainer_trainable_elements(s->trainer);
     char a[32];
     char b[32];
-    fprintf(to, "model     %s: %s, %.4g billion parameters, %.4g million trained (%s)\n", o->model,
-            s->cfg.model_type, parameters / 1e9, trained / 1e6, o->method);
+    fprintf(to, "model     %s: %s, %s parameters, %s trained (%s)\n", o->model, s->cfg.model_type,
+            count_text(a, ps_trainer_params(s->trainer)->elements),
+            count_text(b, ps_trainer_trainable_elements(s->trainer)), o->method);
     fprintf(to, "hardware  %s\n          %s\n", s->profile_where, f->machine);
     if (s->device_budget)
         fprintf(to, "budgets   %s on the device, %s on the host\n",
@@ -80,37 +78,53 @@ static void put_head(FILE *to, const struct ps__plan_facts *f)
         fprintf(to, " (%d x %d)\n", o->batch_size, o->max_seq_len);
 }
 
+/* A line a statement. */
+static void put_why(FILE *to, const char *why)
+{
+    fprintf(to, "\nstrategy  ");
+    for (const char *end; (end = strstr(why, "; ")); why = end + 2)
+        fprintf(to, "%.*s\n          ", (int)(end - why), why);
+    fprintf(to, "%s\n", why);
+}
+
 static void put_speed(FILE *to, const struct ps__plan_facts *f)
 {
     const struct ps_plan *p = f->plan;
     char a[32];
     char b[32];
-    fprintf(to, "\nstrategy  %s\n", p->why);
-    fprintf(to, "speed     %s a step, %.4g tokens/s; %s with one task at a time\n",
-            time_text(a, p->step_s), p->tokens_per_s, time_text(b, p->serial_s));
+    put_why(to, p->why);
+    fprintf(to,
+            p->tokens_per_s < 1000
+                ? "speed     %s a step, %.4g tokens/s; %s with one task at a time\n"
+                : "speed     %s a step, %.0f tokens/s; %s with one task at a time\n",
+            ps_plan_time_text(a, p->step_s), p->tokens_per_s, ps_plan_time_text(b, p->serial_s));
     if (p->break_even_tokens > 0) {
         double share = p->tokens_per_pass / p->break_even_tokens;
-        fprintf(to, "          N* is %.4g tokens a pass over the weights; this job has %.4g: ",
-                p->break_even_tokens, p->tokens_per_pass);
+        fprintf(
+            to,
+            "          N* is %.0f tokens a pass over the weights; this job has %.0f:\n          ",
+            p->break_even_tokens, p->tokens_per_pass);
         const char *end =
-            share < 1 ? "the step takes as long as its reads, and up to N* more tokens "
-                        "a pass cost nothing"
+            share < 1 ? "the step takes as long as its reads; more tokens a pass, up to N*, "
+                        "cost no time"
             : p->layout.near_slots == 1 ? "enough, but one slot leaves no room to read ahead"
                                         : "compute hides the reads";
         fprintf(to, "%s; %.2f x the time of compute alone\n", end, p->slowdown);
     }
-    fprintf(to, "          10M tokens in %s", time_text(a, hours_per_10m(f) * 3600));
+    fprintf(to, "          10M tokens in %s", ps_plan_time_text(a, hours_per_10m(f) * 3600));
     if (f->steps > 0)
         fprintf(to, "; %llu steps in %s", (unsigned long long)f->steps,
-                time_text(b, (double)f->steps * p->step_s));
+                ps_plan_time_text(b, (double)f->steps * p->step_s));
     if (f->eval_rows > 0)
-        fprintf(to, "; an evaluation of %llu rows in %.3g min", (unsigned long long)f->eval_rows,
-                f->eval_s / 60);
-    else if (f->eval_tokens_per_s > 0)
-        fprintf(to, "; an evaluation of 1M tokens in %.3g min", 1e6 / f->eval_tokens_per_s / 60);
+        fprintf(to, "; an evaluation of %llu rows in %s", (unsigned long long)f->eval_rows,
+                ps_plan_time_text(b, f->eval_s));
+    else if (f->eval_tokens_per_s > 0 && !f->s->opt->data)
+        fprintf(to, "; an evaluation of 1M tokens in %s",
+                ps_plan_time_text(b, 1e6 / f->eval_tokens_per_s));
     fprintf(to, "\n");
-    if (ps__import_facts(f->s)->why[0])
-        fprintf(to, "import    %s\n", ps__import_facts(f->s)->why);
+    const struct ps__import_facts *import = ps__import_facts(f->s);
+    if (import->why[0] && (import->used || ps_options_given(f->s->opt, "import")))
+        fprintf(to, "import    %s\n", import->why);
     fprintf(to, "traffic   a step: %s read from disk, ", bytes_text(a, (double)p->disk_read));
     fprintf(to, "%s written", bytes_text(a, (double)p->disk_write));
     if (p->layout.discrete) {
@@ -178,13 +192,21 @@ static void put_candidates(FILE *to, const struct ps_plan *p, int most)
         const struct ps_plan_candidate *c = &p->candidate[i];
         char step[32] = "too large";
         if (c->fits)
-            time_text(step, c->step_s);
+            ps_plan_time_text(step, c->step_s);
         fprintf(to, "%-12s %10s  %10s %10s %10s  %s\n", c->strategy, step,
                 bytes_text(a[0], (double)on_device(p, c)), bytes_text(a[1], (double)on_host(p, c)),
                 bytes_text(a[2], (double)c->disk_bytes), c->note);
     }
     if (p->candidate_count > most)
         fprintf(to, "and %d more; --json lists them\n", p->candidate_count - most);
+    fprintf(to, "memory here is that of the buffers, without the process itself");
+    bool beaten = false;
+    for (int i = 1; i < p->candidate_count; i++)
+        beaten |= p->candidate[i].fits && p->candidate[i].step_s < p->candidate[0].step_s;
+    fprintf(to, beaten ? "; the first row is chosen although another looks\n"
+                         "faster: where times hardly differ, writing less and needing less memory "
+                         "count more\n(and writing to the disk in each step counts as 5%% of it)\n"
+                       : "; the first row is chosen\n");
 }
 
 char *ps__plan_text(const struct ps__plan_facts *f)
@@ -218,7 +240,7 @@ static json_t *size(uint64_t bytes)
     return json_integer((json_int_t)bytes);
 }
 
-static json_t *memory_json(const struct ps_session *s)
+json_t *ps__plan_memory_json(const struct ps_session *s)
 {
     json_t *list = json_array();
     for (size_t i = 0; i < s->plan_count; i++)
@@ -248,11 +270,9 @@ static json_t *candidates_json(const struct ps_plan *p)
     return list;
 }
 
-/* What the contract names. */
-static json_t *contract_json(const struct ps__plan_facts *f)
+json_t *ps__plan_contract_json(const struct ps_session *s)
 {
-    const struct ps_plan *p = f->plan;
-    const struct ps_session *s = f->s;
+    const struct ps_plan *p = &s->chosen;
     return json_pack("{s:b,s:s,s:o,s:o,s:{s:o,s:o,s:o},s:{s:o,s:o,s:o,s:o},s:o,s:o,s:s,s:o}",
                      "fits", 1, "strategy", p->layout.strategy, "step_s", real(p->step_s),
                      "tokens_per_s", real(p->tokens_per_s), "peak_bytes", "device",
@@ -268,7 +288,7 @@ json_t *ps__plan_json(const struct ps__plan_facts *f)
 {
     const struct ps_plan *p = f->plan;
     const struct ps_session *s = f->s;
-    json_t *o = contract_json(f);
+    json_t *o = ps__plan_contract_json(s);
     json_t *more = json_pack(
         "{s:o,s:o,s:s,s:{s:s,s:s},s:o,s:{s:o,s:o},s:o,s:o,s:o,s:{s:o,s:o,s:o},s:o,s:{s:o,s:o},s:o}",
         "serial_s", real(p->serial_s), "slowdown", real(p->slowdown), "why", p->why, "hardware",
@@ -280,8 +300,8 @@ json_t *ps__plan_json(const struct ps__plan_facts *f)
         f->steps ? real((double)f->steps * p->step_s / 3600) : json_null(), "evaluation",
         "tokens_per_s", real(f->eval_tokens_per_s), "rows",
         f->eval_rows ? json_integer((json_int_t)f->eval_rows) : json_null(), "minutes",
-        f->eval_rows ? real(f->eval_s / 60) : json_null(), "memory", memory_json(s), "budgets",
-        "device", size(s->device_budget), "host", size(s->host_budget), "candidates",
+        f->eval_rows ? real(f->eval_s / 60) : json_null(), "memory", ps__plan_memory_json(s),
+        "budgets", "device", size(s->device_budget), "host", size(s->host_budget), "candidates",
         candidates_json(p));
     if (!o || !more || json_object_update(o, more) < 0) {
         json_decref(o);

@@ -25,4 +25,9 @@ struct ps__plan_facts {
 char *ps__plan_text(const struct ps__plan_facts *f);
 json_t *ps__plan_json(const struct ps__plan_facts *f);
 
+/* Of the chosen plan: what the contract of plan --json names, and the list "memory". plan.json has
+ * both too. New references, NULL when out of memory. */
+json_t *ps__plan_contract_json(const struct ps_session *s);
+json_t *ps__plan_memory_json(const struct ps_session *s);
+
 #endif

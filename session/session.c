@@ -26,32 +26,45 @@
 #include "session/host_cores.h"
 #include "session/session_internal.h"
 
-/* A line of /proc/self/status, in bytes. Called in every step: no stream, which would allocate. */
-static uint64_t status_bytes(const char *key)
+/* /proc/self/status. Called in every step: no stream, which would allocate. */
+static void read_status(char *text, size_t size)
 {
-    char text[8192];
     size_t len = 0;
     ssize_t n = 1;
     int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
-    while (fd >= 0 && n > 0 && len < sizeof text - 1) {
-        n = read(fd, text + len, sizeof text - 1 - len);
+    while (fd >= 0 && n > 0 && len < size - 1) {
+        n = read(fd, text + len, size - 1 - len);
         len += n > 0 ? (size_t)n : 0;
     }
     if (fd >= 0)
         close(fd);
     text[len] = '\0';
+}
+
+/* A line of it, in bytes. */
+static uint64_t status_bytes(const char *text, const char *key)
+{
     const char *at = strstr(text, key);
     return at ? strtoull(at + strlen(key), NULL, 10) * 1024 : 0;
 }
 
 uint64_t ps__rss_bytes(void)
 {
-    return status_bytes("\nVmRSS:");
+    char text[8192];
+    read_status(text, sizeof text);
+    uint64_t all = status_bytes(text, "\nVmRSS:");
+    uint64_t shared = status_bytes(text, "\nRssShmem:");
+    return all > shared ? all - shared : 0;
 }
 
-uint64_t ps__rss_peak_bytes(void)
+uint64_t ps__rss_peak_bytes(const struct ps_session *s)
 {
-    return status_bytes("\nVmHWM:");
+    char text[8192];
+    read_status(text, sizeof text);
+    if (!s->trainer_options.device->discrete)
+        return status_bytes(text, "\nVmHWM:");
+    uint64_t now = ps__rss_bytes();
+    return now > s->peak_rss ? now : s->peak_rss;
 }
 
 static bool is_command(const struct ps_session *s, enum ps_command c)
@@ -535,8 +548,7 @@ void ps_session_info(const struct ps_session *s, struct ps_session_info *out)
         .data_format = rows ? ps_data_format_name(d->format) : "",
         .loss_on = rows ? loss_name[d->loss_on] : "",
         .parameters = ps_trainer_params(s->trainer)->elements,
-        .trainable_parameters =
-            trains(s) ? ps_trainer_trainable_elements(s->trainer) : 0,
+        .trainable_parameters = trains(s) ? ps_trainer_trainable_elements(s->trainer) : 0,
         .step_count = s->batcher ? ps_batcher_step_count(s->batcher) : 0,
         .step = s->step,
         .rows = d->row_count,

@@ -179,17 +179,32 @@ static int prepare(struct ps_session *s, const struct ps_prompt *prompt, uint32_
     return 0;
 }
 
+/* The text of ids; those past the tokenizer's vocabulary (a model's may be padded) have none. */
+static int decode_text(struct ps_session *s, struct ps_generation *g, struct ps_error *err)
+{
+    size_t known = ps_tokenizer_vocab_size(s->tok);
+    size_t count = 0;
+    size_t len;
+    int32_t *ids = malloc((g->count + 1) * sizeof *ids);
+    if (!ids)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    for (size_t i = 0; i < g->count; i++)
+        if (g->ids[i] >= 0 && (size_t)g->ids[i] < known)
+            ids[count++] = g->ids[i];
+    int ret = ps_tokenizer_decode(s->tok, ids, count, true, &g->text, &len, err);
+    free(ids);
+    return ret;
+}
+
 /* One group that goes through the weights together. */
 static int generate_group(struct ps_session *s, struct state *p, int32_t count,
                           struct candidate *list, struct ps_generation *out, struct ps_error *err)
 {
     int ret = run(s, p, count, list, err);
     for (int32_t i = 0; ret == 0 && i < count; i++) {
-        size_t len;
         out[i].count = p[i].count;
         if (s->tok)
-            ret = ps_tokenizer_decode(s->tok, out[i].ids, out[i].count, true, &out[i].text, &len,
-                                      err);
+            ret = decode_text(s, &out[i], err);
     }
     return ret;
 }

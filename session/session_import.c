@@ -93,7 +93,8 @@ PS_PRINTF(2, 3) static int decide(struct ps_session *s, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(s->import->facts.why, sizeof s->import->facts.why, fmt, ap);
     va_end(ap);
-    ps_log(&s->log, PS_LOG_INFO, "import: %s", s->import->facts.why);
+    bool said = s->import->facts.used || ps_options_given(s->opt, "import");
+    ps_log(&s->log, said ? PS_LOG_INFO : PS_LOG_DEBUG, "import: %s", s->import->facts.why);
     return 0;
 }
 

@@ -48,6 +48,7 @@ struct ps_session {
     struct ps_plan chosen;         /* layout and prediction */
     const char *profile_where;     /* where the hardware profile came from */
     uint64_t process_bytes;        /* beside the arenas */
+    uint64_t ram_copy_bytes;       /* of these the files that --storage ram loads */
     uint64_t host_budget, host_need;     /* of the whole process */
     uint64_t device_budget, device_need; /* of a discrete device */
     uint64_t disk_need;
@@ -72,7 +73,7 @@ struct ps_session {
     FILE *metrics;
     uint64_t total_tokens, total_labels;
     double total_seconds, last_eval_loss;
-    uint64_t peak_rss;
+    uint64_t peak_rss; /* largest of the steps */
     uint64_t total_read_bytes, total_write_bytes; /* of the disk, by this process */
     uint64_t first_step;                      /* that this process began with */
     struct ps_lane_stats lane[PS_LANE_COUNT]; /* of the last step */
@@ -115,9 +116,12 @@ int ps__schedule_export(struct ps_session *s, const char *path,
 /* Fill s->plan. */
 void ps__layout_describe(struct ps_session *s);
 
-/* RSS of this process in bytes, and its high-water mark (VmHWM). 0 when the system does not say. */
+/* RSS of this process in bytes, without shared memory (the arena of an emulated device). 0 when the
+ * system does not say. */
 uint64_t ps__rss_bytes(void);
-uint64_t ps__rss_peak_bytes(void);
+/* Its peak: the kernel's high-water mark, or, where that counts a device's arena too, the largest
+ * of the steps and now. */
+uint64_t ps__rss_peak_bytes(const struct ps_session *s);
 
 /* Write the trained thing into the existing directory `dir`: a PEFT adapter, or a Hugging Face
  * model (base with adapter merged, or the trained weights). dtype of adapters F32 or BF16. */

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "offload/storage_backends.h"
 #include "offload/storage_fault.h"
@@ -27,6 +28,7 @@ struct ps_session_io {
     char dir[PS_STRIPE_PATHS_MAX][1024];
     struct ps_stripe *stripe;
     int attached; /* lanes that have its files open */
+    bool own_dir; /* OUTPUT/spill: removed at the end when it is empty */
 };
 
 int ps_session_io_create(struct ps_session_io **out, const struct ps_options *opt,
@@ -52,6 +54,8 @@ void ps_session_io_destroy(struct ps_session_io *io)
     if (!io)
         return;
     ps_stripe_close(io->stripe);
+    if (io->own_dir)
+        PS_IGNORE(rmdir(io->dir[0]), "what is not empty, or not there, stays as it is");
     free(io);
 }
 
@@ -108,6 +112,7 @@ static int spill_paths(struct ps_session_io *io, const char *path[PS_STRIPE_PATH
     int ret = ps_file_make_dirs(io->dir[0], err);
     if (ret < 0)
         return ret;
+    io->own_dir = true;
     path[0] = io->dir[0];
     *count = 1;
     return 0;

@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "runtime/base/file.h"
@@ -86,11 +87,35 @@ static uint64_t disk_budget(const struct ps_options *o)
     return least < UINT64_MAX / 64 ? least * count : UINT64_MAX;
 }
 
+/* What the RAM back end holds beside the arena: a copy of each file that weights are read from. */
+static uint64_t ram_copies(const struct ps_session *s)
+{
+    const struct ps_options *o = s->opt;
+    if (!o->storage || strcmp(o->storage, "ram") != 0 || !ps_trainer_shape(s->trainer)->frozen ||
+        (o->strategy && strcmp(o->strategy, "resident") == 0))
+        return 0;
+    if (ps__import_needs(s).disk_bytes > 0)
+        return ps__import_needs(s).disk_bytes;
+    const struct ps_st_set *files = ps_trainer_files(s->trainer);
+    if (!files)
+        return ps_trainer_params(s->trainer)->elements *
+               ps_dtype_size((enum ps_dtype)s->trainer_options.dtype);
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < ps_st_set_file_count(files); i++) {
+        struct stat st;
+        if (stat(ps_st_path(ps_st_set_file(files, i)), &st) == 0)
+            bytes += (uint64_t)st.st_size;
+    }
+    return bytes;
+}
+
 static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
 {
     const struct ps_options *o = s->opt;
     struct ps__import_needs import = ps__import_needs(s);
-    s->process_bytes = ps__rss_bytes() + PROCESS_SLACK_BYTES + import.host_bytes;
+    s->ram_copy_bytes = ram_copies(s);
+    s->process_bytes =
+        ps__rss_bytes() + PROCESS_SLACK_BYTES + import.host_bytes + s->ram_copy_bytes;
     s->host_budget = (uint64_t)o->host_mem;
     if (o->host_mem < 0) {
         int64_t left = ps_host_memory_free();
@@ -121,7 +146,7 @@ static int32_t eval_max(const struct ps_session *s)
         return prompts < 1 ? 1 : prompts < EVAL_GROUP_MAX ? prompts : EVAL_GROUP_MAX;
     }
     uint64_t rows = s->eval_data.row_count;
-    if (s->opt->command == PS_CMD_PLAN && rows == 0)
+    if (s->opt->command == PS_CMD_PLAN && !s->opt->data)
         return EVAL_GROUP_MAX; /* as if there were enough */
     return rows < 1 ? 1 : rows < EVAL_GROUP_MAX ? (int32_t)rows : EVAL_GROUP_MAX;
 }
@@ -181,8 +206,12 @@ static int no_fit(struct ps_session *s, const struct ps_planner_request *r, stru
     s->device_need = r->discrete ? arena : 0;
     s->host_need = s->process_bytes + (r->discrete ? host : arena);
     bool train = s->opt->command == PS_CMD_TRAIN || s->opt->command == PS_CMD_PLAN;
-    const char *advice = train ? "raise the budget, or lower --max-seq-len or --batch-size"
-                               : "raise the budget, or lower --max-seq-len";
+    bool new_lora = train && s->trainer_options.mode == PS_MODE_ADAPTER && !s->opt->adapter;
+    const char *advice =
+        new_lora ? "raise the budget, or lower --max-seq-len, --batch-size or --lora-r, or adapt "
+                   "fewer linears (--lora-target attn)"
+        : train  ? "raise the budget, or lower --max-seq-len or --batch-size"
+                 : "raise the budget, or lower --max-seq-len";
     if (r->discrete && s->device_need > s->device_budget)
         return ps_error_full(err, PS_ENOFIT, NULL, "gpu-mem", advice,
                              "this needs %.0f MiB of device memory and the budget is %.0f MiB; the "
@@ -207,6 +236,15 @@ static int no_fit(struct ps_session *s, const struct ps_planner_request *r, stru
     return err->code;
 }
 
+/* A plan's file that is not there is a wrong flag, not a wrong file. */
+static int missing_is_usage(int ret, const char *option, struct ps_error *err)
+{
+    if (ret != -ENOENT && ret != -ENOTDIR && ret != -EISDIR && ret != -EACCES)
+        return ret;
+    err->code = PS_EUSAGE;
+    return ps_error_field(err, PS_EUSAGE, option);
+}
+
 int ps__layout_choose(struct ps_session *s, struct ps_error *err)
 {
     struct ps_planner_request r;
@@ -217,8 +255,12 @@ int ps__layout_choose(struct ps_session *s, struct ps_error *err)
     int ret = ps__planner_request(s, &r, profile, err);
     if (ret == 0 && s->opt->placement) {
         ret = ps_placement_load(&placed, s->opt->placement, r.shape, r.discrete, err);
+        ret = missing_is_usage(ret, "placement", err);
         r.placement = ret == 0 ? &placed : NULL;
     }
+    if (ret == 0 && r.placement && (r.ablate & PS_ABLATE_LAYER_MAJOR) && placed.group > 1)
+        ps_log(&s->log, PS_LOG_INFO, "--ablate layer-major: group 1 in place of the placement's %d",
+               placed.group);
     if (ret == 0)
         ret = ps_planner_choose(&s->chosen, &r, err);
     if (ret == 0 && s->opt->serial && s->chosen.serial_s > 0) { /* what was asked for is that */
@@ -234,6 +276,10 @@ int ps__layout_choose(struct ps_session *s, struct ps_error *err)
     ret = ps_trainer_set_layout(s->trainer, &s->chosen.layout, err);
     if (ret < 0)
         return ret;
+    if (ps_trainer_map(s->trainer)->stream_count == 0) { /* nothing is read, nothing copied */
+        s->process_bytes -= s->ram_copy_bytes;
+        s->ram_copy_bytes = 0;
+    }
     uint64_t near = ps_trainer_bytes(s->trainer, PS_TIER_DEVICE);
     s->device_need = r.discrete ? near : 0;
     s->host_need =
@@ -251,7 +297,7 @@ int ps__schedule_import(struct ps_session *s, struct ps_error *err)
         return 0;
     int ret = ps_schedule_import_set(read, PS_SEGMENT_COUNT, &count, path, err);
     if (ret < 0)
-        return ret;
+        return missing_is_usage(ret, "schedule", err);
     for (size_t i = 0; i < count; i++) {
         int segment = 0;
         while (strcmp(read[i].name, ps_segment_name((enum ps_segment)segment)) != 0)
@@ -310,10 +356,13 @@ void ps__layout_describe(struct ps_session *s)
                                       .bytes = bytes};
         }
     }
+    if (s->ram_copy_bytes > 0 && s->plan_count < PS_PLAN_ITEM_MAX - 1)
+        s->plan[s->plan_count++] = (struct ps_plan_item){
+            .name = "files in memory", .tier = "host", .bytes = s->ram_copy_bytes};
     uint64_t import = ps__import_needs(s).disk_bytes;
     if (import > 0 && s->plan_count < PS_PLAN_ITEM_MAX - 1)
         s->plan[s->plan_count++] =
             (struct ps_plan_item){.name = "imported weights", .tier = "disk", .bytes = import};
     s->plan[s->plan_count++] = (struct ps_plan_item){
-        .name = "process and data", .tier = "host", .bytes = s->process_bytes};
+        .name = "process and data", .tier = "host", .bytes = s->process_bytes - s->ram_copy_bytes};
 }

@@ -13,7 +13,7 @@
 #include "runtime/base/file.h"
 #include "runtime/base/json.h"
 #include "runtime/train/lane_report.h"
-#include "session/session_internal.h"
+#include "session/plan_report_internal.h"
 
 #define NONFINITE_RUN_MAX 10
 #define PATH_BYTES 4096
@@ -76,6 +76,7 @@ int ps_session_step(struct ps_session *s, struct ps_step_stats *out, struct ps_e
         .stall_s = ps_lane_stall_s(&st.lane[PS_LANE_COMPUTE]),
         .predicted_step_s = s->chosen.step_s,
     };
+    s->peak_rss = out->host_bytes > s->peak_rss ? out->host_bytes : s->peak_rss;
     memcpy(s->lane, st.lane, sizeof s->lane);
     ps__trace_step(s);
     if (s->step > s->first_step + 1 || s->step == count) /* the first step fills the slots */
@@ -167,37 +168,23 @@ static int write_text(const char *dir, const char *name, const char *text, struc
     return ps_file_write(path, text, strlen(text), err);
 }
 
+/* What `plan --json` says too, but for what only a plan is asked. */
 static int write_plan(struct ps_session *s, struct ps_error *err)
 {
-    char text[8192];
-    size_t len = 0;
-    const struct ps_plan *p = &s->chosen;
-    len += (size_t)snprintf(
-        text, sizeof text,
-        "{\"version\":1,\"fits\":true,\"strategy\":\"%s\",\"step_s\":%.9g,\"tokens_per_s\":%.9g,"
-        "\"peak_bytes\":{\"device\":%" PRIu64 ",\"host\":%" PRIu64 ",\"disk\":%" PRIu64
-        "},\"host_budget\":%" PRIu64 ",\"traffic_bytes\":{\"disk_read\":%" PRIu64
-        ",\"disk_write\":%" PRIu64 ",\"h2d\":%" PRIu64 ",\"d2h\":%" PRIu64
-        "},\"tokens_per_pass\":%.9g,\"break_even_tokens\":%.9g,\"bottleneck\":\"%s\",\"placement\":"
-        "[",
-        p->layout.strategy, p->step_s, p->tokens_per_s, s->device_need, s->host_need, s->disk_need,
-        s->host_budget, p->disk_read, p->disk_write, p->h2d, p->d2h, p->tokens_per_pass,
-        p->break_even_tokens, ps_lane_name(p->bottleneck));
-    for (size_t i = 0; i < s->plan_count && len < sizeof text - 160; i++)
-        len += (size_t)snprintf(text + len, sizeof text - len,
-                                "%s{\"name\":\"%s\",\"tier\":\"%s\",\"bytes\":%" PRIu64 "}",
-                                i ? "," : "", s->plan[i].name, s->plan[i].tier, s->plan[i].bytes);
-    json_t *import = ps__import_json(s);
-    char *about = import ? json_dumps(import, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
-    json_decref(import);
-    if (!about)
+    uint64_t budget = s->host_budget < INT64_MAX ? s->host_budget : INT64_MAX;
+    json_t *root = ps__plan_contract_json(s);
+    json_t *more =
+        json_pack("{s:i,s:I,s:o,s:o}", "version", 1, "host_budget", (json_int_t)budget, "memory",
+                  ps__plan_memory_json(s), "import", ps__import_json(s));
+    bool whole = root && more && json_object_update(root, more) == 0;
+    char *text = whole ? json_dumps(root, JSON_COMPACT) : NULL;
+    json_decref(root);
+    json_decref(more);
+    if (!text)
         return ps_error_set(err, -ENOMEM, "out of memory");
-    if (len + strlen(about) < sizeof text - 32)
-        len += (size_t)snprintf(text + len, sizeof text - len, "],\"import\":%s}\n", about);
-    else
-        len += (size_t)snprintf(text + len, sizeof text - len, "]}\n");
-    free(about);
-    return write_text(s->opt->output, "plan.json", text, err);
+    int ret = write_text(s->opt->output, "plan.json", text, err);
+    free(text);
+    return ret;
 }
 
 /* What a killed process leaves behind: ".checkpoint-N.tmp" and the "NAME.tmp-PID-N" of
@@ -416,7 +403,7 @@ static int write_end(struct ps_session *s, struct ps_error *err)
             s->step, ps_trainer_updates(s->trainer), s->skipped, s->total_tokens, s->total_labels,
             s->total_seconds, rate,
             s->eval_batcher ? real(eval, sizeof eval, s->last_eval_loss) : "null", s->device_need,
-            ps__rss_peak_bytes(), s->disk_need, s->device_need, s->host_need, s->disk_need,
+            ps__rss_peak_bytes(s), s->disk_need, s->device_need, s->host_need, s->disk_need,
             real(measured, sizeof measured, step_s), s->chosen.step_s, s->lane_read_bytes,
             s->lane_write_bytes);
     return flush_metrics(s, err);

@@ -54,7 +54,7 @@ static void add_hash(XXH64_hash_t *hash, const json_t *v, bool *any)
 /* What the process itself takes besides the buffers is measured, and differs from call to call. */
 static bool is_measured(const json_t *item)
 {
-    const char *name = json_string_value(json_object_get(item, "name"));
+    const char *name = json_string_value(json_object_get(item, "class"));
     return name && !strncmp(name, "process", 7);
 }
 
@@ -63,14 +63,13 @@ static void hash_plan(struct ps__sweep_row *row, const json_t *plan)
 {
     XXH64_hash_t hash = 0;
     bool any = false;
-    const json_t *placement = json_object_get(plan, "placement");
+    const json_t *memory = json_object_get(plan, "memory");
     add_hash(&hash, json_object_get(plan, "strategy"), &any);
     add_hash(&hash, json_object_get(plan, "traffic_bytes"), &any);
-    if (!json_is_array(placement))
-        add_hash(&hash, placement, &any);
-    for (size_t i = 0; i < json_array_size(placement); i++) /* 0 for what is no array */
-        if (!is_measured(json_array_get(placement, i)))
-            add_hash(&hash, json_array_get(placement, i), &any);
+    add_hash(&hash, json_object_get(plan, "placement"), &any);
+    for (size_t i = 0; i < json_array_size(memory); i++) /* 0 for what is no array */
+        if (!is_measured(json_array_get(memory, i)))
+            add_hash(&hash, json_array_get(memory, i), &any);
     if (any)
         PS_IGNORE(snprintf(row->plan_hash, sizeof row->plan_hash, "%016llx",
                            (unsigned long long)hash) < 0,

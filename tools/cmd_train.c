@@ -111,6 +111,15 @@ static void print_tier(const char *tier, uint64_t used, uint64_t budget)
     printf(" %s", tier);
 }
 
+/* A line a statement. */
+static void print_note(const char *note)
+{
+    printf("plan      ");
+    for (const char *end; (end = strstr(note, "; ")); note = end + 2)
+        printf("%.*s\n          ", (int)(end - note), note);
+    puts(note);
+}
+
 static int print_plan(const struct view *v, struct ps_error *err)
 {
     const struct ps_session_info *i = &v->info;
@@ -133,7 +142,7 @@ static int print_plan(const struct view *v, struct ps_error *err)
     printf("machine   %s, %d thread%s, %s, activations %s\n", i->device ? i->device : "cpu",
            i->threads, i->threads == 1 ? "" : "s", i->isa, i->recompute ? "recomputed" : "kept");
     if (i->plan_note && i->plan_note[0]) /* names the strategy too */
-        printf("plan      %s\n", i->plan_note);
+        print_note(i->plan_note);
     else if (i->strategy)
         printf("plan      %s\n", i->strategy);
     if (i->predicted_step_s > 0)

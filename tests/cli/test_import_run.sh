@@ -170,7 +170,9 @@ fi
 
 # --- auto ---
 rm -rf nv && mkdir nv
-check "auto: a fast disk" run auto --model model --nvme-path nv
+check "auto: a fast disk, not asked for" run auto --model model --nvme-path nv
+check "auto: not asked for, nothing said" is_silent
+check "auto: a fast disk" run auto --model model --nvme-path nv --import auto
 check "auto: a fast disk needs none" said 'no: reads take'
 check "auto: none is made" test -z "$(place nv)"
 check "auto: a slow disk" run auto --model model --nvme-path nv --throttle disk_weights=4MiB
@@ -184,7 +186,7 @@ few="train $base --batch-size 2 --grad-accum 2 --max-steps 2 --lora-r 4 --thread
     --strategy stream-lora --prefetch-depth 1 --throttle disk_weights=4MiB"
 rm -rf nv && mkdir nv
 # shellcheck disable=SC2086
-check "auto: two steps" penstock $few --output few --model model --nvme-path nv
+check "auto: two steps" penstock $few --output few --model model --nvme-path nv --import auto
 check "auto: two steps are too few" said 'no: making one takes'
 # shellcheck disable=SC2086
 check "auto: nothing streamed" penstock train $base --max-steps 1 --progress plain --output whole --model model
