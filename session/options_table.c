@@ -231,7 +231,7 @@ static const struct ps__option table[] = {
     {"progress", PS__CHOICE, AT(progress), .fallback = "auto", .choices = "auto|plain|json|none",
      .commands = TRAIN, .help = "progress on standard output"},
     {"trace", PS__STRING, AT(trace), .arg = "FILE", .shown = "OUTPUT/trace.json", .commands = TRAIN,
-     .help = "Chrome trace of the first steps, predicted beside actual (opens in Perfetto)"},
+     .help = "Chrome trace of the first steps, predicted beside actual (for Perfetto)"},
     {"dump-grads", PS__STRING, AT(dump_grads), .arg = "FILE", .commands = TRAIN,
      .help = "write the gradients of the first step (before clipping) as safetensors"},
     {"dry-run", PS__BOOL, AT(dry_run), .fallback = "false", .commands = TRAIN & ~PLAN,

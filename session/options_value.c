@@ -14,6 +14,9 @@
 
 #include "session/host_memory.h"
 
+/* A memory size below this that has no unit lacks one. */
+#define UNIT_OPTIONAL (1 << 20)
+
 static void *member(const struct ps_options *opt, const struct ps__option *o)
 {
     return (char *)(uintptr_t)opt + o->offset;
@@ -143,7 +146,7 @@ static int parse_size(int64_t *out, const struct ps__option *o, const char *text
     }
     int64_t bytes;
     bool read = parse_bytes(text, &bytes);
-    if (read && strstr(o->name, "-mem") && bytes < 1 << 20 &&
+    if (read && strstr(o->name, "-mem") && bytes < UNIT_OPTIONAL &&
         text[strspn(text, "0123456789.")] == '\0')
         return reject(why, why_size, "lacks a unit: `%.40sGiB` or `%.40sMiB`?", text, text);
     if (read)
@@ -363,8 +366,11 @@ char *ps__option_format(const struct ps_options *opt, const struct ps__option *o
         break;
     default: {
         long long v = o->type == PS__INT ? *(const int *)from : *(const int64_t *)from;
+        bool size = o->type == PS__SIZE || o->type == PS__BYTES;
         if (v < 0)
-            text = o->type == PS__SIZE || o->type == PS__BYTES ? "auto" : NULL;
+            text = size ? "auto" : NULL;
+        else if (size && v < UNIT_OPTIONAL)
+            PS_IGNORE(snprintf(buf, sizeof buf, "%lldB", v) < 0, "fits");
         else
             PS_IGNORE(snprintf(buf, sizeof buf, "%lld", v) < 0, "fits");
     }

@@ -113,6 +113,10 @@ check "a row of one token changes no loss" within "$(json_get out loss)" \
 # init, then eval: a random model is a whole model.
 expect_exit "init: exit 0" 0 init --config "$models/qwen3_untied/model/config.json" --output made \
     --seed 3 --dtype fp32
+sed 's/"vocab_size": *[0-9]*/"vocab_size": 4000/' "$models/qwen3_untied/model/config.json" >padded.json
+check "a model padded past its tokenizer" penstock init --config padded.json --output padded \
+    --tokenizer "$PENSTOCK_ROOT/tests/golden/byte_tokenizer" --seed 3
+check "generates: what has no text is left out" penstock generate --model padded --prompt 'Hello' --max-new-tokens 16
 expect_exit "the model of init evaluates: exit 0" 0 eval --model made --format tokens --dtype fp32 \
     --data "$models/qwen3_untied/rows.jsonl" --json
 check "its loss is near that of guessing" within "$(json_get out loss)" 3.97 0.5

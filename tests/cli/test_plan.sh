@@ -46,7 +46,8 @@ done
 
 # A text report for a person.
 check "report" penstock plan --model "$shapes/llama-3-8b/config.json" --host-mem 8GiB
-for word in "N\*" "tokens/s" "written to the SSD" "where it lives" "stream-lora" "resident needs"; do
+for word in "N\* is [0-9]* tokens" "tokens/s" "written to the SSD" "where it lives" "^strategy  stream-lora" \
+    "^ *resident needs" "8.03 billion parameters, 41.94 million trained" "without the process itself"; do
     check "report has: $word" grep -q -- "$word" out
 done
 
@@ -72,6 +73,30 @@ args="--model $model --data rows.jsonl --format tokens --max-seq-len 64 --grad-a
     check "plan takes it too" penstock plan $args --placement placement.json --json
     check "and only that" test "$(json_get out 'candidates.#')" = 1
     sed 's/"keep": *true/"keep":7/; s/"keep": *false/"keep":7/' placement.json >bad.json
+    check "a run's plan.json holds the same placement" test "$(json_get run/plan.json placement)" = \
+        "$(json_get placement.json '')"
+    check "and stands for it" penstock train $args --placement run/plan.json --output again --progress none
+    check "the same adapter" cmp run/adapter_model.safetensors again/adapter_model.safetensors
+    check "train takes what plan exports" penstock plan $args --strategy stream-lora --export-schedule schedule.json \
+        --export-placement exported.json
+    check "schedule and placement" penstock train $args --schedule schedule.json --placement exported.json \
+        --output both --progress none
+    check "the same adapter again" cmp run/adapter_model.safetensors both/adapter_model.safetensors
+    sed 's/"group": *[0-9]*/"group":2/; s/"x_ring": *[0-9]*/"x_ring":3/' placement.json >two.json
+    check "a placement without layer-major" penstock train $args --placement two.json --ablate layer-major \
+        --output one --progress plain
+    check "is limited to group 1" grep -q '^plan .*group 1,' out
+    check "and says so" grep -q "group 1 in place of the placement's 2" err
+    expect_exit "a missing placement: exit 2" 2 train $args --placement none.json --output x
+    expect_exit "a missing schedule: exit 2" 2 train $args --schedule none.json --output x
+    check "no empty spill directory stays" test ! -e run/spill
+    check "boundaries on the disk" penstock train $args --strategy stream-lora --offload-activations disk --output spilled
+    check "the spill directory is gone too" test ! -e spilled/spill
+    check "the files that ram copies are planned" penstock train $args --strategy stream-lora --storage ram --output ram
+    ram=$(sed -n 's/.*{"class":"files in memory","tier":"host","bytes":\([0-9]*\)}.*/\1/p' ram/plan.json)
+    check "as large as they are" test "$ram" = "$(stat -Lc %s "$model/model.safetensors")"
+    check "on an emulated device" penstock train $args --device emu --gpu-mem 600MiB --host-mem 300MiB --output emu \
+        --progress none
     expect_exit "a bad placement: exit 4" 4 plan $args --placement bad.json
     check "is named" grep -q 'bad.json' err
 }

@@ -167,6 +167,22 @@ static void every_cut_of_a_good_file_is_refused(void **state)
     }
 }
 
+static void what_holds_a_placement_stands_for_it(void **state)
+{
+    (void)state;
+    struct ps_step_layout l;
+    struct ps_error err;
+    assert_int_equal(load("{\"fits\":true,\"placement\":{" HEAD "," WEIGHTS "," ACTS
+                          "},\"why\":\"\"}",
+                          &l, &err),
+                     0);
+    assert_int_equal(l.near_slots, 2);
+    assert_int_equal(l.weight[1], PS_TIER_DISK);
+    ps_step_layout_fini(&l);
+    assert_int_equal(load("{\"placement\":[]}", &l, &err), PS_EFORMAT);
+    assert_int_equal(load("{\"placement\":{\"placement\":{}}}", &l, &err), PS_EFORMAT);
+}
+
 static void a_missing_file_is_named(void **state)
 {
     (void)state;
@@ -186,6 +202,7 @@ int main(void)
         cmocka_unit_test(a_short_file_gets_defaults),
         cmocka_unit_test(wrong_files_are_refused_by_name),
         cmocka_unit_test(every_cut_of_a_good_file_is_refused),
+        cmocka_unit_test(what_holds_a_placement_stands_for_it),
         cmocka_unit_test(a_missing_file_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

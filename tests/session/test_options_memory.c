@@ -378,6 +378,44 @@ static void hidden_options_stay_out_of_help_and_configuration(void **state)
     ps_options_fini(&o);
 }
 
+/* A run goes on with another plan: what its configuration says of one is what was given. */
+static void a_configuration_holds_only_the_planning_that_was_given(void **state)
+{
+    (void)state;
+    static const char *const left_out[] = {"strategy",  "host_mem",       "nvme_mem", "offload_",
+                                           "storage",   "queue_depth",    "serial",   "gpu_mem",
+                                           "emu_clock", "prefetch_depth", "ablate",   "throttle"};
+    struct ps_options o;
+    struct ps_error err;
+    assert_int_equal(parse(&o, PS_CMD_TRAIN, ARGS("--lora-r", "4"), &err), 0);
+    char *text = ps_options_to_yaml(&o);
+    assert_non_null(text);
+    assert_contains(text, "lora_r: 4");
+    for (size_t i = 0; i < COUNT(left_out); i++)
+        if (strstr(text, left_out[i]))
+            fail_msg("%s stands in\n%s", left_out[i], text);
+    FILE *f = fopen("given.yaml", "w");
+    assert_true(f && fputs(text, f) >= 0 && fclose(f) == 0);
+    free(text);
+    ps_options_fini(&o);
+    static const char *const other[][3] = {
+        {"--strategy", "resident", NULL}, {"--strategy", "stream-lora", NULL}, {"--serial", NULL}};
+    for (size_t i = 0; i < COUNT(other); i++) {
+        const char *args[5] = {"given.yaml", "--resume", other[i][0], other[i][1], NULL};
+        if (parse(&o, PS_CMD_TRAIN, args, &err))
+            fail_msg("%s: %s", other[i][0], err.message);
+        ps_options_fini(&o);
+    }
+    assert_int_equal(parse(&o, PS_CMD_TRAIN, ARGS("--nvme-mem", "8GiB", "--storage", "ram"), &err),
+                     0);
+    text = ps_options_to_yaml(&o);
+    assert_non_null(text);
+    assert_contains(text, "nvme_mem: 8589934592");
+    assert_contains(text, "storage: \"ram\"");
+    free(text);
+    ps_options_fini(&o);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -393,6 +431,7 @@ int main(void)
         cmocka_unit_test(planning_for_a_gpu_needs_none),
         cmocka_unit_test(bench_measures_all_parts_unless_told),
         cmocka_unit_test(hidden_options_stay_out_of_help_and_configuration),
+        cmocka_unit_test(a_configuration_holds_only_the_planning_that_was_given),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
