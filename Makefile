@@ -28,6 +28,22 @@ TEST_SH := $(sort $(wildcard tests/*/test_*.sh))
 FUZZ_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
 HELPER_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/helpers/*.c)))
 
+# CUDA: looking for nvcc is the only probe. Without it nothing of CUDA is built, and its tests are not run.
+NVCC ?= $(if $(filter 0,$(CUDA)),,$(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc)))
+CUDA_HOME = $(patsubst %/bin/nvcc,%,$(NVCC))
+CUDA_ARCH ?= 80 86 89 90 120
+CU_SRC := $(sort $(wildcard runtime/kernels/*.cu optim/*.cu runtime/device/cuda/*.cu))
+CUDA_C := $(sort $(wildcard runtime/device/cuda/*.c))
+EMU_SRC := $(sort $(wildcard tests/cuda_emu/*.cpp))
+ifneq ($(NVCC),)
+CUDA_TEST_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/cuda/test_*.c)))
+endif
+# The same kernel sources for the host, against the emulation of CUDA under tests/.
+EMU_CU := $(CU_SRC:%.cu=$(BUILD)/emu/%.o)
+EMU_LIB := $(filter-out %/emu_blas.o,$(EMU_SRC:%.cpp=$(BUILD)/emu/%.o))
+EMU_PLUG := $(CUDA_C:%.c=$(BUILD)/emu/%.o)
+EMU_FLAGS = -DPS_CUDA_EMU -I. -isystem $(CUDA_HOME)/include -O2 -g -fPIC -fno-strict-aliasing -ffp-contract=off -pthread
+
 all: $(BUILD)/penstock $(BUILD)/libpenstock.so $(EXAMPLE_BIN)
 
 help:
@@ -54,6 +70,25 @@ $(BUILD)/libpenstock.so: $(LIB_OBJ)
 	$(Q)$(CC) -shared $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(LIBS)
 $(BUILD)/penstock: $(TOOL_OBJ) $(BUILD)/libpenstock.a
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(LIBS)
+$(BUILD)/emu/%.o: %.cu
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "EMU $<")
+	$(Q)$(CXX) -x c++ -std=c++17 $(EMU_FLAGS) -Wno-unknown-pragmas -MMD -MP -c $< -o $@
+$(BUILD)/emu/%.o: %.cpp
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "CXX $<")
+	$(Q)$(CXX) -std=c++17 $(EMU_FLAGS) -MMD -MP -c $< -o $@
+$(BUILD)/emu/%.o: %.c
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "CC $<")
+	$(Q)$(CC) -std=c17 -D_GNU_SOURCE $(EMU_FLAGS) -MMD -MP -c $< -o $@
+$(BUILD)/libpenstock_cuda_emu.so: $(EMU_PLUG) $(EMU_CU) $(EMU_LIB) $(BUILD)/libpenstock.a
+	$(Q)$(CXX) -shared -pthread $^ -o $@ $(LIBS)
+$(BUILD)/tests/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
+$(BUILD)/tests/cuda/test_plugin%: $(BUILD)/tests/cuda/test_plugin%.o $(BUILD)/libpenstock.a
+	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
+$(BUILD)/tests/cuda/test_%: $(BUILD)/tests/cuda/test_%.o $(BUILD)/emu/tests/cuda/emu_controls.o $(EMU_PLUG) $(EMU_CU) $(EMU_LIB) $(BUILD)/libpenstock.a
+	$(Q)$(CXX) -pthread $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libpenstock.a
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
 $(BUILD)/tools/bench/%: $(BUILD)/tools/bench/%.o $(BUILD)/libpenstock.a
@@ -63,10 +98,10 @@ $(BUILD)/examples/%: $(BUILD)/examples/%.o $(BUILD)/libpenstock.a
 
 setup:
 	@tools/setup.sh
-tests: $(TEST_BIN) $(HELPER_BIN)
+tests: $(TEST_BIN) $(HELPER_BIN) $(CUDA_TEST_BIN) $(if $(CUDA_TEST_BIN),$(BUILD)/libpenstock_cuda_emu.so)
 test check: setup
 	$(Q)$(MAKE) --no-print-directory all tests
-	$(Q)BUILD=$(BUILD) tests/run.sh $(TEST_BIN) $(TEST_SH)
+	$(Q)BUILD=$(BUILD) tests/run.sh $(TEST_BIN) $(CUDA_TEST_BIN) $(TEST_SH)
 demo: setup
 	$(Q)$(MAKE) --no-print-directory $(BUILD)/penstock $(EXAMPLE_BIN)
 	$(Q)BUILD=$(BUILD) examples/demo/run.sh

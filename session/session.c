@@ -260,6 +260,30 @@ static bool has_weights(const char *dir)
 
 /* Tokens of a document that a plan without rows makes room for. */
 #define PLAN_DOC_TOKENS 32
+/* Where it runs. A plan for another machine is made as if for `emu`: its memory is counted alike.
+ */
+static int choose_device(struct ps_session *s, struct ps_trainer_options *t, struct ps_error *err)
+{
+    const char *name = s->opt->device;
+    if (!name || strcmp(name, "cuda") != 0 || is_command(s, PS_CMD_PLAN)) {
+        t->device = ps_device_find(ps_options_discrete(s->opt) ? "emu" : "cpu");
+        return 0;
+    }
+    char why[256];
+    t->cuda = ps_cuda_plugin_load(why);
+    if (!t->cuda)
+        return ps_error_full(err, PS_EUSAGE, NULL, "device", "use --device cpu",
+                             "there is no CUDA device to run on: %s", why);
+    int ret = t->cuda->probe(&s->cuda, err);
+    if (ret < 0)
+        return ps_error_field(err, ret, "device");
+    t->device = t->cuda->device;
+    ps_log(&s->log, PS_LOG_INFO, "CUDA device %s, %.1f of %.1f GiB free%s", s->cuda.name,
+           (double)s->cuda.free_bytes / 0x1p30, (double)s->cuda.total_bytes / 0x1p30,
+           t->cuda->emulated ? " (emulated)" : "");
+    return 0;
+}
+
 /* --delay-seed: every task is late by up to so much. */
 #define TASK_DELAY_NS ((uint64_t)2000000)
 
@@ -283,7 +307,9 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
     t->master_split = ps_master_split;
     t->master_join = ps_master_join;
     t->log = &s->log;
-    t->device = ps_device_find(ps_options_discrete(o) ? "emu" : "cpu");
+    int ret = choose_device(s, t, err);
+    if (ret < 0)
+        return ret;
     t->micro_max = o->grad_accum > 0 ? o->grad_accum : 1;
     memcpy(t->throttle, o->throttle, sizeof t->throttle);
     t->serial = o->serial;

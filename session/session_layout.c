@@ -132,8 +132,12 @@ static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
         r->host_budget = UINT64_MAX;
         return;
     }
-    s->device_budget = o->gpu_mem < 0 ? s->host_budget / 2 : (uint64_t)o->gpu_mem;
-    r->device_budget = budget_left((int64_t)s->device_budget, 0);
+    /* on a card: what is free, less what the driver and the libraries take for themselves */
+    uint64_t taken = s->trainer_options.cuda ? s->cuda.reserved_bytes : 0;
+    uint64_t card = (uint64_t)((double)s->cuda.free_bytes * 0.95) + taken;
+    uint64_t automatic = s->trainer_options.cuda ? card : s->host_budget / 2;
+    s->device_budget = o->gpu_mem < 0 ? automatic : (uint64_t)o->gpu_mem;
+    r->device_budget = budget_left((int64_t)s->device_budget, taken);
     r->host_budget = host;
 }
 
@@ -203,7 +207,7 @@ static int no_fit(struct ps_session *s, const struct ps_planner_request *r, stru
     const struct ps_plan *p = &s->chosen;
     uint64_t arena = (p->device_bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
     uint64_t host = (p->host_bytes + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
-    s->device_need = r->discrete ? arena : 0;
+    s->device_need = r->discrete ? arena + s->cuda.reserved_bytes : 0;
     s->host_need = s->process_bytes + (r->discrete ? host : arena);
     bool train = s->opt->command == PS_CMD_TRAIN || s->opt->command == PS_CMD_PLAN;
     bool new_lora = train && s->trainer_options.mode == PS_MODE_ADAPTER && !s->opt->adapter;
@@ -281,7 +285,7 @@ int ps__layout_choose(struct ps_session *s, struct ps_error *err)
         s->ram_copy_bytes = 0;
     }
     uint64_t near = ps_trainer_bytes(s->trainer, PS_TIER_DEVICE);
-    s->device_need = r.discrete ? near : 0;
+    s->device_need = r.discrete ? near + s->cuda.reserved_bytes : 0;
     s->host_need =
         s->process_bytes + (r.discrete ? ps_trainer_bytes(s->trainer, PS_TIER_HOST) : near);
     s->disk_need = ps_trainer_bytes(s->trainer, PS_TIER_DISK) + ps__import_needs(s).disk_bytes;

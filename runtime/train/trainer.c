@@ -38,7 +38,7 @@ int ps_trainer_create(struct ps_trainer **out, const struct ps_trainer_options *
                       opt->thread_count, ps_status_text(ret));
         goto fail;
     }
-    t->cx = (struct ps_compute){.k = &ps_kernels_cpu,
+    t->cx = (struct ps_compute){.k = opt->cuda ? opt->cuda->kernels : &ps_kernels_cpu,
                                 .pool = t->pool,
                                 .isa = opt->isa,
                                 .dtype = opt->dtype,
@@ -138,6 +138,23 @@ static int open_executor(struct ps_trainer *t, struct ps_error *err)
     return ret < 0 ? ret : 0;
 }
 
+/* Streams and products of the CUDA device; page-locked host memory. */
+static int open_cuda(struct ps_trainer *t, struct ps_error *err)
+{
+    t->cx.fault = &t->fault;
+    int ret = t->opt.cuda->compute_open(&t->cx, err);
+    if (ret < 0 || !t->host)
+        return ret;
+    struct ps_error why = {0};
+    if (t->opt.cuda->pin(t->host->ops->base(t->host), (size_t)ps_trainer_bytes(t, PS_TIER_HOST),
+                         &why) < 0)
+        ps_log(t->opt.log, PS_LOG_WARN,
+               "the host memory cannot be page-locked (%s): copies will be slower", why.message);
+    else
+        t->pinned = true;
+    return 0;
+}
+
 int ps_trainer_commit(struct ps_trainer *t, struct ps_error *err)
 {
     assert(!t->committed && t->has_layout && !t->opt.plan_only);
@@ -145,6 +162,8 @@ int ps_trainer_commit(struct ps_trainer *t, struct ps_error *err)
     int ret = open_arenas(t, err);
     if (ret == 0)
         ret = ps__trainer_bind(t, err);
+    if (ret == 0 && t->opt.cuda)
+        ret = open_cuda(t, err);
     if (ret == 0)
         ret = ps__trainer_clear_states(t, err);
     if (ret == 0)
@@ -171,6 +190,10 @@ void ps_trainer_destroy(struct ps_trainer *t)
         return;
     ps_executor_destroy(t->ex);
     ps__trainer_io_close(t);
+    if (t->pinned)
+        t->opt.cuda->unpin(t->host->ops->base(t->host));
+    if (t->opt.cuda && t->cx.stream)
+        t->opt.cuda->compute_close(&t->cx);
     if (t->host)
         t->host->ops->close(t->host);
     if (t->near)

@@ -13,6 +13,7 @@
 #include "runtime/base/log.h"
 #include "runtime/base/status.h"
 #include "runtime/data/batch.h"
+#include "runtime/device/cuda_plugin.h"
 #include "runtime/device/device.h"
 #include "runtime/model/config.h"
 #include "runtime/model/linear.h"
@@ -103,6 +104,7 @@ struct ps_trainer_options {
     bool plan_only; /* a config.json suffices; commit is not allowed */
     /* where and how it runs */
     const struct ps_device_ops *device; /* NULL: cpu */
+    const struct ps_cuda_plugin *cuda;  /* not NULL: its device and kernels */
     struct ps_trainer_io io;
     double throttle[PS_LANE_COUNT];
     bool serial;

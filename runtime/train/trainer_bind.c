@@ -225,6 +225,7 @@ int ps__trainer_bind(struct ps_trainer *t, struct ps_error *err)
     ps_head_scratch_carve(&t->head_scratch, t->buffer[PS_BUF_HEAD_SCRATCH], &t->cfg, t->opt.dtype,
                           n, train);
     t->cx.gemm_workspace = t->buffer[PS_BUF_GEMM];
+    t->cx.gemm_workspace_bytes = (size_t)t->map.bytes[PS_BUF_GEMM];
     return 0;
 }
 

@@ -79,6 +79,7 @@ struct ps_trainer {
     double *partial_host;        /* (partial_count) */
     float *row_host; /* (vocab,) on a device with memory of its own, outside training; else NULL */
     int fault;                   /* first failed launch (CUDA) */
+    bool pinned;                 /* the host arena is page-locked (CUDA) */
     struct ps_batch *batch;      /* (batch_count) as the device's threads see them */
     struct ps_batch *batch_host; /* (batch_count) as they are filled; the same memory on cpu */
     int32_t *n_past;             /* (batch_count) generation */

@@ -37,7 +37,7 @@ static struct ps_block_run block_run(const struct ps_trainer *t, const struct ps
     struct ps_block_run run = {
         .cx = &t->cx,
         .n_tok = (size_t)batch->n_tok,
-        .doc_start = batch->doc_start,
+        .doc_start = t->opt.cuda ? t->batch_host[task->micro].doc_start : batch->doc_start,
         .doc_count = batch->doc_count,
         .position = batch->position,
         .doc = t->extra[task->micro].doc,
@@ -250,8 +250,9 @@ static int finished(struct ps_trainer *t, const struct ps_task *task, struct ps_
     if (ret == 0)
         return 0;
     return ps_error_full(err, ret, NULL, NULL, "see --gpu-mem, and the driver's log (dmesg)",
-                         "the device failed in %s of unit %d", ps_task_kind_name(task->kind),
-                         task->unit);
+                         "the device failed in %s of unit %d: %s", ps_task_kind_name(task->kind),
+                         task->unit,
+                         t->opt.cuda ? t->opt.cuda->fault_text(&t->cx) : ps_status_text(ret));
 }
 
 static int run_task(void *ctx, const struct ps_task *task, struct ps_error *err)
