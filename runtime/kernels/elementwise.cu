@@ -324,7 +324,9 @@ static __global__ void __launch_bounds__(THREADS)
             size_t at = base + k;
             float v[N];
             ps__load<N, vec>(v, x + at, at < end ? ps__chunk_count<N>(end, at) : 0);
-            ps__store<N, true>(tile + k, v, N);
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                tile[k + (unsigned)i] = v[i];
         }
         __syncthreads();
         if (threadIdx.x < SQUARE_LANES) {

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "runtime/base/dtype.h"
 #include "runtime/kernels/gpu.h"
@@ -26,9 +27,13 @@ template <class T> struct ps__chunk {
     static constexpr int elems = PS__CHUNK_BYTES / (int)sizeof(T);
 };
 
-/* Several elements in one access. */
-template <class T, int N> struct alignas(sizeof(T) * N) ps__vec {
-    T v[N];
+/* What one access moves. */
+template <int bytes> struct ps__word;
+template <> struct ps__word<16> {
+    typedef uint4 type;
+};
+template <> struct ps__word<8> {
+    typedef uint2 type;
 };
 
 static __device__ __forceinline__ float ps__to_f32(float v)
@@ -66,12 +71,15 @@ __device__ __forceinline__ void ps__load(float v[N], const T *p, unsigned count)
 {
     if (vec && count >= (unsigned)N) {
         constexpr int piece = (int)sizeof(T) * N > 16 ? 16 / (int)sizeof(T) : N;
+        typedef typename ps__word<piece *(int)sizeof(T)>::type word;
 #pragma unroll
         for (int k = 0; k < N; k += piece) {
-            ps__vec<T, piece> x = *reinterpret_cast<const ps__vec<T, piece> *>(p + k);
+            word w = *reinterpret_cast<const word *>(p + k);
+            T x[piece];
+            memcpy(static_cast<void *>(x), &w, sizeof w);
 #pragma unroll
             for (int i = 0; i < piece; i++)
-                v[k + i] = ps__to_f32(x.v[i]);
+                v[k + i] = ps__to_f32(x[i]);
         }
         return;
     }
@@ -80,19 +88,24 @@ __device__ __forceinline__ void ps__load(float v[N], const T *p, unsigned count)
         v[i] = (unsigned)i < count ? ps__to_f32(p[i]) : 0.0f;
 }
 
-/* p[i] = v[i], i in [0, count), rounded. */
+/* p[i] = v[i], i in [0, count), rounded; p is global memory. The store is spelled as an intrinsic
+ * because the compiler splits plain vector stores again where a scalar branch stands beside them.
+ */
 template <int N, bool vec, class T>
 __device__ __forceinline__ void ps__store(T *p, const float v[N], unsigned count)
 {
     if (vec && count >= (unsigned)N) {
         constexpr int piece = (int)sizeof(T) * N > 16 ? 16 / (int)sizeof(T) : N;
+        typedef typename ps__word<piece *(int)sizeof(T)>::type word;
 #pragma unroll
         for (int k = 0; k < N; k += piece) {
-            ps__vec<T, piece> x;
+            T x[piece];
 #pragma unroll
             for (int i = 0; i < piece; i++)
-                x.v[i] = ps__from_f32<T>(v[k + i]);
-            *reinterpret_cast<ps__vec<T, piece> *>(p + k) = x;
+                x[i] = ps__from_f32<T>(v[k + i]);
+            word w;
+            memcpy(&w, x, sizeof w);
+            __stcg(reinterpret_cast<word *>(p + k), w);
         }
         return;
     }
