@@ -12,12 +12,12 @@ namespace emu
 {
 
 struct ps_emu_counts counts;
-thread_local bool in_host_function;
+__thread bool in_host_function;
 
 namespace
 {
 
-thread_local cudaError_t last_error = cudaSuccess;
+__thread cudaError_t last_error = cudaSuccess;
 std::atomic<uint64_t> fail_in{0};
 
 double number(const char *name, double otherwise)

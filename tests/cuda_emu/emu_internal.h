@@ -208,7 +208,7 @@ cudaError_t fail(cudaError_t e);
 /* Called first by every fallible CUDA function: whether it must fail (ps_emu_fail_call). Ends
  * the process inside a host function. */
 bool injected();
-extern thread_local bool in_host_function;
+extern __thread bool in_host_function;
 
 static inline void ignore_sync(bool on)
 {
