@@ -23,6 +23,24 @@ for mode in "lora bf16 host" "lora fp32 recompute" "full fp32 recompute" "full b
         'BEGIN { print "predicted", p, "measured", m; exit !(m <= p && m >= p / 2) }'
     check "$mode: plan.json says the same" test "$(json_get run/plan.json peak_bytes.host)" = "$predicted"
 done
+# The arena of an emulated device is not host memory.
+rm -rf run
+# shellcheck disable=SC2086
+check "an emulated device" penstock $args --device emu --gpu-mem 2GiB --offload-activations device
+device=$(json_get --last run/metrics.jsonl peak_bytes.device) host=$(json_get --last run/metrics.jsonl peak_bytes.host)
+check "its memory is not the host's" awk -v d="$device" -v h="$host" 'BEGIN { print d, h; exit !(h > 0 && h < d / 2) }'
+check "nor planned as such" test "$host" -le "$(json_get --last run/metrics.jsonl predicted_peak_bytes.host)"
+
+# A copy of each file in memory is a part of the process.
+rm -rf run
+# shellcheck disable=SC2086
+check "--storage ram" penstock $args --strategy stream-lora --storage ram
+ram=$(json_get --last run/metrics.jsonl predicted_peak_bytes.host)
+rm -rf run
+# shellcheck disable=SC2086
+check "--storage threads" penstock $args --strategy stream-lora --storage threads
+check "the copies are planned" awk -v r="$ram" -v t="$(json_get --last run/metrics.jsonl predicted_peak_bytes.host)" \
+    -v f="$(stat -c %s model/model.safetensors)" 'BEGIN { d = r - t - f; print r, t, f; exit !(d > -8e5 && d < 8e5) }'
 # shellcheck disable=SC2086
 {
     rm -rf run
