@@ -27,8 +27,11 @@
 #define PS__ATTENTION_LOG2E_F 1.44269504f
 #define PS__ATTENTION_FULL_WARP 0xffffffffu
 
-/* What every launcher may ask of a block: the opt-in limit of sm_86, 89 and 120. */
-enum { PS__ATTENTION_SHARED_MAX = 101376, PS__ATTENTION_WINDOW_NONE = 1 << 30 };
+enum {
+    PS__ATTENTION_SHARED_MAX = 101376, /* bytes a block may ask for on sm_86, 89 and 120 */
+    PS__ATTENTION_WINDOW_NONE = 1 << 30,
+    PS__ATTENTION_TOKENS_MAX = 65535 * 64 /* a grid's second dimension, tiles of 64 */
+};
 
 /* Where the chunks of a row are. Everything but the lane's part is known at compile time, so that
  * addresses are a register and an immediate. */

@@ -265,6 +265,8 @@ static void tensor_cores_match_the_reference(void **state)
     for (size_t d = 0; d < TILE_DIMS; d++)
         for (size_t i = 0; i < SHAPES; i++) {
             struct shape s = shapes[i];
+            if (d > 0 && (i + d) % 2) /* half of them each: time */
+                continue;
             s.head_dim = tile_dims[d];
             state_of_rng = 100 + i;
             match(*state, &s, PS_DTYPE_BF16, i % 2 ? 8 : 0);
@@ -452,6 +454,7 @@ static void wrong_arguments_are_refused_and_nothing_is_done_for_no_tokens(void *
     assert_int_equal(ps_attention_backward_cuda(p.stream, &a, doc, 0, p.work.data), 0);
     assert_int_equal(ps_attention_forward_cuda(p.stream, &a, NULL, 5), -EINVAL);
     assert_int_equal(ps_attention_forward_cuda(p.stream, &a, doc, -1), -EINVAL);
+    assert_int_equal(ps_attention_forward_cuda(p.stream, &a, doc, 65535 * 64 + 1), -EINVAL);
     assert_int_equal(ps_attention_backward_cuda(p.stream, &a, doc, 5, NULL), -EINVAL);
     a.head_dim = 513;
     assert_int_equal(ps_attention_forward_cuda(p.stream, &a, doc, 5), -EINVAL);
