@@ -214,10 +214,12 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
     if (flags != cudaStreamNonBlocking)
         die("a stream without cudaStreamNonBlocking waits for the default stream");
     auto s = new CUstream_st;
-    quiet_lock l(stream_lock);
-    s->work = &work_of[(streams.size() + retired.size()) % 64];
-    streams.push_back(s);
-    s->thread = std::thread(run_stream, s);
+    {
+        quiet_lock l(stream_lock);
+        s->work = &work_of[(streams.size() + retired.size()) % 64];
+        streams.push_back(s);
+    }
+    s->thread = std::thread(run_stream, s); /* its start orders what it is given */
     *out = s;
     return cudaSuccess;
 }
