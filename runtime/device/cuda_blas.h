@@ -1,7 +1,7 @@
 /* Matrix products on the CUDA device: what ps_gemm computes, queued on a stream.
  *
- * Behind it lies cuBLASLt (cuda_blas.c), or in tests the CPU's ps_gemm
- * (tests/cuda_emu/emu_blas.cpp). */
+ * Behind it lies cuBLASLt (runtime/device/cuda/blas*.c), in tests an emulated one
+ * (tests/cuda_emu/emu_cublaslt.cpp). */
 #ifndef PS_DEVICE_CUDA_BLAS_H
 #define PS_DEVICE_CUDA_BLAS_H
 

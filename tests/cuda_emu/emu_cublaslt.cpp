@@ -1,5 +1,5 @@
 /* The part of cuBLASLt that the plug-in uses, column-major as its manual has it: for the tests of
- * runtime/device/cuda/blas*.c. Other tests replace ps_cuda_gemm as a whole (emu_blas.cpp).
+ * runtime/device/cuda/blas*.c.
  *
  * The heuristic offers four algorithms: one that splits k, one that wants too much workspace, one
  * that refuses to run, and one that runs. Combinations of types that the library does not have are
@@ -8,10 +8,11 @@
 #include "tests/cuda_emu/emu_cublaslt.h"
 #include "tests/cuda_emu/emu_internal.h"
 
+#include "runtime/kernels/gemm.h"
+
 #include <cublasLt.h>
 
 #include <atomic>
-#include <vector>
 
 namespace
 {
@@ -73,21 +74,6 @@ unsigned char *view(const char *what, const void *p, const layout &l, uint32_t a
     return static_cast<unsigned char *>(v);
 }
 
-float load(const unsigned char *p, cudaDataType_t t, size_t i)
-{
-    if (t == CUDA_R_32F)
-        return reinterpret_cast<const float *>(p)[i];
-    return __bfloat162float(reinterpret_cast<const __nv_bfloat16 *>(p)[i]);
-}
-
-void store(unsigned char *p, cudaDataType_t t, size_t i, float v)
-{
-    if (t == CUDA_R_32F)
-        reinterpret_cast<float *>(p)[i] = v;
-    else
-        reinterpret_cast<__nv_bfloat16 *>(p)[i] = __float2bfloat16_rn(v);
-}
-
 bool supported(const desc &d, const layout &a, const layout &b, const layout &c, const layout &o)
 {
     bool outputs = c.type == o.type && c.rows == o.rows && c.cols == o.cols;
@@ -108,27 +94,51 @@ struct product {
     uint64_t k;
 };
 
-/* Column-major: o (m, n) = alpha op(a) op(b) + beta c + bias, bias by row. */
+enum ps_dtype type_of(cudaDataType_t t)
+{
+    return t == CUDA_R_32F ? PS_DTYPE_F32 : PS_DTYPE_BF16;
+}
+
+/* Tell ThreadSanitizer of the elements of a matrix. */
+void touch(const unsigned char *p, const layout &l, void (*how)(const void *, size_t))
+{
+    if (__tsan_read_range)
+        for (uint64_t j = 0; j < l.cols; j++)
+            how(p + j * (size_t)l.ld * size_of(l.type), l.rows * size_of(l.type));
+}
+
+void touch_write(const void *p, size_t bytes)
+{
+    emu::tsan_write(const_cast<void *>(p), bytes);
+}
+
+/* Column-major: o (m, n) = alpha op(a) op(b) + beta c + bias, bias by row. By the CPU's product of
+ * the transposed matrices, which are row-major; beta is 0 or 1. */
 void run(const product &x)
 {
-    std::vector<float> row(x.k);
-    for (uint64_t i = 0; i < x.c.rows; i++) {
-        for (uint64_t l = 0; l < x.k; l++)
-            row[l] =
-                load(x.pa, x.a.type, x.d.op_a == CUBLAS_OP_N ? i + l * x.a.ld : l + i * x.a.ld);
-        for (uint64_t j = 0; j < x.c.cols; j++) {
-            float acc = 0;
-            for (uint64_t l = 0; l < x.k; l++)
-                acc += row[l] * load(x.pb, x.b.type,
-                                     x.d.op_b == CUBLAS_OP_N ? l + j * x.b.ld : j + l * x.b.ld);
-            float v = x.alpha * acc;
-            if (x.beta != 0)
-                v += x.beta * load(x.pc, x.c.type, i + j * x.c.ld);
-            if (x.bias)
-                v += load(x.bias, x.c.type, i);
-            store(x.po, x.c.type, i + j * x.c.ld, v);
-        }
-    }
+    touch(x.pa, x.a, emu::tsan_read);
+    touch(x.pb, x.b, emu::tsan_read);
+    touch(x.po, x.c, touch_write);
+    void *scratch = aligned_alloc(64, (ps_gemm_workspace_bytes(1) + 63) / 64 * 64);
+    struct ps_gemm_args g = {};
+    g.m = x.c.cols;
+    g.n = x.c.rows;
+    g.k = x.k;
+    g.a = {x.pb, (size_t)x.b.ld, type_of(x.b.type), x.d.op_b != CUBLAS_OP_N};
+    g.b = {x.pa, (size_t)x.a.ld, type_of(x.a.type), x.d.op_a != CUBLAS_OP_N};
+    g.alpha = x.alpha;
+    g.bias = x.bias;
+    g.bias_dtype = type_of(x.c.type);
+    g.residual = x.beta != 0 ? x.pc : nullptr;
+    g.residual_ld = (size_t)x.c.ld;
+    g.residual_dtype = type_of(x.c.type);
+    g.c = x.po;
+    g.c_ld = (size_t)x.c.ld;
+    g.c_dtype = type_of(x.c.type);
+    g.math = PS_GEMM_F32;
+    enum ps_isa isa = ps_isa_detect();
+    ps_gemm(nullptr, isa < PS_ISA_AVX512 ? isa : PS_ISA_AVX512, &g, scratch);
+    free(scratch);
 }
 
 } // namespace
@@ -318,6 +328,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc_, cons
         emu::die("cublasLtMatmul: workspace");
     x.alpha = *static_cast<const float *>(alpha);
     x.beta = *static_cast<const float *>(beta);
+    if (x.alpha == 0 || (x.beta != 0 && x.beta != 1))
+        emu::die("cublasLtMatmul: alpha %g or beta %g is not modelled", x.alpha, x.beta);
     x.pa = view("A", a, x.a, with.align[0]);
     x.pb = view("B", b, x.b, with.align[1]);
     x.pc = view("C", c, as<layout>(lc), with.align[2]);
