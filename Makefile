@@ -44,6 +44,9 @@ EMU_LIB := $(filter-out %/emu_blas.o,$(EMU_SRC:%.cpp=$(BUILD)/emu/%.o))
 EMU_PLUG := $(CUDA_C:%.c=$(BUILD)/emu/%.o)
 EMU_FLAGS = -DPS_CUDA_EMU -I. -isystem $(CUDA_HOME)/include -O2 -g -fPIC -fno-strict-aliasing -ffp-contract=off -pthread
 
+GENCODE = $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
+CUDA_OBJ := $(CU_SRC:%.cu=$(BUILD)/cuda/%.o) $(CUDA_C:%.c=$(BUILD)/cuda/%.o)
+
 all: $(BUILD)/penstock $(BUILD)/libpenstock.so $(EXAMPLE_BIN)
 
 help:
@@ -84,6 +87,20 @@ $(BUILD)/emu/%.o: %.c
 	$(Q)$(CC) -std=c17 -D_GNU_SOURCE $(EMU_FLAGS) -MMD -MP -c $< -o $@
 $(BUILD)/libpenstock_cuda_emu.so: $(EMU_PLUG) $(EMU_CU) $(EMU_LIB) $(BUILD)/libpenstock.a
 	$(Q)$(CXX) -shared -pthread $^ -o $@ $(LIBS)
+# The device plug-in: static cudart, C++ runtime inside, cuBLASLt beside it; it needs no driver to load.
+$(BUILD)/cuda/%.o: CU_FLAGS = --fmad=false
+$(BUILD)/cuda/runtime/kernels/attention_%.o: CU_FLAGS = -ftz=true
+$(BUILD)/cuda/%.o: %.cu
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "NVCC $<")
+	$(Q)$(NVCC) -std=c++17 -O3 -I. $(GENCODE) $(CU_FLAGS) -Xcompiler -fPIC,-fvisibility=hidden -MMD -MP -c $< -o $@
+$(BUILD)/cuda/%.o: %.c
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "CC $<")
+	$(Q)$(CC) $(CPPFLAGS) -isystem $(CUDA_HOME)/include $(ALL_CFLAGS) -fvisibility=hidden -MMD -MP -c $< -o $@
+$(BUILD)/libpenstock_cuda.so: $(CUDA_OBJ) $(BUILD)/libpenstock.a
+	$(Q)$(CC) -shared -pthread $^ -o $@ -L$(CUDA_HOME)/lib64 -lcudart_static -lcublasLt -static-libgcc -Wl,-Bstatic -lstdc++ -Wl,-Bdynamic -Wl,--exclude-libs=ALL -Wl,-rpath,'$$ORIGIN' $(LIBS) -ldl -lrt
+cuda: $(BUILD)/libpenstock_cuda.so
 $(BUILD)/tests/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
 $(BUILD)/tests/cuda/test_plugin%: $(BUILD)/tests/cuda/test_plugin%.o $(BUILD)/libpenstock.a
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
@@ -136,6 +153,6 @@ install: all
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: all help setup tests test check demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
+.PHONY: cuda all help setup tests test check demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
 .SECONDARY:
 -include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(patsubst %,%.d,$(TEST_BIN) $(EXAMPLE_BIN) $(BENCH_BIN))
