@@ -341,6 +341,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc_, cons
         layout one = {x.c.type, m, 1, (int64_t)m};
         x.bias = view("bias", x.d.bias, one, 1);
     }
+    emu::count(&emu::counts.gemms);
     emu::enqueue(stream, [x] { run(x); });
     return CUBLAS_STATUS_SUCCESS;
 }
