@@ -48,12 +48,18 @@ static uint64_t status_bytes(const char *text, const char *key)
     return at ? strtoull(at + strlen(key), NULL, 10) * 1024 : 0;
 }
 
-uint64_t ps__rss_bytes(void)
+/* Is the device's memory memory of this process? */
+static bool emulates(const struct ps_session *s)
+{
+    return strcmp(s->trainer_options.device->name, "emu") == 0;
+}
+
+uint64_t ps__rss_bytes(const struct ps_session *s)
 {
     char text[8192];
     read_status(text, sizeof text);
     uint64_t all = status_bytes(text, "\nVmRSS:");
-    uint64_t shared = status_bytes(text, "\nRssShmem:");
+    uint64_t shared = emulates(s) ? status_bytes(text, "\nRssShmem:") : 0;
     return all > shared ? all - shared : 0;
 }
 
@@ -61,9 +67,9 @@ uint64_t ps__rss_peak_bytes(const struct ps_session *s)
 {
     char text[8192];
     read_status(text, sizeof text);
-    if (!s->trainer_options.device->discrete)
+    if (!emulates(s))
         return status_bytes(text, "\nVmHWM:");
-    uint64_t now = ps__rss_bytes();
+    uint64_t now = ps__rss_bytes(s);
     return now > s->peak_rss ? now : s->peak_rss;
 }
 

@@ -146,7 +146,7 @@ uint64_t ps__import_file_bytes(const struct ps_unit_sources *plan)
 
 uint64_t ps__import_memory_left(const struct ps_session *s)
 {
-    uint64_t used = ps__rss_bytes();
+    uint64_t used = ps__rss_bytes(s);
     return s->host_budget > used ? s->host_budget - used : 0;
 }
 

@@ -117,9 +117,9 @@ int ps__schedule_export(struct ps_session *s, const char *path,
 /* Fill s->plan. */
 void ps__layout_describe(struct ps_session *s);
 
-/* RSS of this process in bytes, without shared memory (the arena of an emulated device). 0 when the
- * system does not say. */
-uint64_t ps__rss_bytes(void);
+/* RSS of this process in bytes, without the arena of an emulated device, which is shared memory. 0 when
+ * the system does not say. */
+uint64_t ps__rss_bytes(const struct ps_session *s);
 /* Its peak: the kernel's high-water mark, or, where that counts a device's arena too, the largest
  * of the steps and now. */
 uint64_t ps__rss_peak_bytes(const struct ps_session *s);

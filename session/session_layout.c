@@ -115,12 +115,12 @@ static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
     struct ps__import_needs import = ps__import_needs(s);
     s->ram_copy_bytes = ram_copies(s);
     s->process_bytes =
-        ps__rss_bytes() + PROCESS_SLACK_BYTES + import.host_bytes + s->ram_copy_bytes;
+        ps__rss_bytes(s) + PROCESS_SLACK_BYTES + import.host_bytes + s->ram_copy_bytes;
     s->host_budget = (uint64_t)o->host_mem;
     if (o->host_mem < 0) {
         int64_t left = ps_host_memory_free();
         s->host_budget =
-            left < 0 ? UINT64_MAX / 4 : (uint64_t)((double)left * 0.8) + ps__rss_bytes();
+            left < 0 ? UINT64_MAX / 4 : (uint64_t)((double)left * 0.8) + ps__rss_bytes(s);
     }
     uint64_t host = budget_left((int64_t)s->host_budget, s->process_bytes);
     r->disk_budget = disk_budget(o);

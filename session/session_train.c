@@ -65,7 +65,7 @@ int ps_session_step(struct ps_session *s, struct ps_step_stats *out, struct ps_e
         .compute_s = st.compute_s,
         .data_s = st.data_s,
         .update_s = st.update_s,
-        .host_bytes = ps__rss_bytes(),
+        .host_bytes = ps__rss_bytes(s),
         .skipped = st.skipped,
         .disk_read_bytes = st.read_bytes,
         .disk_write_bytes = st.write_bytes,
