@@ -261,7 +261,6 @@ static void values_are_checked(void **state)
         {"seed", "18446744073709551616", "whole number"},
         {"max-steps", "9999999999999999999999", "whole number"},
         {"packing", "maybe", "true or false"},
-        {"device", "cuda", "not in this version, which has auto/cpu/emu"},
         {"device", "tpu", "accepts auto/cpu"},
         {"offload-activations", "tape", "accepts auto/device/host/disk/recompute"},
         {"offload-weights", "recompute", "accepts auto/device/host/disk"},
