@@ -31,6 +31,7 @@ struct gemm_case {
     int with_bias, with_residual; /* residual 2: C itself; 3: another leading dimension */
     int accumulate;
     size_t gap; /* elements between rows, and past an aligned address */
+    int only;   /* 0: the gap is everyone's; 1 a, 2 b, 5 C: its alone */
 };
 
 struct fixture {
@@ -72,12 +73,18 @@ static int teardown(void **state)
     return stream_teardown(&s);
 }
 
+static size_t gap_of(const struct gemm_case *t, int who)
+{
+    return t->only == 0 || t->only == who ? t->gap : 0;
+}
+
 /* op(X) with r rows and c columns. */
 static struct twin operand_make(struct fixture *f, const struct gemm_case *t, int which, size_t r,
                                 size_t c, struct ps_gemm_mat mat[2])
 {
-    size_t rows = t->trans[which] ? c : r, cols = t->trans[which] ? r : c, ld = cols + t->gap;
-    struct twin x = twin_make(f->stream, t->type[which], rows * ld, t->gap, 1,
+    size_t gap = gap_of(t, which + 1);
+    size_t rows = t->trans[which] ? c : r, cols = t->trans[which] ? r : c, ld = cols + gap;
+    struct twin x = twin_make(f->stream, t->type[which], rows * ld, gap, 1,
                               10 + (uint64_t)which + t->m * 31 + t->n);
     mat[0] = (struct ps_gemm_mat){x.cpu.data, ld, t->type[which], t->trans[which]};
     mat[1] = (struct ps_gemm_mat){x.gpu.data, ld, t->type[which], t->trans[which]};
@@ -86,7 +93,8 @@ static struct twin operand_make(struct fixture *f, const struct gemm_case *t, in
 
 static void check_case(struct fixture *f, const struct gemm_case *t)
 {
-    size_t c_ld = t->n + t->gap, r_ld = t->with_residual == 3 ? t->n + 5 : c_ld;
+    size_t c_gap = gap_of(t, 5), c_ld = t->n + c_gap,
+           r_ld = t->with_residual == 3 ? t->n + 5 : c_ld;
     struct ps_gemm_mat a[2], b[2], a2[2] = {{0}}, b2[2] = {{0}};
     struct twin x[7] = {{0}};
     x[0] = operand_make(f, t, 0, t->m, t->k, a);
@@ -95,7 +103,7 @@ static void check_case(struct fixture *f, const struct gemm_case *t)
         x[2] = operand_make(f, t, 2, t->m, t->k2, a2);
         x[3] = operand_make(f, t, 3, t->k2, t->n, b2);
     }
-    x[4] = twin_make(f->stream, t->c, t->m * c_ld, t->gap, 1, 7);
+    x[4] = twin_make(f->stream, t->c, t->m * c_ld, c_gap, 1, 7);
     if (t->with_bias)
         x[5] = twin_make(f->stream, t->bias, t->n, t->gap, 1, 8);
     if (t->with_residual && t->with_residual != 2)
@@ -171,6 +179,20 @@ static void every_layout_of_operands_is_told_right(void **state)
         }
 }
 
+/* Every operand's own address and leading dimension are promised to the library. */
+static void alignment_is_each_operands_own(void **state)
+{
+    for (int only = 1; only <= 5; only++)
+        for (int with_residual = 0; with_residual < 2; with_residual++) {
+            struct gemm_case t = {
+                8, 16, 24, 0, {0, 1, 0, 0}, {B, B, B, B}, B, B, B, .math = PS_GEMM_BF16};
+            t.gap = 1;
+            t.only = only;
+            t.with_residual = with_residual;
+            check_case(*state, &t);
+        }
+}
+
 static void single_rows_columns_and_steps_work(void **state)
 {
     const size_t shape[][4] = {{1, 1, 1, 0}, {1, 1, 1, 1}, {1, 9, 4, 1},
@@ -207,7 +229,8 @@ static void what_is_added_is_added_once_and_rounded_once(void **state)
                                           with & 1,
                                           with >> 1 & 3,
                                           0,
-                                          (size_t)(with & 1)};
+                                          (size_t)(with & 1),
+                                          0};
                     if (t.with_residual == 2)
                         t.residual = t.c;
                     check_case(*state, &t);
@@ -230,7 +253,7 @@ static void fp32_math_keeps_all_bits_of_half_types(void **state)
 static void what_does_not_fit_is_cut_into_tiles(void **state)
 {
     struct gemm_case wide = {
-        3, 1500, 1100, 0, {0, 1, 0, 0}, {B, F, B, B}, F, F, F, .math = PS_GEMM_BF16};
+        3, 3000, 1100, 0, {0, 1, 0, 0}, {B, F, B, B}, F, F, F, .math = PS_GEMM_BF16};
     check_case(*state, &wide);
     wide.trans[1] = 0;
     wide.c = B;
@@ -320,6 +343,15 @@ static void an_algorithm_is_chosen_once_for_a_shape(void **state)
     t.with_residual = 1;
     check_case(*state, &t);
     assert_int_equal(lt_counts().heuristics, before + 3);
+    uint64_t last = lt_counts().heuristics;
+    for (int only = 1; only <= 5; only += only == 2 ? 3 : 1) {
+        struct gemm_case u = {
+            4, 6, 8, 0, {0, 1, 0, 0}, {B, B, B, B}, B, B, B, .math = PS_GEMM_BF16};
+        u.gap = 128; /* the same alignment */
+        u.only = only;
+        check_case(*state, &u);
+        assert_int_equal(lt_counts().heuristics, ++last);
+    }
     for (size_t m = 1; m <= 600; m++) {
         struct gemm_case u = {
             m, 2, 2, 0, {0, 1, 0, 0}, {B, B, B, B}, B, B, B, .math = PS_GEMM_BF16};
@@ -351,6 +383,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_layout_of_operands_is_told_right),
+        cmocka_unit_test(alignment_is_each_operands_own),
         cmocka_unit_test(single_rows_columns_and_steps_work),
         cmocka_unit_test(what_is_added_is_added_once_and_rounded_once),
         cmocka_unit_test(fp32_math_keeps_all_bits_of_half_types),
