@@ -191,6 +191,8 @@ static inline int world_setup(void **state)
 static inline int world_teardown(void **state)
 {
     struct world *w = *state;
+    if (!w)
+        return 0;
     w->plugin->compute_close(&w->cx[GPU]);
     w->device->ops->close(w->device);
     ps_pool_destroy(w->cx[CPU].pool);
