@@ -40,8 +40,10 @@ CUDA_TEST_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/cuda/test_*.c
 endif
 # The same kernel sources for the host, against the emulation of CUDA under tests/.
 EMU_CU := $(CU_SRC:%.cu=$(BUILD)/emu/%.o)
-EMU_LIB := $(filter-out %/emu_blas.o,$(EMU_SRC:%.cpp=$(BUILD)/emu/%.o))
+EMU_LIB := $(EMU_SRC:%.cpp=$(BUILD)/emu/%.o)
 EMU_PLUG := $(CUDA_C:%.c=$(BUILD)/emu/%.o)
+# Sanitizers reach the kernels; ThreadSanitizer not the emulation itself, which tells it what it does.
+EMU_SAN = $(filter -fsanitize% -fno-sanitize%,$(CFLAGS))
 EMU_FLAGS = -DPS_CUDA_EMU -I. -isystem $(CUDA_HOME)/include -O2 -g -fPIC -fno-strict-aliasing -ffp-contract=off -pthread
 
 GENCODE = $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
@@ -58,6 +60,7 @@ $(BUILD)/%_avx512.o: ISA_FLAGS = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mav
 $(BUILD)/%_avx512_bf16.o: ISA_FLAGS = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mavx2 -mfma -mf16c
 # One IEEE operation sequence for updates, whatever the compiler would like to contract.
 $(BUILD)/optim/%.o: ISA_FLAGS += -ffp-contract=off
+$(BUILD)/runtime/device/cuda_load.o: CPPFLAGS += -DPS_LIBDIR='"$(PREFIX)/lib"'
 $(BUILD)/session/catalog.o: CPPFLAGS += -DPS_COMMIT='"$(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)"'
 # Kernels vectorise only at -O3.
 $(BUILD)/runtime/kernels/%.o: ISA_FLAGS += -O3 -ffp-contract=off -fno-trapping-math $(KERNEL_FLAGS)
@@ -76,17 +79,17 @@ $(BUILD)/penstock: $(TOOL_OBJ) $(BUILD)/libpenstock.a
 $(BUILD)/emu/%.o: %.cu
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "EMU $<")
-	$(Q)$(CXX) -x c++ -std=c++17 $(EMU_FLAGS) -Wno-unknown-pragmas -MMD -MP -c $< -o $@
+	$(Q)$(CXX) -x c++ -std=c++17 $(EMU_FLAGS) $(EMU_SAN) -Wno-unknown-pragmas -MMD -MP -c $< -o $@
 $(BUILD)/emu/%.o: %.cpp
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "CXX $<")
-	$(Q)$(CXX) -std=c++17 $(EMU_FLAGS) -MMD -MP -c $< -o $@
+	$(Q)$(CXX) -std=c++17 $(EMU_FLAGS) $(filter-out %=thread,$(EMU_SAN)) -MMD -MP -c $< -o $@
 $(BUILD)/emu/%.o: %.c
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "CC $<")
-	$(Q)$(CC) -std=c17 -D_GNU_SOURCE $(EMU_FLAGS) -MMD -MP -c $< -o $@
+	$(Q)$(CC) -std=c17 -D_GNU_SOURCE $(EMU_FLAGS) $(EMU_SAN) -MMD -MP -c $< -o $@
 $(BUILD)/libpenstock_cuda_emu.so: $(EMU_PLUG) $(EMU_CU) $(EMU_LIB) $(BUILD)/libpenstock.a
-	$(Q)$(CXX) -shared -pthread $^ -o $@ $(LIBS)
+	$(Q)$(CXX) -shared -pthread $(EMU_SAN) $^ -o $@ $(LIBS)
 # The device plug-in: static cudart, C++ runtime inside, cuBLASLt beside it; it needs no driver to load.
 $(BUILD)/cuda/%.o: CU_FLAGS = --fmad=false
 $(BUILD)/cuda/runtime/kernels/attention_%.o: CU_FLAGS = -ftz=true
@@ -99,13 +102,13 @@ $(BUILD)/cuda/%.o: %.c
 	@$(if $(V),,echo "CC $<")
 	$(Q)$(CC) $(CPPFLAGS) -isystem $(CUDA_HOME)/include $(ALL_CFLAGS) -fvisibility=hidden -MMD -MP -c $< -o $@
 $(BUILD)/libpenstock_cuda.so: $(CUDA_OBJ) $(BUILD)/libpenstock.a
-	$(Q)$(CC) -shared -pthread $^ -o $@ -L$(CUDA_HOME)/lib64 -lcudart_static -lcublasLt -static-libgcc -Wl,-Bstatic -lstdc++ -Wl,-Bdynamic -Wl,--exclude-libs=ALL -Wl,-rpath,'$$ORIGIN' $(LIBS) -ldl -lrt
+	$(Q)$(CC) -shared -pthread $^ -o $@ -Wl,--exclude-libs=ALL -Wl,-z,defs -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart_static -Wl,-rpath,'$$ORIGIN:$(CUDA_HOME)/lib64' -static-libgcc -Wl,-Bstatic -lstdc++ -Wl,-Bdynamic -ldl -lrt -lpthread -lm
 cuda: $(BUILD)/libpenstock_cuda.so
 $(BUILD)/tests/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
 $(BUILD)/tests/cuda/test_plugin%: $(BUILD)/tests/cuda/test_plugin%.o $(BUILD)/libpenstock.a
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
 $(BUILD)/tests/cuda/test_%: $(BUILD)/tests/cuda/test_%.o $(BUILD)/emu/tests/cuda/emu_controls.o $(EMU_PLUG) $(EMU_CU) $(EMU_LIB) $(BUILD)/libpenstock.a
-	$(Q)$(CXX) -pthread $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
+	$(Q)$(CXX) -pthread $(EMU_SAN) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libpenstock.a
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
 $(BUILD)/tools/bench/%: $(BUILD)/tools/bench/%.o $(BUILD)/libpenstock.a
@@ -148,6 +151,7 @@ install: all
 	install -d $(DESTDIR)$(PREFIX)/include/penstock/session $(DESTDIR)$(PREFIX)/include/penstock/runtime/base
 	install $(BUILD)/penstock $(DESTDIR)$(PREFIX)/bin/
 	install -m644 $(BUILD)/libpenstock.a $(BUILD)/libpenstock.so $(DESTDIR)$(PREFIX)/lib/
+	[ ! -e $(BUILD)/libpenstock_cuda.so ] || install -D -m644 $(BUILD)/libpenstock_cuda.so $(DESTDIR)$(PREFIX)/lib/penstock/libpenstock_cuda.so
 	install -m644 session/penstock.h session/options.h $(DESTDIR)$(PREFIX)/include/penstock/session/
 	install -m644 runtime/base/status.h runtime/base/log.h $(DESTDIR)$(PREFIX)/include/penstock/runtime/base/
 clean:
@@ -155,4 +159,5 @@ clean:
 
 .PHONY: cuda all help setup tests test check demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
 .SECONDARY:
+-include $(EMU_CU:.o=.d) $(EMU_PLUG:.o=.d) $(EMU_LIB:.o=.d) $(CUDA_OBJ:.o=.d) $(patsubst %,%.d,$(CUDA_TEST_BIN))
 -include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(patsubst %,%.d,$(TEST_BIN) $(EXAMPLE_BIN) $(BENCH_BIN))
