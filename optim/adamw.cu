@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "runtime/kernels/gpu.h"
+#include "runtime/kernels/gpu.cuh"
 #include "runtime/kernels/kernels_cuda.h"
 
 #define THREADS 256

@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #include "runtime/kernels/attention.h"
-#include "runtime/kernels/gpu.h"
+#include "runtime/kernels/gpu.cuh"
 
 enum { PS__ROW_DIM_MAX = 512, PS__ROW_COLS = PS__ROW_DIM_MAX / 32 };
 

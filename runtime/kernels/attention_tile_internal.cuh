@@ -22,7 +22,7 @@
 #include <stdint.h>
 
 #include "runtime/kernels/attention.h"
-#include "runtime/kernels/gpu.h"
+#include "runtime/kernels/gpu.cuh"
 
 #define PS__ATTENTION_LOG2E_F 1.44269504f
 #define PS__ATTENTION_FULL_WARP 0xffffffffu

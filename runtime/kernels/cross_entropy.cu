@@ -9,7 +9,7 @@
  * vocab alone. */
 #include <math.h>
 
-#include "runtime/kernels/gpu_vec_internal.h"
+#include "runtime/kernels/gpu_vec_internal.cuh"
 #include "runtime/kernels/kernels_cuda.h"
 
 #define THREADS 512

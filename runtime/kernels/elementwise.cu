@@ -7,7 +7,7 @@
  *
  * Column and square sums have the CPU's order of additions, lane by lane and block by block, and
  * its bits with it: where a gradient's norm is computed does not matter. */
-#include "runtime/kernels/gpu_vec_internal.h"
+#include "runtime/kernels/gpu_vec_internal.cuh"
 #include "runtime/kernels/kernels_cuda.h"
 
 #define THREADS 256

@@ -6,7 +6,7 @@
  * Design of backward: a thread has one column and walks the tokens in ascending order, so the order
  * of additions into a row is fixed without sorting. Eight tokens are read ahead; where a row comes
  * twice among them, the later addition takes the earlier result instead of what was read. */
-#include "runtime/kernels/gpu_vec_internal.h"
+#include "runtime/kernels/gpu_vec_internal.cuh"
 #include "runtime/kernels/kernels_cuda.h"
 
 #define THREADS 256

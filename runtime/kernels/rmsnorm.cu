@@ -7,7 +7,7 @@
  * Design: rows of up to 1024 elements (per-head norms) have a warp each, longer ones a block of 256
  * threads. Sums are fp32 in a fixed order that depends on n alone. dweight in two stages: sums over
  * 64 rows in ascending order, then over these blocks: 16 interleaved sums, added in order. */
-#include "runtime/kernels/gpu_vec_internal.h"
+#include "runtime/kernels/gpu_vec_internal.cuh"
 #include "runtime/kernels/kernels_cuda.h"
 
 #define ROW_THREADS 256

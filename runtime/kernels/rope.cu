@@ -5,7 +5,7 @@
  *
  * Design: a thread has one chunk of the first half of a head and the same chunk of the second half.
  */
-#include "runtime/kernels/gpu_vec_internal.h"
+#include "runtime/kernels/gpu_vec_internal.cuh"
 #include "runtime/kernels/kernels_cuda.h"
 
 #define THREADS 256

@@ -2,7 +2,7 @@
  *
  * Bytes moved per element of BF16: forward 6, backward 10. One chunk a thread; exp is the toolkit's
  * expf (2 ulp), division is IEEE. */
-#include "runtime/kernels/gpu_vec_internal.h"
+#include "runtime/kernels/gpu_vec_internal.cuh"
 #include "runtime/kernels/kernels_cuda.h"
 
 #define THREADS 256

@@ -1,6 +1,6 @@
 /* See emu_controls.h. A bug is a template parameter, so that the kernel without it is what ships.
  */
-#include "runtime/kernels/gpu.h"
+#include "runtime/kernels/gpu.cuh"
 #include "tests/cuda/emu_controls.h"
 
 template <int BUG> static __global__ void block_sum_kernel(float *out, const float *x)

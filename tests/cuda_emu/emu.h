@@ -1,4 +1,4 @@
-/* The emulation of CUDA on the host, as device code sees it. Included by runtime/kernels/gpu.h with
+/* The emulation of CUDA on the host, as device code sees it. Included by runtime/kernels/gpu.cuh with
  * -DPS_CUDA_EMU; tests and the plug-in see the toolkit's own cuda_runtime_api.h, whose functions
  * the emulation implements, and tests/cuda_emu/emu_host.h.
  *

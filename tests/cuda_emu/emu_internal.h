@@ -14,7 +14,7 @@
 #include <mutex>
 #include <vector>
 
-#include "runtime/kernels/gpu.h"
+#include "runtime/kernels/gpu.cuh"
 #include "tests/cuda_emu/emu_host.h"
 
 #define EMU_WEAK extern "C" __attribute__((weak))

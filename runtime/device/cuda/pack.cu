@@ -1,6 +1,6 @@
 /* Copies of a matrix in another element type, for operands that the matrix library does not take:
  * see cuda_internal.h. */
-#include "runtime/kernels/gpu.h"
+#include "runtime/kernels/gpu.cuh"
 
 #include <errno.h>
 

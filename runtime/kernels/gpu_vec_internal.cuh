@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "runtime/base/dtype.h"
-#include "runtime/kernels/gpu.h"
+#include "runtime/kernels/gpu.cuh"
 
 #include <cuda_fp16.h>
 
