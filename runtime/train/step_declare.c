@@ -220,6 +220,6 @@ void ps_step_declare(struct ps_schedule *s, const struct ps_task *task, enum ps_
         spill(&d);
         break;
     case PS_TASK_KIND_COUNT:
-        assert(!"no such task");
+        assert(task->kind < PS_TASK_KIND_COUNT);
     }
 }

@@ -79,13 +79,13 @@ static void fill(struct ps_profile *p)
     p->gemm_count = PS_PROFILE_GEMM_MAX;
     for (int i = 0; i < p->gemm_count; i++)
         p->gemm[i] =
-            (struct ps_profile_gemm){.m = 1 + ps_rng_u32(&key, n++) % 10000,
-                                     .n = 1 + ps_rng_u32(&key, n++) % 10000,
+            (struct ps_profile_gemm){.m = 1 + ps_rng_u32(&key, 3 * (uint64_t)i) % 10000,
+                                     .n = 1 + ps_rng_u32(&key, 3 * (uint64_t)i + 1) % 10000,
                                      .k = INT32_MAX,
                                      .dtype = i % 3 == 0   ? PS_DTYPE_F16
                                               : i % 3 == 1 ? PS_DTYPE_BF16
                                                            : PS_DTYPE_F32,
-                                     .flops = 1e12 * (double)ps_rng_uniform(&key, n++) + 1};
+                                     .flops = 1e12 * (double)ps_rng_uniform(&key, 3 * (uint64_t)i + 2) + 1};
     p->disk_count = PS_PROFILE_DISK_MAX;
     for (int i = 0; i < p->disk_count; i++) {
         p->disk[i] = p->disk[0];
