@@ -72,20 +72,19 @@ static void example_files_load_and_say_what_they_are(void **state)
 static void fill(struct ps_profile *p)
 {
     struct ps_rng_key key = {.seed = 5};
-    uint64_t n = 0;
     ps_profile_conservative(p);
     memset(p->machine, 0, sizeof p->machine);
     snprintf(p->machine, sizeof p->machine, "a \"quoted\" name, \\ and \t tab, \xc3\xa9");
     p->gemm_count = PS_PROFILE_GEMM_MAX;
     for (int i = 0; i < p->gemm_count; i++)
-        p->gemm[i] =
-            (struct ps_profile_gemm){.m = 1 + ps_rng_u32(&key, 3 * (uint64_t)i) % 10000,
-                                     .n = 1 + ps_rng_u32(&key, 3 * (uint64_t)i + 1) % 10000,
-                                     .k = INT32_MAX,
-                                     .dtype = i % 3 == 0   ? PS_DTYPE_F16
-                                              : i % 3 == 1 ? PS_DTYPE_BF16
-                                                           : PS_DTYPE_F32,
-                                     .flops = 1e12 * (double)ps_rng_uniform(&key, 3 * (uint64_t)i + 2) + 1};
+        p->gemm[i] = (struct ps_profile_gemm){
+            .m = 1 + ps_rng_u32(&key, 3 * (uint64_t)i) % 10000,
+            .n = 1 + ps_rng_u32(&key, 3 * (uint64_t)i + 1) % 10000,
+            .k = INT32_MAX,
+            .dtype = i % 3 == 0   ? PS_DTYPE_F16
+                     : i % 3 == 1 ? PS_DTYPE_BF16
+                                  : PS_DTYPE_F32,
+            .flops = 1e12 * (double)ps_rng_uniform(&key, 3 * (uint64_t)i + 2) + 1};
     p->disk_count = PS_PROFILE_DISK_MAX;
     for (int i = 0; i < p->disk_count; i++) {
         p->disk[i] = p->disk[0];
