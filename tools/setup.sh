@@ -18,6 +18,11 @@ liburing.h liburing-dev
 zstd.h libzstd-dev
 cmocka.h libcmocka-dev
 '
+# Where nvcc is, the CUDA kernels are compiled for the host too, to be tested.
+if command -v nvcc >/dev/null 2>&1 || [ -x /usr/local/cuda/bin/nvcc ]; then
+    needs="${needs}g++ g++
+"
+fi
 
 # Where the compiler looks for headers, asked once.
 include_dirs() {

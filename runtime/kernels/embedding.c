@@ -17,6 +17,7 @@ struct job {
     const void *table;
     enum ps_dtype table_dtype, dtype;
     size_t n, n_tok;
+    int64_t row_begin, row_end;
     const int32_t *ids;
     void *y;
     float *dtable;
@@ -30,15 +31,20 @@ static void run_forward(void *arg, size_t task, int thread)
     const struct job *job = arg;
     size_t rows = ps__task_rows(job->n);
     size_t end = ps__min_size((task + 1) * rows, job->n_tok);
-    for (size_t t = task * rows; t < end; t++)
+    for (size_t t = task * rows; t < end; t++) {
+        int64_t id = job->ids[t];
+        if (id < job->row_begin || id >= job->row_end)
+            continue;
+        size_t row = (size_t)(id - job->row_begin);
         ps__convert(job->isa, ps__at(job->y, job->dtype, t * job->n), job->dtype,
-                    ps__const_at(job->table, job->table_dtype, (size_t)job->ids[t] * job->n),
-                    job->table_dtype, job->n);
+                    ps__const_at(job->table, job->table_dtype, row * job->n), job->table_dtype,
+                    job->n);
+    }
 }
 
 void ps_embedding_forward(struct ps_pool *pool, enum ps_isa isa, const void *table,
-                          enum ps_dtype table_dtype, size_t n, const int32_t *ids, size_t n_tok,
-                          void *y, enum ps_dtype dtype)
+                          enum ps_dtype table_dtype, size_t n, int64_t row_begin, int64_t row_end,
+                          const int32_t *ids, size_t n_tok, void *y, enum ps_dtype dtype)
 {
     struct job job = {.isa = isa,
                       .table = table,
@@ -46,6 +52,8 @@ void ps_embedding_forward(struct ps_pool *pool, enum ps_isa isa, const void *tab
                       .dtype = dtype,
                       .n = n,
                       .n_tok = n_tok,
+                      .row_begin = row_begin,
+                      .row_end = row_end,
                       .ids = ids,
                       .y = y};
     size_t rows = ps__task_rows(n);

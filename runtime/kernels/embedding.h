@@ -13,10 +13,12 @@
 extern "C" {
 #endif
 
-/* table (vocab, n) F32, BF16 or F16; y (n_tok, n) F32 or BF16 (rounded once); ids in range. */
+/* table (row_end - row_begin, n) F32, BF16 or F16: rows [row_begin, row_end) of the embedding (a streamed
+ * block; the whole of it: 0 and the vocabulary). Tokens with other ids are left alone. y (n_tok, n) F32
+ * or BF16 (rounded once). */
 void ps_embedding_forward(struct ps_pool *pool, enum ps_isa isa, const void *table,
-                          enum ps_dtype table_dtype, size_t n, const int32_t *ids, size_t n_tok,
-                          void *y, enum ps_dtype dtype);
+                          enum ps_dtype table_dtype, size_t n, int64_t row_begin, int64_t row_end,
+                          const int32_t *ids, size_t n_tok, void *y, enum ps_dtype dtype);
 
 /* dtable[id[t],:] += dy[t,:] in ascending t, fp32 (vocab, n); threads split the columns, so the
  * order of additions is fixed. The caller zeroes dtable where it starts. */

@@ -79,41 +79,12 @@ static void attention_decode(const struct ps_compute *cx, const struct ps_attent
     ps_attention_decode(cx->pool, cx->isa, a, n_past, workspace);
 }
 
-struct rows_job {
-    const struct ps_compute *cx;
-    const unsigned char *table;
-    enum ps_dtype table_dtype;
-    size_t n;
-    int64_t begin, end;
-    const int32_t *ids;
-    unsigned char *y;
-};
-
-static void embed_row(void *arg, size_t i, int thread_idx)
-{
-    const struct rows_job *j = arg;
-    (void)thread_idx;
-    int64_t id = j->ids[i];
-    if (id < j->begin || id >= j->end)
-        return;
-    ps_dtype_convert(j->y + i * j->n * ps_dtype_size(j->cx->dtype), j->cx->dtype,
-                     j->table + (size_t)(id - j->begin) * j->n * ps_dtype_size(j->table_dtype),
-                     j->table_dtype, j->n);
-}
-
 static void embedding_forward(const struct ps_compute *cx, const void *table,
                               enum ps_dtype table_dtype, size_t n, int64_t row_begin,
                               int64_t row_end, const int32_t *ids, size_t n_tok, void *y)
 {
-    struct rows_job j = {.cx = cx,
-                         .table = table,
-                         .table_dtype = table_dtype,
-                         .n = n,
-                         .begin = row_begin,
-                         .end = row_end,
-                         .ids = ids,
-                         .y = y};
-    ps_pool_run(cx->pool, embed_row, &j, n_tok);
+    ps_embedding_forward(cx->pool, cx->isa, table, table_dtype, n, row_begin, row_end, ids, n_tok,
+                         y, cx->dtype);
 }
 
 static void embedding_backward(const struct ps_compute *cx, float *dtable, size_t n,

@@ -48,8 +48,8 @@ static void forward_gives_the_bits_of_the_cpu(void **state)
             struct twin y = twin_make(*state, t, p.n_tok * p.n, p.off, 0, 0);
             int32_t *ids = make_ids(p.n_tok, p.vocab);
             struct device_buffer d = device_make(*state, p.n_tok * 4, 0, ids);
-            ps_embedding_forward(NULL, PS_ISA_PORTABLE, table.cpu.data, tt, p.n, ids, p.n_tok,
-                                 y.cpu.data, t);
+            ps_embedding_forward(NULL, PS_ISA_PORTABLE, table.cpu.data, tt, p.n, 0, INT32_MAX, ids,
+                                 p.n_tok, y.cpu.data, t);
             assert_int_equal(ps_embedding_forward_cuda(*state, table.gpu.data, tt, p.n, 0,
                                                        (int64_t)p.vocab, (int32_t *)(void *)d.data,
                                                        p.n_tok, y.gpu.data, t),

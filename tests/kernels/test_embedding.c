@@ -43,8 +43,8 @@ static void forward_gathers_rows_and_rounds_once(void **state)
         {
             for (int p = 0; p < THREADS_MAX; p++) {
                 struct guarded y = guarded_make(s.n_tok * s.n * ps_dtype_size(t), ps_dtype_size(t));
-                ps_embedding_forward(pools->pool[p], isa, table.data, tt, s.n, ids, s.n_tok, y.data,
-                                     t);
+                ps_embedding_forward(pools->pool[p], isa, table.data, tt, s.n, 0, INT32_MAX, ids,
+                                     s.n_tok, y.data, t);
                 for (size_t k = 0; k < s.n_tok * s.n; k++) {
                     float want = (float)get(table.data, tt, (size_t)ids[k / s.n] * s.n + k % s.n);
                     if (t == PS_DTYPE_BF16)
@@ -104,8 +104,24 @@ static void nan_reaches_its_element_only(void **state)
             assert_int_equal(isnan(d[i]), i == 57);
             assert_int_equal(isinf(d[i]), i == 0);
         }
-        ps_embedding_forward(NULL, isa, d, PS_DTYPE_F32, 20, &first, 1, y, PS_DTYPE_F32);
+        ps_embedding_forward(NULL, isa, d, PS_DTYPE_F32, 20, 0, 1000, &first, 1, y, PS_DTYPE_F32);
         assert_true(isnan(y[17]));
+    }
+}
+
+static void a_block_of_rows_serves_its_own_tokens_and_leaves_the_others_alone(void **state)
+{
+    (void)state;
+    static const float block[2 * 3] = {1, 2, 3, 4, 5, 6}; /* rows 5 and 6 of a table */
+    static const int32_t ids[] = {4, 5, 7, 6, 5};
+    static const float want[5 * 3] = {-1, -1, -1, 1, 2, 3, -1, -1, -1, 4, 5, 6, 1, 2, 3};
+    FOR_EACH_ISA(isa)
+    {
+        float y[5 * 3];
+        for (int i = 0; i < 15; i++)
+            y[i] = -1;
+        ps_embedding_forward(NULL, isa, block, PS_DTYPE_F32, 3, 5, 7, ids, 5, y, PS_DTYPE_F32);
+        assert_memory_equal(y, want, sizeof want);
     }
 }
 
@@ -115,6 +131,7 @@ int main(void)
         cmocka_unit_test(forward_gathers_rows_and_rounds_once),
         cmocka_unit_test(backward_adds_in_ascending_order_of_tokens),
         cmocka_unit_test(nan_reaches_its_element_only),
+        cmocka_unit_test(a_block_of_rows_serves_its_own_tokens_and_leaves_the_others_alone),
     };
     return cmocka_run_group_tests(tests, pools_setup, pools_teardown);
 }

@@ -171,7 +171,8 @@ static double rope(struct bench *b)
 static double embedding_forward(struct bench *b)
 {
     size_t rows = b->elems / N;
-    ps_embedding_forward(b->pool, b->isa, b->t[0], b->dtype, N, b->ids, rows, b->t[1], b->dtype);
+    ps_embedding_forward(b->pool, b->isa, b->t[0], b->dtype, N, 0, INT32_MAX, b->ids, rows, b->t[1],
+                         b->dtype);
     return 2 * es(b) * (double)(rows * N);
 }
 
