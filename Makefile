@@ -30,8 +30,13 @@ HELPER_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/helpers/*.c)))
 
 # CUDA: looking for nvcc is the only probe. Without it nothing of CUDA is built, and its tests are not run.
 NVCC ?= $(if $(filter 0,$(CUDA)),,$(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc)))
+ifeq ($(CUDA)$(NVCC),1)
+$(error CUDA=1, and nvcc is neither in PATH nor in /usr/local/cuda/bin)
+endif
 CUDA_HOME = $(patsubst %/bin/nvcc,%,$(NVCC))
 CUDA_ARCH ?= 80 86 89 90 120
+# PTX runs on its own and newer architectures: 80 serves 10.x, which none of the others does.
+CUDA_PTX ?= 80 120
 CU_SRC := $(sort $(wildcard runtime/kernels/*.cu optim/*.cu runtime/device/cuda/*.cu))
 CUDA_C := $(sort $(wildcard runtime/device/cuda/*.c))
 EMU_SRC := $(sort $(wildcard tests/cuda_emu/*.cpp))
@@ -46,14 +51,18 @@ EMU_PLUG := $(CUDA_C:%.c=$(BUILD)/emu/%.o)
 EMU_SAN = $(filter -fsanitize% -fno-sanitize%,$(CFLAGS))
 EMU_FLAGS = -DPS_CUDA_EMU -I. -isystem $(CUDA_HOME)/include -O2 -g -fPIC -fno-strict-aliasing -ffp-contract=off -pthread
 
-GENCODE = $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
+GENCODE = $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) $(foreach a,$(CUDA_PTX),-gencode arch=compute_$(a),code=compute_$(a))
 CUDA_OBJ := $(CU_SRC:%.cu=$(BUILD)/cuda/%.o) $(CUDA_C:%.c=$(BUILD)/cuda/%.o)
+# Sanitized builds go without the plug-in: their runtime is not in it.
+ifneq ($(NVCC),)
+CUDA_PLUGIN := $(if $(findstring -fsanitize,$(CFLAGS)),,$(BUILD)/libpenstock_cuda.so)
+endif
 
-all: $(BUILD)/penstock $(BUILD)/libpenstock.so $(EXAMPLE_BIN)
+all: $(BUILD)/penstock $(BUILD)/libpenstock.so $(EXAMPLE_BIN) $(CUDA_PLUGIN)
 
 help:
 	@echo "targets: all test demo bench bench-full bench-stream asan tsan fuzz format tidy install clean (check is test)"
-	@echo "variables: BUILD=$(BUILD) CFLAGS='$(CFLAGS)' WERROR=0|1 V=1 PREFIX=$(PREFIX)"
+	@echo "variables: BUILD=$(BUILD) CFLAGS='$(CFLAGS)' WERROR=0|1 V=1 PREFIX=$(PREFIX) CUDA=auto|0|1 CUDA_ARCH='$(CUDA_ARCH)' CUDA_PTX='$(CUDA_PTX)'"
 
 $(BUILD)/%_avx2.o: ISA_FLAGS = -mavx2 -mfma -mf16c
 $(BUILD)/%_avx512.o: ISA_FLAGS = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
@@ -93,10 +102,16 @@ $(BUILD)/libpenstock_cuda_emu.so: $(EMU_PLUG) $(EMU_CU) $(EMU_LIB) $(BUILD)/libp
 # The device plug-in: static cudart, C++ runtime inside, cuBLASLt beside it; it needs no driver to load.
 $(BUILD)/cuda/%.o: CU_FLAGS = --fmad=false
 $(BUILD)/cuda/runtime/kernels/attention_%.o: CU_FLAGS = -ftz=true
-$(BUILD)/cuda/%.o: %.cu
+# x.ptxas keeps what the assembler says of registers and spills, for the tests.
+$(BUILD)/cuda/%.o: %.cu $(BUILD)/cuda/archs
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "NVCC $<")
-	$(Q)$(NVCC) -std=c++17 -O3 -I. $(GENCODE) $(CU_FLAGS) -Xcompiler -fPIC,-fvisibility=hidden -MMD -MP -c $< -o $@
+	$(Q)$(NVCC) -t 0 -std=c++17 -O3 -I. $(GENCODE) $(CU_FLAGS) $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden -MMD -MP -c $< -o $@ >$(@:.o=.ptxas) 2>&1 || { cat $(@:.o=.ptxas); rm -f $@; exit 1; }
+	@grep -i warning $(@:.o=.ptxas) || true
+# What the objects are built for; newer only when that changes.
+$(BUILD)/cuda/archs: FORCE
+	@mkdir -p $(@D)
+	@echo "$(CUDA_ARCH:%=elf-%) $(CUDA_PTX:%=ptx-%)" | cmp -s - $@ || echo "$(CUDA_ARCH:%=elf-%) $(CUDA_PTX:%=ptx-%)" >$@
 $(BUILD)/cuda/%.o: %.c
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "CC $<")
@@ -157,7 +172,8 @@ install: all
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: cuda all help setup tests test check demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
+FORCE:
+.PHONY: FORCE cuda all help setup tests test check demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
 .SECONDARY:
 -include $(EMU_CU:.o=.d) $(EMU_PLUG:.o=.d) $(EMU_LIB:.o=.d) $(CUDA_OBJ:.o=.d) $(patsubst %,%.d,$(CUDA_TEST_BIN))
 -include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(patsubst %,%.d,$(TEST_BIN) $(EXAMPLE_BIN) $(BENCH_BIN))
