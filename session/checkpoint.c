@@ -42,27 +42,33 @@ struct slot {
     char name[256];
     void *data;
     enum ps_dtype dtype;
-    const struct ps_trainable *of;
+    int rank; /* that of the tensor where every element has its own, else 1 */
+    int64_t shape[2];
+    size_t n;
 };
 
 static struct slot *list_slots(struct ps_session *s, size_t *count)
 {
-    const struct ps_optimizer_ops *ops = ps_optimizer_find(s->opt->optimizer);
     size_t n = ps_trainer_trainable_count(s->trainer);
     struct slot *list = calloc(n * (PS_OPTIMIZER_STATE_MAX + 1), sizeof *list);
     *count = 0;
     for (size_t i = 0; list && i < n; i++) {
         const struct ps_trainable *x = ps_trainer_trainable(s->trainer, i);
-        for (int k = 0; k <= ops->state_count; k++) {
-            bool rest = k == ops->state_count;
+        for (int k = 0; k <= x->layout.state_count; k++) {
+            bool rest = k == x->layout.state_count;
             if (rest && !x->remainder)
                 continue;
+            const struct ps_opt_state *state = &x->layout.state[k];
             struct slot *e = &list[(*count)++];
             e->data = rest ? (void *)x->remainder : x->state[k];
-            e->dtype = rest ? PS_DTYPE_U16 : PS_DTYPE_F32;
-            e->of = x;
+            e->dtype = rest ? PS_DTYPE_U16 : state->dtype;
+            e->n = rest ? x->n : (size_t)ps_opt_state_bytes(state, x->n) / ps_dtype_size(e->dtype);
+            bool each = rest || state->per == 1;
+            e->rank = each ? x->rank : 1;
+            e->shape[0] = each ? x->shape[0] : (int64_t)e->n;
+            e->shape[1] = each ? x->shape[1] : 0;
             PS_IGNORE(snprintf(e->name, sizeof e->name, "%s.%s", x->name,
-                               rest ? "remainder" : ops->state_name[k]) < 0,
+                               rest ? "remainder" : state->name) < 0,
                       "names are short");
         }
     }
@@ -83,13 +89,12 @@ static int write_optimizer(struct ps_session *s, const char *dir, struct ps_erro
     for (size_t i = 0; ret == 0 && i < count; i++)
         spec[i] = (struct ps_st_spec){.name = list[i].name,
                                       .dtype = list[i].dtype,
-                                      .rank = list[i].of->rank,
-                                      .shape = {list[i].of->shape[0], list[i].of->shape[1]}};
+                                      .rank = list[i].rank,
+                                      .shape = {list[i].shape[0], list[i].shape[1]}};
     if (ret == 0)
         ret = ps_st_writer_create(&w, path, spec, count, err);
     for (size_t i = 0; ret == 0 && i < count; i++)
-        ret =
-            ps_st_writer_append(w, list[i].data, list[i].of->n * ps_dtype_size(list[i].dtype), err);
+        ret = ps_st_writer_append(w, list[i].data, list[i].n * ps_dtype_size(list[i].dtype), err);
     if (ret == 0)
         ret = ps_st_writer_close(w, err);
     else
@@ -114,7 +119,7 @@ static int read_optimizer(struct ps_session *s, const char *dir, struct ps_error
         ret = ps_error_set(err, -ENOMEM, "out of memory");
     for (size_t i = 0; ret == 0 && i < count; i++) {
         const struct ps_st_tensor *t = ps_st_find(f, list[i].name);
-        if (!t || (size_t)t->elements != list[i].of->n || t->dtype != (int)list[i].dtype)
+        if (!t || (size_t)t->elements != list[i].n || t->dtype != (int)list[i].dtype)
             ret =
                 ps_error_full(err, PS_EFORMAT, path, list[i].name, "resume from another checkpoint",
                               "the checkpoint has no state %s of the right size", list[i].name);

@@ -1,4 +1,10 @@
-/* The optimizer's entry in its wing's table (optim/): the ground floor knows only the table. */
+/* The optimizer's entry in its wing's table (optim/): the ground floor knows only the table.
+ *
+ * A tensor is updated in slices: [begin, begin + n) of its elements. An optimizer says for each
+ * tensor what it keeps, where slices may be cut and how much scratch memory an update needs; the
+ * caller decides where everything lies and in what order slices come. The result may depend on
+ * neither: element-wise methods take any slice, block-wise ones multiples of their block, methods
+ * that need the whole matrix get it whole. */
 #ifndef PS_TRAIN_OPTIMIZER_H
 #define PS_TRAIN_OPTIMIZER_H
 
@@ -8,6 +14,7 @@
 
 #include "runtime/base/dtype.h"
 #include "runtime/base/isa.h"
+#include "runtime/base/status.h"
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/kernels.h"
 
@@ -15,26 +22,75 @@
 extern "C" {
 #endif
 
-#define PS_OPTIMIZER_STATE_MAX 4
+#define PS_OPTIMIZER_STATE_MAX 8
 
-/* Scalars that the user sets; each optimizer reads its own. */
+/* What the user sets; each optimizer reads its own. Fields that a method does not have are refused
+ * by the session before they come here. */
 struct ps_optimizer_hyper {
     double beta1, beta2, eps, weight_decay;
+    double momentum;
+    int32_t rank;              /* low-rank methods; 0: the method's default */
+    int32_t update_gap;        /* steps between refreshes; 0: the method's default */
+    double scale;              /* of a low-rank update; 0: the method's default */
+    enum ps_dtype state_dtype; /* F32, or BF16 where the method allows it */
+    uint64_t seed;
+    int32_t n_layer; /* of the model */
 };
 
-/* One tensor's update. Weight F32, or BF16 with a 16-bit remainder (exact fp32 master). */
+/* What an optimizer is told of a tensor. */
+struct ps_opt_tensor {
+    const char *name;
+    uint32_t id;        /* its number among the trained tensors: a key of random numbers */
+    int32_t layer;      /* -1: embedding, head, final norm */
+    int32_t rank;       /* 1 or 2 */
+    int64_t rows, cols; /* (out, in) as in checkpoints; rank 1: (n, 1) */
+    size_t n;
+    bool hidden; /* a matrix of attention, MLP or of an adapter; not embedding or head */
+    bool adapter;
+    enum ps_dtype dtype; /* of the weight */
+};
+
+/* One state of a tensor; all begin as zero bytes. */
+struct ps_opt_state {
+    const char *name; /* as in optimizer.safetensors: "exp_avg"; static storage */
+    enum ps_dtype dtype;
+    uint32_t per;   /* one entry for so many consecutive elements (1: each element has its own,
+                       256: one a block, the last block may be shorter); 0: see count */
+    uint64_t count; /* per 0: entries of the whole tensor */
+};
+
+struct ps_opt_layout {
+    int32_t state_count;
+    struct ps_opt_state state[PS_OPTIMIZER_STATE_MAX];
+    uint64_t granule; /* a slice begins at a multiple of so many elements, at most 65536, a divisor
+                         of 65536; 0: the tensor comes whole (states with per 0 need that) */
+    uint64_t workspace_bytes; /* scratch for an update of the tensor, or of any slice of it */
+    bool remainder;           /* BF16 weights have a 16-bit remainder; false: stochastic rounding */
+};
+
+static inline uint64_t ps_opt_state_bytes(const struct ps_opt_state *s, uint64_t n)
+{
+    uint64_t entries = s->per > 0 ? (n + s->per - 1) / s->per : s->count;
+    return entries * ps_dtype_size(s->dtype);
+}
+
+/* The update of one slice. */
 struct ps_update {
-    const struct ps_compute *cx; /* NULL, or where to compute when cx->k has the update itself */
+    const struct ps_compute *cx; /* where to compute, when on_device said yes; NULL: the host */
     struct ps_pool *pool;
     enum ps_isa isa;
     const struct ps_optimizer_hyper *hyper;
-    void *weight;
-    enum ps_dtype weight_dtype;
-    uint16_t *remainder; /* NULL for F32 */
-    const float *grad;   /* before clipping */
+    const struct ps_opt_tensor *tensor;
+    const struct ps_opt_layout *layout;
+    size_t begin, n; /* the slice, in elements of the tensor; all pointers are to its beginning */
+    void *weight;    /* layout of tensor->dtype */
+    uint16_t *remainder;      /* BF16 with layout->remainder: exact fp32 master; else NULL */
+    const void *grad;         /* before clipping */
+    enum ps_dtype grad_dtype; /* F32, or BF16 (rounded before the norm) */
     void *state[PS_OPTIMIZER_STATE_MAX];
-    size_t n;
-    uint64_t t; /* 1-based update count of this tensor */
+    void *workspace; /* 64-byte aligned; NULL when workspace_bytes is 0 */
+    uint64_t t;      /* 1-based update count of this tensor */
+    uint64_t step;   /* completed updates of the run before this one */
     double lr;
     bool decay;       /* weight decay applies to this tensor */
     float grad_scale; /* clip coefficient */
@@ -42,12 +98,18 @@ struct ps_update {
 
 struct ps_optimizer_ops {
     const char *name;
-    int state_count;
-    const char
-        *state_name[PS_OPTIMIZER_STATE_MAX]; /* as in optimizer.safetensors: "exp_avg", ... */
-    size_t (*state_bytes)(int state_idx,
-                          size_t n); /* for a tensor of n elements; states are fp32 */
-    void (*update)(const struct ps_update *u);
+    /* What the method keeps of a tensor. PS_EUSAGE names option and remedy (rank above the matrix,
+     * state_dtype that it does not have, ...). */
+    int (*layout)(const struct ps_optimizer_hyper *hyper, const struct ps_opt_tensor *tensor,
+                  struct ps_opt_layout *out, struct ps_error *err);
+    /* Update in place. Negative: see err (a decomposition that failed). */
+    int (*update)(const struct ps_update *u, struct ps_error *err);
+    /* Can this device update a tensor of this layout by itself? NULL: only the host can. */
+    bool (*on_device)(const struct ps_compute *cx, const struct ps_opt_layout *layout);
+    /* Is a tensor updated at this step (completed updates of the run)? NULL: always. A pure
+     * function: tensors of one unit (layer, or embedding, or head with final norm) agree. */
+    bool (*active)(const struct ps_optimizer_hyper *hyper, const struct ps_opt_tensor *tensor,
+                   uint64_t step);
 };
 
 #ifdef __cplusplus

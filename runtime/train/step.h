@@ -1,7 +1,8 @@
 /* The shape of a training step, where everything in it lies, and the builder of its segments.
  *
- * A strategy chooses a layout; the builder turns shape and layout into schedules. Memory is what the
- * schedules' buffers say: the planner adds them up, the trainer allocates them, the checker guards them.
+ * A strategy chooses a layout; the builder turns shape and layout into schedules. Memory is what
+ * the schedules' buffers say: the planner adds them up, the trainer allocates them, the checker
+ * guards them.
  *
  * Segments:
  *   train     one pass of `group` micro-batches through all layers and back, all micro-batches of a
@@ -11,11 +12,12 @@
  *   eval      forward and loss of `eval_group` micro-batches; also logits and generation.
  *   prologue_train, prologue_eval   bring into the slots what the segment expects there.
  *
- * Weights. Units in forward order: embedding (row blocks when streamed), layers, head with final norm.
- * A unit is pinned (tier DEVICE), kept in host memory (HOST; discrete devices) or streamed (DISK) through
- * `near_slots` slots; streamed unit number j always uses slot j mod near_slots. A unit that is still in its
- * slot when it is needed is not read again: that is the cache at the turns, and between passes. The end of
- * a pass reads what the next one needs first (trailing tasks). Head and, when tied, embedding are pinned.
+ * Weights. Units in forward order: embedding (row blocks when streamed), layers, head with final
+ * norm. A unit is pinned (tier DEVICE), kept in host memory (HOST; discrete devices) or streamed
+ * (DISK) through `near_slots` slots; streamed unit number j always uses slot j mod near_slots. A
+ * unit that is still in its slot when it is needed is not read again: that is the cache at the
+ * turns, and between passes. The end of a pass reads what the next one needs first (trailing
+ * tasks). Head and, when tied, embedding are pinned.
  *
  * Layer boundaries x[l][m] (input of layer l): kept near, or moved to host or disk and back for the
  * backward pass; the last ones that are still near then are not moved at all (forwarding). */
@@ -45,12 +47,13 @@ struct ps_step_shape {
     uint64_t cache_bytes;  /* key-value cache of one layer and prompt, keys and values; 0: none */
     uint64_t logits_bytes; /* of one prompt's last row (generation) */
     uint64_t partial_bytes;
+    uint64_t workspace_bytes; /* of the optimizer, for one update */
     /* trained things by unit: index 0 embedding, 1 .. n_layer layers, n_layer + 1 head */
     const uint64_t *adapter_bytes, *grad_bytes, *state_bytes;
     const uint64_t *pinned_bytes; /* weights of a pinned unit, tensors 64-byte aligned */
     const struct ps_unit_sources *source;
     /* FLOPs of the planned micro-batch */
-    double layer_flops; /* linears and attention, forward */
+    double layer_flops;          /* linears and attention, forward */
     double layer_backward_flops; /* without recompute */
     double head_flops, head_backward_flops;
 };
@@ -73,22 +76,22 @@ unsigned ps_ablation_find(const char *name);
 const char *ps_ablation_name(unsigned bit);
 
 struct ps_step_layout {
-    const char *strategy;  /* static storage */
-    bool discrete;         /* the device has memory of its own */
-    int32_t group;         /* micro-batches a pass */
-    int32_t eval_group;    /* sequences a forward pass (prompts in generation) */
-    enum ps_tier *weight;  /* (n_layer + 2) by unit index: DEVICE, HOST, DISK */
-    int32_t near_slots;    /* 0 when nothing is streamed, else >= 1 */
-    int32_t raw_slots;     /* host slots that files are read into; 0: directly into near slots */
-    bool *keep;            /* (n_layer) the saved sets of this layer wait for backward */
+    const char *strategy;   /* static storage */
+    bool discrete;          /* the device has memory of its own */
+    int32_t group;          /* micro-batches a pass */
+    int32_t eval_group;     /* sequences a forward pass (prompts in generation) */
+    enum ps_tier *weight;   /* (n_layer + 2) by unit index: DEVICE, HOST, DISK */
+    int32_t near_slots;     /* 0 when nothing is streamed, else >= 1 */
+    int32_t raw_slots;      /* host slots that files are read into; 0: directly into near slots */
+    bool *keep;             /* (n_layer) the saved sets of this layer wait for backward */
     enum ps_tier *boundary; /* (n_layer) where x[l] waits: DEVICE, HOST (discrete), DISK */
-    int32_t x_ring;        /* buffers for boundaries that are not kept: >= group, > group when any moves
-                              (a lot of `interleave` in place of the group: twice as many and one) */
-    /* 0: all micro-batches go forward, then all back. n > 0: in lots of n, the backward pass of a lot beside
-     * the forward pass of the next, so that boundaries leave and come back all the time; for pinned
-     * weights (streamed ones would be read again for each lot). */
+    int32_t x_ring; /* buffers for boundaries that are not kept: >= group, > group when any moves
+                       (a lot of `interleave` in place of the group: twice as many and one) */
+    /* 0: all micro-batches go forward, then all back. n > 0: in lots of n, the backward pass of a
+     * lot beside the forward pass of the next, so that boundaries leave and come back all the time;
+     * for pinned weights (streamed ones would be read again for each lot). */
     int32_t interleave;
-    int32_t host_ring;     /* discrete, boundaries on disk: host buffers on the way; >= 2 */
+    int32_t host_ring; /* discrete, boundaries on disk: host buffers on the way; >= 2 */
     unsigned ablate;
 };
 
@@ -103,9 +106,9 @@ enum ps_step_buffer {
     PS_BUF_BATCH,      /* (max(group, eval_group), batch_bytes) */
     PS_BUF_BATCH_HOST, /* the same on the host; discrete only */
     PS_BUF_ROPE,
-    PS_BUF_X,          /* (x_count, x_bytes): kept boundaries, then the ring */
-    PS_BUF_DX,         /* (group, x_bytes) */
-    PS_BUF_SAVED,      /* (saved_count, saved_bytes): kept sets, then one for recomputation */
+    PS_BUF_X,     /* (x_count, x_bytes): kept boundaries, then the ring */
+    PS_BUF_DX,    /* (group, x_bytes) */
+    PS_BUF_SAVED, /* (saved_count, saved_bytes): kept sets, then one for recomputation */
     PS_BUF_SCRATCH,
     PS_BUF_HEAD_SCRATCH,
     PS_BUF_GEMM,
@@ -118,11 +121,12 @@ enum ps_step_buffer {
     PS_BUF_ADAPTER,    /* by unit, 4096-aligned each */
     PS_BUF_GRAD,
     PS_BUF_STATE,
-    PS_BUF_NORM,       /* partial square sums, then 4096 bytes for the coefficient */
-    PS_BUF_LOSS,       /* (batch_count) fp64 sums of losses, 64 bytes each */
-    PS_BUF_CACHE,      /* (eval_group, n_layer, cache_bytes) */
-    PS_BUF_LOGITS,     /* (eval_group, logits_bytes) */
-    PS_BUF_MIRROR,     /* host; discrete: adapters, states, gradients, trained weights, for files */
+    PS_BUF_WORKSPACE, /* of the optimizer */
+    PS_BUF_NORM,      /* partial square sums, then 4096 bytes for the coefficient */
+    PS_BUF_LOSS,      /* (batch_count) fp64 sums of losses, 64 bytes each */
+    PS_BUF_CACHE,     /* (eval_group, n_layer, cache_bytes) */
+    PS_BUF_LOGITS,    /* (eval_group, logits_bytes) */
+    PS_BUF_MIRROR,    /* host; discrete: adapters, states, gradients, trained weights, for files */
     PS_BUF_COUNT,
 };
 
@@ -132,11 +136,11 @@ struct ps_step_map {
     uint64_t bytes[PS_BUF_COUNT];
     enum ps_tier tier[PS_BUF_COUNT];
     int32_t x_count, x_kept, saved_count, host_x_count, batch_count;
-    /* (n_layer) number of a layer's boundaries among the kept, on the host, on disk; of its kept saved
-     * sets; -1: none. Multiply by group and add the micro-batch. */
+    /* (n_layer) number of a layer's boundaries among the kept, on the host, on disk; of its kept
+     * saved sets; -1: none. Multiply by group and add the micro-batch. */
     int32_t *x_kept_idx, *x_host_idx, *x_disk_idx, *saved_idx;
-    uint64_t *pinned_offset;  /* by unit index; UINT64_MAX: not pinned */
-    uint64_t *host_offset;    /* by source unit number; UINT64_MAX: not in host memory */
+    uint64_t *pinned_offset; /* by unit index; UINT64_MAX: not pinned */
+    uint64_t *host_offset;   /* by source unit number; UINT64_MAX: not in host memory */
     uint64_t *adapter_offset, *grad_offset, *state_offset; /* by unit index (n_layer + 2) */
     int32_t *stream_idx; /* by source unit number: number among the streamed, -1: not streamed */
     int32_t stream_count;
@@ -163,16 +167,16 @@ int ps_step_build(struct ps_schedule *s, enum ps_segment segment, const struct p
                   const struct ps_step_layout *layout, const struct ps_step_map *map,
                   struct ps_error *err) PS_WARN_UNUSED;
 
-/* Symbolic run of a segment in program order, after its prologue (or NULL): every task finds the values
- * that it needs where it looks for them, over two periods. PS_EUSAGE names the task. For imported schedules; micro and unit numbers must
- * be those of tasks that the builder makes. */
+/* Symbolic run of a segment in program order, after its prologue (or NULL): every task finds the
+ * values that it needs where it looks for them, over two periods. PS_EUSAGE names the task. For
+ * imported schedules; micro and unit numbers must be those of tasks that the builder makes. */
 int ps_step_check(const struct ps_schedule *s, const struct ps_schedule *prologue,
-                  enum ps_segment segment,
-                  const struct ps_step_shape *shape, const struct ps_step_layout *layout,
-                  const struct ps_step_map *map, struct ps_error *err) PS_WARN_UNUSED;
+                  enum ps_segment segment, const struct ps_step_shape *shape,
+                  const struct ps_step_layout *layout, const struct ps_step_map *map,
+                  struct ps_error *err) PS_WARN_UNUSED;
 
-/* The declared ranges of a task as its kind, unit, micro-batch and args imply them: what the builder
- * declares and an imported schedule is held against. */
+/* The declared ranges of a task as its kind, unit, micro-batch and args imply them: what the
+ * builder declares and an imported schedule is held against. */
 void ps_step_declare(struct ps_schedule *s, const struct ps_task *task, enum ps_segment segment,
                      const struct ps_step_shape *shape, const struct ps_step_layout *layout,
                      const struct ps_step_map *map);

@@ -492,9 +492,10 @@ static int emit_segment(struct build *b)
 static void add_buffers(struct ps_schedule *s, const struct ps_step_map *m)
 {
     static const char *const name[PS_BUF_COUNT] = {
-        "batch",     "batch_host", "rope",  "x",    "dx",         "saved",  "scratch", "head",
-        "gemm",      "pinned",     "slots", "raw",  "host_units", "host_x", "disk_x",  "adapter",
-        "gradients", "states",     "norm",  "loss", "cache",      "logits", "mirror"};
+        "batch",      "batch_host", "rope",   "x",       "dx",        "saved",
+        "scratch",    "head",       "gemm",   "pinned",  "slots",     "raw",
+        "host_units", "host_x",     "disk_x", "adapter", "gradients", "states",
+        "workspace",  "norm",       "loss",   "cache",   "logits",    "mirror"};
     for (int b = 0; b < PS_BUF_COUNT; b++)
         ps_schedule_buffer(s, m->tier[b], m->bytes[b], "%s", name[b]);
 }

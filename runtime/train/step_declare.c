@@ -167,6 +167,7 @@ static void update(const struct declare *d)
         return;
     }
     ps_schedule_access(d->s, PS_BUF_NORM, false, partials, 4096);
+    whole(d, PS_BUF_WORKSPACE, true);
     grad(d, t->unit, false);
     adapter(d, true);
     by_unit(d, PS_BUF_STATE, true, t->unit, d->m->state_offset, d->p->state_bytes);

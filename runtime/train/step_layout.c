@@ -236,6 +236,7 @@ static void place_rest(struct ps_step_map *m, const struct ps_step_shape *p, boo
     m->bytes[PS_BUF_ADAPTER] = place_units(m->adapter_offset, p->adapter_bytes, units);
     m->bytes[PS_BUF_GRAD] = place_units(m->grad_offset, p->grad_bytes, units);
     m->bytes[PS_BUF_STATE] = place_units(m->state_offset, p->state_bytes, units);
+    m->bytes[PS_BUF_WORKSPACE] = p->workspace_bytes;
     m->bytes[PS_BUF_NORM] = p->trains ? page_up(p->partial_bytes) + PAGE : 0;
     if (discrete)
         m->bytes[PS_BUF_MIRROR] = m->bytes[PS_BUF_ADAPTER] + m->bytes[PS_BUF_STATE] +

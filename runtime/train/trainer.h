@@ -127,6 +127,8 @@ struct ps_trainable {
     uint16_t *remainder;
     float *grad;
     void *state[PS_OPTIMIZER_STATE_MAX];
+    struct ps_opt_tensor tensor;
+    struct ps_opt_layout layout; /* what the optimizer keeps of it */
     bool decay;
     uint64_t t;           /* updates so far */
     size_t partial_begin; /* first square sum of the gradient, one for 65536 elements */
@@ -171,12 +173,13 @@ const struct ps_step_layout *ps_trainer_layout(const struct ps_trainer *t);
 const struct ps_step_map *ps_trainer_map(const struct ps_trainer *t);
 const struct ps_schedule *ps_trainer_schedule(const struct ps_trainer *t, enum ps_segment segment);
 /* Replace a segment by an imported one: the same tasks with the same args, in another order or with
- * other dependencies. Ranges are declared anew from the args, then races, values and the order of sums
- * are checked: what is accepted gives the same bits. PS_EUSAGE says what is wrong. Takes over *s. Before
- * commit. */
+ * other dependencies. Ranges are declared anew from the args, then races, values and the order of
+ * sums are checked: what is accepted gives the same bits. PS_EUSAGE says what is wrong. Takes over
+ * *s. Before commit. */
 int ps_trainer_import_schedule(struct ps_trainer *t, enum ps_segment segment, struct ps_schedule *s,
                                const char *path, struct ps_error *err) PS_WARN_UNUSED;
-/* The clock that tasks are timed by (`emu`); before commit; must live until destroy. NULL: real time. */
+/* The clock that tasks are timed by (`emu`); before commit; must live until destroy. NULL: real
+ * time. */
 void ps_trainer_set_clock(struct ps_trainer *t, struct ps_vclock *clock);
 /* Bytes of a tier under the present layout. */
 uint64_t ps_trainer_bytes(const struct ps_trainer *t, enum ps_tier tier);

@@ -76,13 +76,14 @@ static void bind_states(struct ps_trainer *t, struct cursor *grad, struct cursor
         next(grad, u, x->n * sizeof(float), &a, &b);
         d->grad = a;
         x->grad = b;
-        if (t->opt.mode == PS_MODE_FULL && x->dtype == PS_DTYPE_BF16) {
+        if (ps__trainer_has_remainder(x)) {
             next(state, u, x->n * sizeof(uint16_t), &a, &b);
             d->remainder = a;
             x->remainder = b;
         }
-        for (int k = 0; k < t->opt.optimizer->state_count; k++)
-            next(state, u, t->opt.optimizer->state_bytes(k, x->n), &d->state[k], &x->state[k]);
+        for (int k = 0; k < x->layout.state_count; k++)
+            next(state, u, (size_t)ps_opt_state_bytes(&x->layout.state[k], x->n), &d->state[k],
+                 &x->state[k]);
     }
 }
 

@@ -75,11 +75,12 @@ struct ps_trainer {
 
     struct ps_block_scratch scratch;
     struct ps_head_scratch head_scratch;
-    struct ps__batch_extra *extra, *extra_host; /* (batch_count) beside the batches, the same views */
-    double *partial_host;        /* (partial_count) */
+    struct ps__batch_extra *extra,
+        *extra_host;      /* (batch_count) beside the batches, the same views */
+    double *partial_host; /* (partial_count) */
     float *row_host; /* (vocab,) on a device with memory of its own, outside training; else NULL */
-    int fault;                   /* first failed launch (CUDA) */
-    bool pinned;                 /* the host arena is page-locked (CUDA) */
+    int fault;       /* first failed launch (CUDA) */
+    bool pinned;     /* the host arena is page-locked (CUDA) */
     struct ps_batch *batch;      /* (batch_count) as the device's threads see them */
     struct ps_batch *batch_host; /* (batch_count) as they are filled; the same memory on cpu */
     int32_t *n_past;             /* (batch_count) generation */
@@ -96,7 +97,7 @@ struct ps_trainer {
     struct ps_transfer *cut[PS_LANE_COUNT]; /* (cut_max,) of the spill lanes; lane thread only */
     int cut_max;
     bool checksums_kept;
-    bool *unit_seen; /* (source units) read and checked once; disk_weights lane only */
+    bool *unit_seen;     /* (source units) read and checked once; disk_weights lane only */
     uint64_t *spill_sum; /* XXH3 of each boundary as it was written; disk_write sets it, disk_state
                             reads it, one after the other as the schedule says */
     unsigned char
@@ -120,6 +121,8 @@ struct ps_trainer {
 /* Some tensor of this trainer is trained. */
 bool ps__trainer_trains(const struct ps_trainer *t);
 bool ps__trainer_param_trained(const struct ps_trainer *t, const struct ps_param_info *p);
+/* Its weight is the upper half of an exact master; after the plan. */
+bool ps__trainer_has_remainder(const struct ps_trainable *x);
 int32_t ps__trainer_param_unit(const struct ps_param_info *p);
 
 /* Compute the shape. */

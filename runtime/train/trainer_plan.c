@@ -32,6 +32,11 @@ int32_t ps__trainer_param_unit(const struct ps_param_info *p)
     return p->role == PS_ROLE_EMBED ? PS_UNIT_EMBED : PS_UNIT_HEAD;
 }
 
+bool ps__trainer_has_remainder(const struct ps_trainable *x)
+{
+    return x->dtype == PS_DTYPE_BF16 && x->layout.remainder;
+}
+
 static int alloc_tables(struct ps_trainer *t)
 {
     size_t n = t->params.count;
@@ -66,6 +71,13 @@ static struct ps_trainable *add_trainable(struct ps_trainer *t, const char *name
     x->shape[1] = rank == 2 ? shape[1] : 0;
     x->n = (size_t)shape[0] * (size_t)(rank == 2 ? shape[1] : 1);
     x->dtype = PS_DTYPE_F32;
+    x->tensor = (struct ps_opt_tensor){.name = name,
+                                       .id = (uint32_t)(t->trainable_count - 1),
+                                       .rank = rank,
+                                       .rows = shape[0],
+                                       .cols = rank == 2 ? shape[1] : 1,
+                                       .n = x->n,
+                                       .dtype = PS_DTYPE_F32};
     return x;
 }
 
@@ -113,6 +125,9 @@ static int plan_params(struct ps_trainer *t, struct ps_error *err)
         struct ps_trainable *x =
             add_trainable(t, p->name, ps__trainer_param_unit(p), p->rank, p->shape);
         x->dtype = w->dtype;
+        x->tensor.dtype = w->dtype;
+        x->tensor.layer = p->layer;
+        x->tensor.hidden = p->layer >= 0 && p->rank == 2;
         x->decay = p->decay;
     }
     return 0;
@@ -147,6 +162,9 @@ static int plan_sites(struct ps_trainer *t, struct ps_error *err)
             assert(len > 0 && (size_t)len < sizeof t->site_name[0]);
             struct ps_trainable *x =
                 add_trainable(t, name, s->layer, tensor[j].rank, tensor[j].shape);
+            x->tensor.layer = s->layer;
+            x->tensor.hidden = tensor[j].rank == 2;
+            x->tensor.adapter = true;
             x->decay = tensor[j].decay;
             place(t, ADAPTER, s->layer, x->n * sizeof(float));
         }
@@ -160,21 +178,27 @@ static int plan_sites(struct ps_trainer *t, struct ps_error *err)
 
 /* Gradients, remainders and states of the trained tensors, in the order of the trainables: see
  * bind_trainables. */
-static void plan_training(struct ps_trainer *t)
+static int plan_training(struct ps_trainer *t, struct ps_error *err)
 {
     if (!ps__trainer_trains(t))
-        return;
+        return 0;
     for (size_t i = 0; i < t->trainable_count; i++) {
         struct ps_trainable *x = &t->trainable[i];
         place(t, GRAD, x->unit, x->n * sizeof(float));
-        if (t->opt.mode == PS_MODE_FULL && x->dtype == PS_DTYPE_BF16)
+        int ret = t->opt.optimizer->layout(&t->opt.hyper, &x->tensor, &x->layout, err);
+        if (ret < 0)
+            return ret;
+        if (ps__trainer_has_remainder(x))
             place(t, STATE, x->unit, x->n * sizeof(uint16_t));
-        for (int k = 0; k < t->opt.optimizer->state_count; k++)
-            place(t, STATE, x->unit, t->opt.optimizer->state_bytes(k, x->n));
+        for (int k = 0; k < x->layout.state_count; k++)
+            place(t, STATE, x->unit, (size_t)ps_opt_state_bytes(&x->layout.state[k], x->n));
+        if (x->layout.workspace_bytes > t->shape.workspace_bytes)
+            t->shape.workspace_bytes = x->layout.workspace_bytes;
         x->partial_begin = t->partial_count;
         x->partial_count = (x->n + SQUARE_BLOCK - 1) / SQUARE_BLOCK;
         t->partial_count += x->partial_count;
     }
+    return 0;
 }
 
 /* Largest saved set and adapter scratch of any layer; prepares the blocks. */
@@ -340,7 +364,9 @@ int ps__trainer_plan(struct ps_trainer *t, struct ps_error *err)
         ret = plan_sites(t, err);
     if (ret < 0)
         return ret;
-    plan_training(t);
+    ret = plan_training(t, err);
+    if (ret < 0)
+        return ret;
     plan_activations(t);
     plan_shape(t);
     plan_flops(t);

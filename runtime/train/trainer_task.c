@@ -216,7 +216,6 @@ static int task_clip(void *ctx, const struct ps_task *task, struct ps_error *err
 static int task_update(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
-    (void)err;
     if (t->skip)
         return 0;
     for (size_t i = 0; i < t->trainable_count; i++) {
@@ -228,17 +227,23 @@ static int task_update(void *ctx, const struct ps_task *task, struct ps_error *e
                               .pool = t->pool,
                               .isa = t->cx.isa,
                               .hyper = &t->opt.hyper,
+                              .tensor = &x->tensor,
+                              .layout = &x->layout,
                               .weight = x->weight,
-                              .weight_dtype = x->dtype,
                               .remainder = x->remainder,
                               .grad = x->grad,
+                              .grad_dtype = PS_DTYPE_F32,
                               .n = x->n,
+                              .workspace = t->buffer[PS_BUF_WORKSPACE],
                               .t = t->trainable[i].t,
+                              .step = t->updates,
                               .lr = t->lr,
                               .decay = x->decay,
                               .grad_scale = t->clip_coef};
         memcpy(u.state, x->state, sizeof u.state);
-        t->opt.optimizer->update(&u);
+        int ret = t->opt.optimizer->update(&u, err);
+        if (ret < 0)
+            return ret;
     }
     return 0;
 }

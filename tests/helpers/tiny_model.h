@@ -146,21 +146,26 @@ static inline double tiny_lr(const void *arg, uint64_t completed)
     return 0.01;
 }
 
-static inline size_t tiny_no_state(int state_idx, size_t n)
+static inline int tiny_no_state(const struct ps_optimizer_hyper *h, const struct ps_opt_tensor *x,
+                                struct ps_opt_layout *out, struct ps_error *err)
 {
-    (void)state_idx;
-    (void)n;
+    (void)h;
+    (void)x;
+    (void)err;
+    *out = (struct ps_opt_layout){.granule = 1, .remainder = true};
     return 0;
 }
 
-static inline void tiny_no_update(const struct ps_update *u)
+static inline int tiny_no_update(const struct ps_update *u, struct ps_error *err)
 {
     (void)u;
+    (void)err;
+    return 0;
 }
 
 /* Leaves weights alone, so that a step is a gradient. */
 static const struct ps_optimizer_ops tiny_still = {
-    .name = "still", .state_bytes = tiny_no_state, .update = tiny_no_update};
+    .name = "still", .layout = tiny_no_state, .update = tiny_no_update};
 
 static inline struct ps_trainer_options tiny_options(const char *dir, enum ps_train_mode mode)
 {
