@@ -21,7 +21,7 @@ LIB_SRC := $(sort $(foreach d,$(DIRS),$(wildcard $(d)/*.c)))
 LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
 TOOL_SRC := $(sort $(wildcard tools/*.c))
 TOOL_OBJ := $(TOOL_SRC:%.c=$(BUILD)/%.o)
-BENCH_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tools/bench/*.c)))
+BENCH_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(filter-out %/gpu_bench.c,$(wildcard tools/bench/*.c))))
 EXAMPLE_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard examples/*.c)))
 TEST_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(filter-out tests/cuda/%,$(wildcard tests/*/test_*.c))))
 TEST_SH := $(sort $(wildcard tests/*/test_*.sh))
@@ -126,6 +126,8 @@ $(BUILD)/tests/cuda/test_%: $(BUILD)/tests/cuda/test_%.o $(BUILD)/emu/tests/cuda
 	$(Q)$(CXX) -pthread $(EMU_SAN) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libpenstock.a
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
+$(BUILD)/tools/bench/gpu_%: $(BUILD)/tools/bench/gpu_%.o $(BUILD)/tools/bench/gpu_bench.o $(BUILD)/libpenstock.a
+	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(LIBS)
 $(BUILD)/tools/bench/%: $(BUILD)/tools/bench/%.o $(BUILD)/libpenstock.a
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(LIBS)
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(BUILD)/libpenstock.a
