@@ -47,6 +47,7 @@ endif
 EMU_CU := $(CU_SRC:%.cu=$(BUILD)/emu/%.o)
 EMU_LIB := $(EMU_SRC:%.cpp=$(BUILD)/emu/%.o)
 EMU_PLUG := $(CUDA_C:%.c=$(BUILD)/emu/%.o)
+EMU_PROBE := $(patsubst %.cu,$(BUILD)/emu/%.o,$(sort $(wildcard tests/cuda/*.cu)))
 # Sanitizers reach the kernels; ThreadSanitizer not the emulation itself, which tells it what it does.
 EMU_SAN = $(filter -fsanitize% -fno-sanitize%,$(CFLAGS))
 EMU_FLAGS = -DPS_CUDA_EMU -I. -isystem $(CUDA_HOME)/include -O2 -g -fPIC -fno-strict-aliasing -ffp-contract=off -pthread
@@ -122,7 +123,7 @@ cuda: $(BUILD)/libpenstock_cuda.so
 $(BUILD)/tests/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
 $(BUILD)/tests/cuda/test_plugin%: $(BUILD)/tests/cuda/test_plugin%.o $(BUILD)/libpenstock.a
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
-$(BUILD)/tests/cuda/test_%: $(BUILD)/tests/cuda/test_%.o $(BUILD)/emu/tests/cuda/emu_controls.o $(EMU_PLUG) $(EMU_CU) $(EMU_LIB) $(BUILD)/libpenstock.a
+$(BUILD)/tests/cuda/test_%: $(BUILD)/tests/cuda/test_%.o $(EMU_PROBE) $(EMU_PLUG) $(EMU_CU) $(EMU_LIB) $(BUILD)/libpenstock.a
 	$(Q)$(CXX) -pthread $(EMU_SAN) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libpenstock.a
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
@@ -135,7 +136,7 @@ $(BUILD)/examples/%: $(BUILD)/examples/%.o $(BUILD)/libpenstock.a
 
 setup:
 	@tools/setup.sh
-tests: $(TEST_BIN) $(HELPER_BIN) $(CUDA_TEST_BIN) $(if $(CUDA_TEST_BIN),$(BUILD)/libpenstock_cuda_emu.so)
+tests: $(TEST_BIN) $(HELPER_BIN) $(CUDA_TEST_BIN) $(if $(CUDA_TEST_BIN),$(EMU_PROBE) $(BUILD)/libpenstock_cuda_emu.so)
 test check: setup
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)BUILD=$(BUILD) tests/run.sh $(TEST_BIN) $(CUDA_TEST_BIN) $(TEST_SH)
@@ -177,5 +178,5 @@ clean:
 FORCE:
 .PHONY: FORCE cuda all help setup tests test check demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
 .SECONDARY:
--include $(EMU_CU:.o=.d) $(EMU_PLUG:.o=.d) $(EMU_LIB:.o=.d) $(CUDA_OBJ:.o=.d) $(patsubst %,%.d,$(CUDA_TEST_BIN))
+-include $(EMU_CU:.o=.d) $(EMU_PROBE:.o=.d) $(EMU_PLUG:.o=.d) $(EMU_LIB:.o=.d) $(CUDA_OBJ:.o=.d) $(patsubst %,%.d,$(CUDA_TEST_BIN))
 -include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(patsubst %,%.d,$(TEST_BIN) $(EXAMPLE_BIN) $(BENCH_BIN))
