@@ -230,7 +230,6 @@ static __device__ __forceinline__ void key_segment(const struct ps_attention_arg
         }
         __syncthreads(); /* nobody reads it any more */
     }
-    ps_gpu_cp_wait<0>();
     float one[MT][2], scale[MT][2];
 #pragma unroll
     for (int mt = 0; mt < MT; mt++) {
@@ -350,7 +349,6 @@ query_segment(const struct ps_attention_args &a, int head, const float2 *stat_he
         __syncthreads(); /* nobody reads it any more */
         now ^= STAGES - 1;
     }
-    ps_gpu_cp_wait<0>();
     float scale[MT][2];
 #pragma unroll
     for (int mt = 0; mt < MT; mt++)

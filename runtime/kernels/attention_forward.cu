@@ -165,7 +165,6 @@ static __device__ __forceinline__ void forward_segment(const struct ps_attention
             ps__tile_multiply_nn<D, MT, NT>(o, p, v_tile);
         }
     }
-    ps_gpu_cp_wait<0>();
     store_rows<D, MT>(a, head, first, s.row_end, m, l, o);
 }
 
