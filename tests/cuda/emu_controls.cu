@@ -28,7 +28,7 @@ template <int BUG> static __global__ void block_sum_kernel(float *out, const flo
             __syncthreads();
     }
     if (t == 0)
-        out[blockIdx.x + (BUG == BUG_GLOBAL_OVERRUN ? 1 : 0)] = part[0];
+        out[(int)blockIdx.x + (BUG == BUG_GLOBAL_OVERRUN) - (BUG == BUG_GLOBAL_UNDERRUN)] = part[0];
 }
 
 template <int BUG> static __global__ void warp_sum_kernel(float *out, const float *x)
@@ -48,6 +48,10 @@ template <int BUG> static __global__ void pipeline_kernel(float *out, const floa
     PS_DYN_SHARED(float, stage);
     const int t = (int)threadIdx.x;
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (BUG == BUG_SHARED_PAST && t == 0)
+        stage[2 * 512] = 1.0f;
+    if (BUG == BUG_SHARED_BEFORE && t == 0)
+        stage[-1] = 1.0f;
     ps_gpu_cp_async16(stage + t * 4, x + t * 4, 16);
     ps_gpu_cp_commit();
     for (int i = 0; i < tiles; i++) {
@@ -74,17 +78,19 @@ template <int BUG> static __global__ void pipeline_kernel(float *out, const floa
 template <int BUG>
 static __global__ void matmul_kernel(float *d, const uint16_t *a, const uint16_t *b)
 {
-    __shared__ __align__(16) uint16_t sa[16 * 24];
-    __shared__ __align__(16) uint16_t sb[16 * 24];
+    constexpr int LD = BUG == BUG_BANK_CONFLICT ? 32 : 24; /* rows 3 chunks apart: none */
+    __shared__ __align__(16) uint16_t sa[16 * LD];
+    __shared__ __align__(16) uint16_t sb[16 * LD];
     const int lane = (int)threadIdx.x, g = lane / 4, t = lane % 4;
     for (int i = lane; i < 256; i += 32) {
-        sa[i / 16 * 24 + i % 16] = a[i];
-        sb[i / 16 * 24 + i % 16] = b[i];
+        sa[i / 16 * LD + i % 16] = a[i];
+        sb[i / 16 * LD + i % 16] = b[i];
     }
-    __syncwarp();
+    if (BUG != BUG_NO_SYNCWARP)
+        __syncwarp();
     uint32_t ra[4], rb[4];
-    ps_gpu_ldmatrix4(ra, sa + (lane & 15) * 24 + (lane >> 4) * 8);
-    ps_gpu_ldmatrix4(rb, sb + ((lane & 7) + ((lane >> 4) << 3)) * 24 + ((lane >> 3) & 1) * 8);
+    ps_gpu_ldmatrix4(ra, sa + (lane & 15) * LD + (lane >> 4) * 8);
+    ps_gpu_ldmatrix4(rb, sb + ((lane & 7) + ((lane >> 4) << 3)) * LD + ((lane >> 3) & 1) * 8);
     for (int n = 0; n < 2; n++) {
         float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         if (BUG == BUG_SWAPPED_FRAGMENT)
@@ -124,6 +130,10 @@ int control_block_sum(void *stream, enum control_bug bug, float *out, const floa
     case BUG_GLOBAL_OVERRUN:
         PS_LAUNCH(block_sum_kernel<BUG_GLOBAL_OVERRUN>, blocks, CONTROL_THREADS, 0, stream, out, x);
         break;
+    case BUG_GLOBAL_UNDERRUN:
+        PS_LAUNCH(block_sum_kernel<BUG_GLOBAL_UNDERRUN>, blocks, CONTROL_THREADS, 0, stream, out,
+                  x);
+        break;
     case BUG_UNINITIALISED:
         PS_LAUNCH(block_sum_kernel<BUG_UNINITIALISED>, blocks, CONTROL_THREADS, 0, stream, out, x);
         break;
@@ -157,6 +167,14 @@ int control_pipeline(void *stream, enum control_bug bug, float *out, const float
         PS_LAUNCH(pipeline_kernel<BUG_ONE_GROUP_FEWER>, 1, CONTROL_THREADS, smem, stream, out, x,
                   tiles);
         break;
+    case BUG_SHARED_PAST:
+        PS_LAUNCH(pipeline_kernel<BUG_SHARED_PAST>, 1, CONTROL_THREADS, smem, stream, out, x,
+                  tiles);
+        break;
+    case BUG_SHARED_BEFORE:
+        PS_LAUNCH(pipeline_kernel<BUG_SHARED_BEFORE>, 1, CONTROL_THREADS, smem, stream, out, x,
+                  tiles);
+        break;
     case BUG_COPY_LEFT:
         PS_LAUNCH(pipeline_kernel<BUG_COPY_LEFT>, 1, CONTROL_THREADS, smem, stream, out, x, tiles);
         break;
@@ -171,6 +189,10 @@ int control_matmul(void *stream, enum control_bug bug, float *d, const uint16_t 
 {
     if (bug == BUG_SWAPPED_FRAGMENT)
         PS_LAUNCH(matmul_kernel<BUG_SWAPPED_FRAGMENT>, 1, 32, 0, stream, d, a, b);
+    else if (bug == BUG_NO_SYNCWARP)
+        PS_LAUNCH(matmul_kernel<BUG_NO_SYNCWARP>, 1, 32, 0, stream, d, a, b);
+    else if (bug == BUG_BANK_CONFLICT)
+        PS_LAUNCH(matmul_kernel<BUG_BANK_CONFLICT>, 1, 32, 0, stream, d, a, b);
     else
         PS_LAUNCH(matmul_kernel<BUG_NONE>, 1, 32, 0, stream, d, a, b);
     return ps_gpu_check_launch();

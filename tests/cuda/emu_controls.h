@@ -23,6 +23,11 @@ enum control_bug {
     BUG_SWAPPED_FRAGMENT, /* the registers of operand B are swapped */
     BUG_SHARED_SHORT,     /* 32 bytes of dynamic shared memory too few */
     BUG_GLOBAL_OVERRUN,   /* one element past the output is written */
+    BUG_GLOBAL_UNDERRUN,  /* one element before the output is written */
+    BUG_SHARED_PAST,      /* one element past dynamic shared memory is written */
+    BUG_SHARED_BEFORE,    /* one element before it */
+    BUG_NO_SYNCWARP,      /* a __syncwarp is missing */
+    BUG_BANK_CONFLICT,    /* rows of a fragment lie in the same banks */
     BUG_UNINITIALISED,    /* shared memory is read that nobody wrote */
 };
 

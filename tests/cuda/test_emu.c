@@ -18,7 +18,7 @@ static int block_sum(enum control_bug bug)
     float *dx = upload(x, BLOCKS * CONTROL_THREADS * sizeof *x), *out = device_alloc(sizeof got);
     MUST(control_block_sum(stream, bug, out, dx, BLOCKS));
     download(got, out, sizeof got);
-    MUST(cudaFree(out));
+    MUST(cudaFree(out)); /* looks at what is around it */
     return compare(got, want, BLOCKS);
 }
 
@@ -159,6 +159,31 @@ static void copy_left_under_way_is_caught(void **state)
     expect_stopped(f_pipeline, BUG_COPY_LEFT, "never waited for");
 }
 
+static void removed_syncwarp_is_caught(void **state)
+{
+    (void)state;
+    expect_wrong(f_matmul, BUG_NO_SYNCWARP, SEED_COUNT);
+}
+
+/* The product is right; what it costs is counted: rows 64 bytes apart, four to a group of banks. */
+static int matmul_conflicts(int bug)
+{
+    struct ps_emu_counts c;
+    if (matmul((enum control_bug)bug) != RIGHT)
+        return CALL_FAILED;
+    ps_emu_get_counts(&c);
+    if (c.ldmatrix_phases != 8)
+        return CALL_FAILED;
+    return c.bank_conflicts == 0 ? RIGHT : c.bank_conflicts == 8 * 3 ? WRONG : CALL_FAILED;
+}
+
+static void bank_conflicts_are_counted(void **state)
+{
+    (void)state;
+    assert_int_equal(run_child(matmul_conflicts, BUG_NONE, 1), RIGHT);
+    assert_int_equal(run_child(matmul_conflicts, BUG_BANK_CONFLICT, 1), WRONG);
+}
+
 static void swapped_fragment_is_caught(void **state)
 {
     (void)state;
@@ -171,16 +196,26 @@ static void short_shared_memory_is_caught(void **state)
     expect_stopped(f_pipeline, BUG_SHARED_SHORT, "outside shared memory");
 }
 
+/* 4096 bytes end at a page that nobody may touch. */
+static void stores_beside_shared_memory_are_caught(void **state)
+{
+    (void)state;
+    for (uint32_t seed = 1; seed <= SEED_COUNT; seed++)
+        assert_int_equal(run_child(f_pipeline, BUG_SHARED_PAST, seed), FAULTED);
+    expect_stopped(f_pipeline, BUG_SHARED_BEFORE, "before its start");
+}
+
 static void uninitialised_shared_memory_is_caught(void **state)
 {
     (void)state;
     expect_wrong(f_block_sum, BUG_UNINITIALISED, SEED_COUNT - 2);
 }
 
-static void write_past_allocation_is_caught(void **state)
+static void write_beside_allocation_is_caught(void **state)
 {
     (void)state;
     expect_stopped(f_block_sum, BUG_GLOBAL_OVERRUN, "past the end of an allocation");
+    expect_stopped(f_block_sum, BUG_GLOBAL_UNDERRUN, "before an allocation");
 }
 
 static void removed_event_wait_is_caught(void **state)
@@ -201,10 +236,13 @@ int main(void)
         cmocka_unit_test(removed_copy_wait_is_caught),
         cmocka_unit_test(wait_for_one_group_fewer_is_caught),
         cmocka_unit_test(copy_left_under_way_is_caught),
+        cmocka_unit_test(removed_syncwarp_is_caught),
         cmocka_unit_test(swapped_fragment_is_caught),
+        cmocka_unit_test(bank_conflicts_are_counted),
         cmocka_unit_test(short_shared_memory_is_caught),
+        cmocka_unit_test(stores_beside_shared_memory_are_caught),
         cmocka_unit_test(uninitialised_shared_memory_is_caught),
-        cmocka_unit_test(write_past_allocation_is_caught),
+        cmocka_unit_test(write_beside_allocation_is_caught),
         cmocka_unit_test(removed_event_wait_is_caught),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,6 @@
-/* The emulation of CUDA on the host, as device code sees it. Included by runtime/kernels/gpu.cuh with
- * -DPS_CUDA_EMU; tests and the plug-in see the toolkit's own cuda_runtime_api.h, whose functions
- * the emulation implements, and tests/cuda_emu/emu_host.h.
+/* The emulation of CUDA on the host, as device code sees it. Included by runtime/kernels/gpu.cuh
+ * with -DPS_CUDA_EMU; tests and the plug-in see the toolkit's own cuda_runtime_api.h, whose
+ * functions the emulation implements, and tests/cuda_emu/emu_host.h.
  *
  * Build: g++ -x c++ -std=c++17 -DPS_CUDA_EMU -I. -I$CUDA/include -fno-strict-aliasing
  * -Wno-unknown-pragmas x.cu; link tests/cuda_emu/emu_*.cpp, -lstdc++ -lpthread; do not strip (the
@@ -23,7 +23,7 @@
  * arguments. Device memory must therefore hold no pointers.
  *
  * Not modelled: preemption between synchronisation points (ThreadSanitizer sees those races), the
- * order of additions inside an mma, weak memory order, bank conflicts, registers, approximate
+ * order of additions inside an mma, weak memory order, registers, approximate
  * functions' rounding, several blocks at once, graphs, bounds between neighbours inside one
  * allocation. */
 #ifndef PS_TESTS_CUDA_EMU_H
@@ -89,7 +89,7 @@ uint64_t warp_shuffle(uint32_t mask, uint64_t v, warp_kind kind, int arg, int wi
 uint32_t warp_ballot(uint32_t mask, int pred, const char *file, int line);
 void cp_async16(void *shared, const void *global, int bytes, const char *file, int line);
 void cp_commit();
-void cp_wait(int n);
+void cp_wait(int n, const char *file, int line);
 void ldmatrix4(uint32_t r[4], const void *shared, bool trans, const char *file, int line);
 void mma_bf16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1, const char *file,
               int line);
@@ -177,9 +177,10 @@ static inline int width_or_warp(int w = 32)
 #define __all_sync(m, p) (emu::warp_ballot(m, !(p), EMU_HERE) == 0)
 #define ps_gpu_cp_async16(s, g, n) emu::cp_async16(s, g, n, EMU_HERE)
 #define ps_gpu_cp_commit() emu::cp_commit()
-template <int N> inline void ps_gpu_cp_wait()
+template <int N>
+inline void ps_gpu_cp_wait(const char *file = __builtin_FILE(), int line = __builtin_LINE())
 {
-    emu::cp_wait(N);
+    emu::cp_wait(N, file, line);
 }
 #define ps_gpu_ldmatrix4(r, s) emu::ldmatrix4(r, s, false, EMU_HERE)
 #define ps_gpu_ldmatrix4_trans(r, s) emu::ldmatrix4(r, s, true, EMU_HERE)

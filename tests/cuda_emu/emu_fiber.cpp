@@ -61,11 +61,11 @@ void set_up()
     now.fibers = new fiber[1024]();
     now.warps = new warp[32]();
     own_stacks = __tsan_create_fiber != nullptr;
-    void *p =
-        mmap(nullptr, SMEM_MAX + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p = mmap(nullptr, 4096 + SMEM_MAX + 4096, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED)
         die("no memory for shared memory");
-    smem_end = static_cast<unsigned char *>(p) + SMEM_MAX;
+    smem_end = static_cast<unsigned char *>(p) + 4096 + SMEM_MAX;
     mprotect(smem_end, 4096, PROT_NONE);
     shared_static_find();
 }
@@ -196,7 +196,7 @@ void run_block(dim3 b, size_t smem, const std::vector<shared_range> &shared,
 {
     size_t room = (smem + CANARY_ALIGN - 1) / CANARY_ALIGN * CANARY_ALIGN;
     unsigned char *dyn = smem_end - room;
-    memset(dyn, 0xFF, room);
+    memset(dyn - CANARY_ALIGN, 0xFF, room + CANARY_ALIGN);
     for (const auto &v : shared)
         memset(v.begin, 0xFF, v.bytes);
     blk.dyn = dyn;
@@ -211,6 +211,9 @@ void run_block(dim3 b, size_t smem, const std::vector<shared_range> &shared,
     for (size_t i = smem; i < room; i++)
         if (dyn[i] != 0xFF)
             die("dynamic shared memory written past its %zu bytes", smem);
+    for (size_t i = 1; i <= CANARY_ALIGN; i++)
+        if (dyn[-(ptrdiff_t)i] != 0xFF)
+            die("dynamic shared memory written %zu bytes before its start", i);
 }
 
 } // namespace
@@ -235,6 +238,8 @@ int block_barrier(int pred, const char *file, int line)
 {
     fiber *f = self();
     uint32_t me = (uint32_t)(f - now.fibers);
+    if (site(PS_EMU_BARRIER, file, line) != PS_EMU_WHOLE)
+        return pred;
     const fiber *o = &now.fibers[now.barrier_first];
     if (!now.at_barrier)
         now.barrier_first = me;

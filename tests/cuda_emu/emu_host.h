@@ -25,6 +25,9 @@ struct ps_emu_counts {
     uint64_t device_syncs; /* cudaDeviceSynchronize, cudaFree, cudaFreeHost, cudaHostUnregister */
     uint64_t device_bytes, device_bytes_max; /* allocated now, and at most */
     uint64_t pinned_bytes;
+    /* Reads of eight rows of 16 bytes (a quarter of an ldmatrix), and how often one would have to
+     * be repeated because rows lie in the same four banks. */
+    uint64_t ldmatrix_phases, bank_conflicts;
 };
 void ps_emu_get_counts(struct ps_emu_counts *out);
 
@@ -32,6 +35,28 @@ void ps_emu_get_counts(struct ps_emu_counts *out);
  * none. ps_emu_fail_pending() says whether that call is still to come. */
 void ps_emu_fail_call(uint64_t n);
 int ps_emu_fail_pending(void);
+
+/* Sites: the source lines at which kernels meet, wait for copies and read or multiply fragments. A
+ * test that passes with a site broken does not see what the site is for. */
+enum ps_emu_site_kind {
+    PS_EMU_BARRIER,   /* __syncthreads: left out */
+    PS_EMU_SYNCWARP,  /* __syncwarp: left out */
+    PS_EMU_COPY_WAIT, /* ps_gpu_cp_wait<N>: left out, or N + 1 */
+    PS_EMU_LDMATRIX,  /* registers 1 and 2 exchanged */
+    PS_EMU_MMA        /* the registers of B exchanged */
+};
+struct ps_emu_site {
+    enum ps_emu_site_kind kind;
+    int line;
+    const char *file;
+};
+enum ps_emu_break { PS_EMU_WHOLE, PS_EMU_BROKEN, PS_EMU_ONE_GROUP_FEWER };
+
+/* Copy up to `max` sites met since the last call, in the order of their first meeting; returns
+ * their number. While no operation is under way. */
+size_t ps_emu_take_sites(struct ps_emu_site *out, size_t max);
+/* Kernels that start from now on run with this site as `how` says; one site at a time. */
+void ps_emu_break_site(const struct ps_emu_site *site, enum ps_emu_break how);
 
 /* A host address for [device_address, + bytes), which a test may read and write while no operation
  * is under way: canaries, comparisons. Ends the process when it is not device memory. */

@@ -140,6 +140,7 @@ struct warp_lane {
     const uint32_t *a;
     uint32_t b[2];
     uint32_t row[4];
+    const void *row_at;
     uint32_t *r;
 };
 struct warp {
@@ -174,6 +175,13 @@ void make_ready(uint32_t thread);
 void check_shared(const void *p, size_t n, const char *what, const char *file, int line);
 void copies_reset(struct copy_queue *q);
 uint32_t copies_left(const struct copy_queue *q);
+
+/* ---- sites (emu_site.cpp) ---- */
+/* Remember the site, and say how it shall be. */
+enum ps_emu_break site(enum ps_emu_site_kind kind, const char *file, int line);
+/* Times that a read of 16 bytes at each of these shared addresses is repeated: 32 banks of 4 bytes.
+ */
+uint32_t bank_conflicts(const void *const row[8]);
 
 /* ---- static shared memory (emu_shared.cpp): found in the symbol table ---- */
 struct shared_range {

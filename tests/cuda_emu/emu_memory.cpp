@@ -4,7 +4,7 @@
  * the device's threads use a second range, a constant distance away (a multiple of 4 GiB, so that
  * translating a word that only looks like an address, as an int beside stale padding does, leaves
  * its lower half alone), where each allocation ends at a page boundary (less than 256 bytes of
- * canary) and a page without access follows. */
+ * canary) and a page without access follows. What the first page holds before it is canary too. */
 #include "tests/cuda_emu/emu_internal.h"
 
 #include <fcntl.h>
@@ -78,6 +78,9 @@ void check_canary(size_t at, const allocation &a)
         if (view[i] != 0xFF)
             die("device memory written %zu bytes past the end of an allocation of %zu",
                 i - at - a.bytes, a.bytes);
+    for (size_t i = a.first_page; i < at; i++)
+        if (view[i] != 0xFF)
+            die("device memory written %zu bytes before an allocation of %zu", at - i, a.bytes);
 }
 
 const std::pair<const size_t, allocation> *find(const void *p)

@@ -51,6 +51,13 @@ void compute_mma(warp *w)
 
 void compute_ldmatrix(warp *w, bool trans)
 {
+    for (int i = 0; i < 4; i++) {
+        const void *row[8];
+        for (int k = 0; k < 8; k++)
+            row[k] = w->lane[i * 8 + k].row_at;
+        count(&counts.ldmatrix_phases);
+        count(&counts.bank_conflicts, bank_conflicts(row));
+    }
     for (int l = 0; l < 32; l++)
         for (int i = 0; i < 4; i++) {
             if (!trans) {
@@ -184,7 +191,8 @@ warp_lane *my_lane()
 
 void warp_sync(uint32_t mask, const char *file, int line)
 {
-    meet(mask, WARP_SYNC, file, line);
+    if (site(PS_EMU_SYNCWARP, file, line) == PS_EMU_WHOLE)
+        meet(mask, WARP_SYNC, file, line);
 }
 
 uint64_t warp_shuffle(uint32_t mask, uint64_t v, warp_kind kind, int arg, int width,
@@ -214,8 +222,11 @@ void ldmatrix4(uint32_t r[4], const void *shared, bool trans, const char *file, 
     check_shared(shared, 16, "ldmatrix", file, line);
     tsan_read(shared, 16);
     memcpy(p->row, shared, 16);
+    p->row_at = shared;
     p->r = r;
     meet(~0u, trans ? WARP_LDMATRIX_TRANS : WARP_LDMATRIX, file, line);
+    if (site(PS_EMU_LDMATRIX, file, line) != PS_EMU_WHOLE)
+        std::swap(r[1], r[2]);
 }
 
 void mma_bf16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1, const char *file, int line)
@@ -223,8 +234,9 @@ void mma_bf16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1, const c
     warp_lane *p = my_lane();
     p->d = d;
     p->a = a;
-    p->b[0] = b0;
-    p->b[1] = b1;
+    const bool whole = site(PS_EMU_MMA, file, line) == PS_EMU_WHOLE;
+    p->b[0] = whole ? b0 : b1;
+    p->b[1] = whole ? b1 : b0;
     meet(~0u, WARP_MMA, file, line);
 }
 
@@ -267,9 +279,13 @@ void cp_commit()
     q->end[(q->group_first + q->group_count++) % EMU_GROUPS_MAX] = q->count;
 }
 
-void cp_wait(int n)
+void cp_wait(int n, const char *file, int line)
 {
     copy_queue *q = &self()->copies;
+    const enum ps_emu_break how = site(PS_EMU_COPY_WAIT, file, line);
+    if (how == PS_EMU_BROKEN)
+        return;
+    n += how == PS_EMU_ONE_GROUP_FEWER;
     while ((int)q->group_count > n) {
         uint32_t end = q->end[q->group_first % EMU_GROUPS_MAX];
         q->group_first++;
