@@ -69,7 +69,7 @@ $(BUILD)/%_avx2.o: ISA_FLAGS = -mavx2 -mfma -mf16c
 $(BUILD)/%_avx512.o: ISA_FLAGS = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
 $(BUILD)/%_avx512_bf16.o: ISA_FLAGS = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mavx2 -mfma -mf16c
 # One IEEE operation sequence for updates, whatever the compiler would like to contract.
-$(BUILD)/optim/%.o: ISA_FLAGS += -ffp-contract=off
+$(BUILD)/optim/%.o: ISA_FLAGS += -O3 -ffp-contract=off -fno-trapping-math -fno-math-errno
 $(BUILD)/runtime/device/cuda_load.o: CPPFLAGS += -DPS_LIBDIR='"$(PREFIX)/lib"'
 $(BUILD)/session/catalog.o: CPPFLAGS += -DPS_COMMIT='"$(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)"'
 # Kernels vectorise only at -O3.

@@ -8,7 +8,6 @@
 static int adamw_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_tensor *tensor,
                         struct ps_opt_layout *out, struct ps_error *err)
 {
-    (void)h;
     (void)tensor;
     (void)err;
     *out = (struct ps_opt_layout){
@@ -16,7 +15,7 @@ static int adamw_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_
         .state = {{.name = "exp_avg", .dtype = PS_DTYPE_F32, .per = 1},
                   {.name = "exp_avg_sq", .dtype = PS_DTYPE_F32, .per = 1}},
         .granule = 1,
-        .remainder = true,
+        .remainder = !h->stochastic_rounding,
     };
     return 0;
 }
@@ -72,8 +71,12 @@ static int adamw_update(const struct ps_update *u, struct ps_error *err)
     return 0;
 }
 
+static const struct ps_optimizer_option adamw_options[] = {
+    {"beta1", 0.9}, {"beta2", 0.999}, {"eps", 1e-8}, {NULL, 0}};
+
 const struct ps_optimizer_ops ps_adamw_ops = {
     .name = "adamw",
+    .options = adamw_options,
     .layout = adamw_layout,
     .update = adamw_update,
     .on_device = adamw_can_on_device,

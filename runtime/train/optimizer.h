@@ -34,7 +34,24 @@ struct ps_optimizer_hyper {
     double scale;              /* of a low-rank update; 0: the method's default */
     enum ps_dtype state_dtype; /* F32, or BF16 where the method allows it */
     uint64_t seed;
-    int32_t n_layer; /* of the model */
+    int32_t n_layer;          /* of the model */
+    bool stochastic_rounding; /* bf16 weights without a remainder: layout.remainder = false */
+    double dampening;         /* of momentum */
+    bool nesterov;
+    /* adafactor */
+    double eps2, clip_threshold, decay_rate;
+    bool scale_parameter, relative_step, warmup_init;
+    /* microadam */
+    int32_t window;      /* gradients that are kept */
+    double density;      /* share of a gradient that is kept */
+    int32_t quant_block; /* elements that share the range of their error codes */
+    /* lisa, badam */
+    int32_t active_layers;
+    int32_t interval;    /* steps between two choices of what is active */
+    int32_t switch_mode; /* enum ps_badam_mode */
+    bool keep_state;     /* moments of frozen layers wait instead of beginning anew */
+    /* mezo */
+    double zo_eps;
 };
 
 /* What an optimizer is told of a tensor. */
@@ -96,8 +113,19 @@ struct ps_update {
     float grad_scale; /* clip coefficient */
 };
 
+/* A flag that a method reads (besides learning-rate and weight-decay, which all do), and its value
+ * when the user gives none: {"beta2", 0.99}. Booleans are 0 or 1. The session knows which field of
+ * struct ps_optimizer_hyper it is, and refuses the flag for methods that do not list it. */
+struct ps_optimizer_option {
+    const char *flag;
+    double fallback;
+};
+
 struct ps_optimizer_ops {
     const char *name;
+    const struct ps_optimizer_option *options; /* a NULL flag ends them */
+    const char *states; /* of --optim-state, "fp32|bf16" (the first is the default); NULL: the
+                           method has one form, the flag is refused */
     /* What the method keeps of a tensor. PS_EUSAGE names option and remedy (rank above the matrix,
      * state_dtype that it does not have, ...). */
     int (*layout)(const struct ps_optimizer_hyper *hyper, const struct ps_opt_tensor *tensor,

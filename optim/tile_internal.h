@@ -1,0 +1,201 @@
+/* Loops over tiles that are compiled once for each instruction set. Private to optim.
+ *
+ * The bodies stand in a header, longer than a header's functions should be, because each method's
+ * file compiles them into its own loops, three times: PS__TILE_VARIANTS makes of an always-inlined
+ * body one function for each instruction set, and the compiler vectorises each for what it may use.
+ * The bits are the same in all: the operations are IEEE ones, nothing is contracted
+ * (-ffp-contract=off for this folder), and no loop adds up over elements. */
+#ifndef PS_OPTIM_TILE_INTERNAL_H
+#define PS_OPTIM_TILE_INTERNAL_H
+
+#include <assert.h>
+#include <string.h>
+
+#include "optim/weight_io.h"
+#include "runtime/base/rng.h"
+
+#define PS__INLINE static inline __attribute__((always_inline))
+#define PS__AVX2 __attribute__((target("avx2,fma,f16c")))
+#define PS__AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+
+/* From PS__INLINE void body(u, arg, at, n): a function pointer for an instruction set. */
+typedef void (*ps__tile_fn)(const struct ps_update *u, const void *arg, size_t at, size_t n);
+#define PS__TILE_ARGS const struct ps_update *u, const void *arg, size_t at, size_t n
+#define PS__TILE_VARIANTS(body)                                                                    \
+    static void body##_portable(PS__TILE_ARGS)                                                     \
+    {                                                                                              \
+        body(u, arg, at, n);                                                                       \
+    }                                                                                              \
+    PS__AVX2 static void body##_avx2(PS__TILE_ARGS)                                                \
+    {                                                                                              \
+        body(u, arg, at, n);                                                                       \
+    }                                                                                              \
+    PS__AVX512 static void body##_avx512(PS__TILE_ARGS)                                            \
+    {                                                                                              \
+        body(u, arg, at, n);                                                                       \
+    }                                                                                              \
+    static ps__tile_fn body##_for(enum ps_isa isa)                                                 \
+    {                                                                                              \
+        return isa >= PS_ISA_AVX512 ? body##_avx512                                                \
+               : isa == PS_ISA_AVX2 ? body##_avx2                                                  \
+                                    : body##_portable;                                             \
+    }
+
+PS__INLINE float ps__float_of(uint32_t u)
+{
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+PS__INLINE uint32_t ps__bits_of(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    return u;
+}
+
+/* Philox of one counter, four words at a time in structure-of-arrays form. */
+enum { PS__BLOCKS = PS_TILE / 8 + 1 };
+
+struct ps__random_tile {
+    uint32_t word[4][PS__BLOCKS];
+};
+
+/* Blocks [first, first + count) of the stream. */
+PS__INLINE void ps__random_fill(struct ps__random_tile *r, const struct ps_rng_key *key,
+                                uint64_t first, size_t count)
+{
+    uint32_t k0 = (uint32_t)key->seed, k1 = (uint32_t)(key->seed >> 32);
+    uint32_t s[4] = {(uint32_t)key->step, (uint32_t)(key->step >> 32), key->micro_batch,
+                     key->layer};
+    ps_rng_philox(s, k0 ^ (key->site * 0x85EBCA6Bu), k1 ^ key->site);
+    k0 ^= s[2];
+    k1 ^= s[3];
+    for (size_t i = 0; i < count; i++) {
+        uint32_t c0 = (uint32_t)(first + i), c1 = (uint32_t)((first + i) >> 32), c2 = s[0],
+                 c3 = s[1], a = k0, b = k1;
+        for (int round = 0; round < 10; round++) {
+            uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
+            c0 = (uint32_t)(p1 >> 32) ^ c1 ^ a;
+            c2 = (uint32_t)(p0 >> 32) ^ c3 ^ b;
+            c1 = (uint32_t)p1;
+            c3 = (uint32_t)p0;
+            a += 0x9E3779B9u;
+            b += 0xBB67AE85u;
+        }
+        r->word[0][i] = c0;
+        r->word[1][i] = c1;
+        r->word[2][i] = c2;
+        r->word[3][i] = c3;
+    }
+}
+
+PS__INLINE uint16_t ps__round(float x, uint32_t r)
+{
+    uint32_t b = ps__bits_of(x);
+    uint32_t up = (b + r) >> 16, top = b >> 16;
+    bool special = (b & 0x7f800000u) == 0x7f800000u, nan = (b & 0x7fffffffu) > 0x7f800000u;
+    return (uint16_t)(special ? (nan ? top | 0x40u : top) : up);
+}
+
+/* n <= PS_TILE elements from element `e` of the tensor on. */
+PS__INLINE void ps__round_tile(const struct ps_update *u, uint32_t plane, uint64_t e, size_t n,
+                               const float *restrict x, uint16_t *restrict out)
+{
+    struct ps_rng_key key = {.seed = u->hyper->seed,
+                             .step = u->t,
+                             .micro_batch = plane,
+                             .layer = u->tensor->id,
+                             .site = PS_RNG_ROUND};
+    struct ps__random_tile r;
+    uint16_t half[PS__BLOCKS * 8];
+    size_t skip = (size_t)(e % 8), blocks = (skip + n + 7) / 8;
+    assert(n <= PS_TILE);
+    ps__random_fill(&r, &key, e / 8, blocks);
+    for (size_t i = 0; i < blocks; i++)
+        for (int k = 0; k < 4; k++) {
+            half[8 * i + 2 * (size_t)k] = (uint16_t)r.word[k][i];
+            half[8 * i + 2 * (size_t)k + 1] = (uint16_t)(r.word[k][i] >> 16);
+        }
+    for (size_t i = 0; i < n; i++)
+        out[i] = ps__round(x[i], half[skip + i]);
+}
+
+PS__INLINE void ps__bf16_load(const uint16_t *restrict from, size_t n, float *restrict x)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = ps__float_of((uint32_t)from[i] << 16);
+}
+
+PS__INLINE void ps__weight_load(const struct ps_update *u, size_t at, size_t n, float *restrict w)
+{
+    if (u->tensor->dtype == PS_DTYPE_F32) {
+        memcpy(w, (const float *)u->weight + at, n * sizeof *w);
+        return;
+    }
+    const uint16_t *restrict p = (const uint16_t *)u->weight + at;
+    if (!u->remainder) {
+        ps__bf16_load(p, n, w);
+        return;
+    }
+    const uint16_t *restrict lo = u->remainder + at;
+    for (size_t i = 0; i < n; i++)
+        w[i] = ps__float_of((((uint32_t)p[i] - (lo[i] >> 15)) << 16) | lo[i]);
+}
+
+PS__INLINE void ps__weight_store(const struct ps_update *u, size_t at, size_t n,
+                                 const float *restrict w)
+{
+    if (u->tensor->dtype == PS_DTYPE_F32) {
+        memcpy((float *)u->weight + at, w, n * sizeof *w);
+        return;
+    }
+    uint16_t *restrict p = (uint16_t *)u->weight + at;
+    if (!u->remainder) {
+        ps__round_tile(u, 0, u->begin + at, n, w, p);
+        return;
+    }
+    uint16_t *restrict lo = u->remainder + at;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t b = ps__bits_of(w[i]);
+        bool nan = (b & 0x7fffffffu) > 0x7f800000u; /* a carry could make a zero of it */
+        p[i] = (uint16_t)(nan ? b >> 16 | 0x40u : (b + 0x8000u) >> 16);
+        lo[i] = (uint16_t)(nan ? 0 : b);
+    }
+}
+
+PS__INLINE void ps__grad_load(const struct ps_update *u, size_t at, size_t n, float *restrict g)
+{
+    float scale = u->grad_scale;
+    if (u->grad_dtype == PS_DTYPE_F32) {
+        const float *restrict from = (const float *)u->grad + at;
+        for (size_t i = 0; i < n; i++)
+            g[i] = from[i] * scale;
+        return;
+    }
+    const uint16_t *restrict from = (const uint16_t *)u->grad + at;
+    for (size_t i = 0; i < n; i++)
+        g[i] = ps__float_of((uint32_t)from[i] << 16) * scale;
+}
+
+PS__INLINE void ps__state_load(const struct ps_update *u, int state, size_t at, size_t n,
+                               float *restrict x)
+{
+    if (u->layout->state[state].dtype == PS_DTYPE_F32)
+        memcpy(x, (const float *)u->state[state] + at, n * sizeof *x);
+    else
+        ps__bf16_load((const uint16_t *)u->state[state] + at, n, x);
+}
+
+PS__INLINE void ps__state_store(const struct ps_update *u, int state, size_t at, size_t n,
+                                const float *restrict x)
+{
+    if (u->layout->state[state].dtype == PS_DTYPE_F32)
+        memcpy((float *)u->state[state] + at, x, n * sizeof *x);
+    else
+        ps__round_tile(u, 1 + (uint32_t)state, u->begin + at, n, x,
+                       (uint16_t *)u->state[state] + at);
+}
+
+#endif
