@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/device/cuda_plugin.h"
+
 static char fold(char c)
 {
     return c == '_' ? '-' : c;
@@ -72,7 +74,9 @@ bool ps_options_discrete(const struct ps_options *opt)
     if (!opt->device) /* a command without devices */
         return false;
     if (!strcmp(opt->device, "auto"))
-        return opt->command == PS_CMD_PLAN && ps_options_given(opt, "gpu-mem");
+        return opt->command == PS_CMD_PLAN
+                   ? ps_options_given(opt, "gpu-mem")
+                   : opt->command != PS_CMD_EXPORT && ps_cuda_plugin_auto(NULL) != NULL;
     return strcmp(opt->device, "cpu") != 0;
 }
 

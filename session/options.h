@@ -43,7 +43,7 @@ struct ps_options {
     /* model and output */
     char *model, *output, *adapter, *resume; /* resume: "auto" or a directory; NULL: no */
     int dtype;                               /* enum ps_dtype: F32 or BF16; -1: not given (BF16) */
-    char *device;                            /* "auto", "cpu" or "emu"; see ps_options_discrete */
+    char *device;                            /* "auto", "cpu", "cuda" or "emu"; see ps_options_discrete */
     int threads;                             /* 0: physical cores */
     uint64_t seed;
     int isa;                                 /* enum ps_isa cap; -1: auto */
@@ -144,8 +144,8 @@ enum ps_act_mode {
 void ps_options_init(struct ps_options *opt, enum ps_command command);
 void ps_options_fini(struct ps_options *opt);
 
-/* Does the run have a device with memory of its own? `--device emu`, and in `plan` also a `--gpu-mem`
- * without `--device` (planning for another machine). */
+/* Does the run have a device with memory of its own? `--device cuda` or `emu`, `auto` where there is a
+ * card, and in `plan` also a `--gpu-mem` without `--device` (planning for another machine). */
 bool ps_options_discrete(const struct ps_options *opt);
 
 /* Item number i of a list joined by commas (nvme_path, bench_parts) in buf; false past the end (NULL has

@@ -266,17 +266,27 @@ static bool has_weights(const char *dir)
 
 /* Tokens of a document that a plan without rows makes room for. */
 #define PLAN_DOC_TOKENS 32
+
+static bool is(const char *a, const char *b)
+{
+    return a && strcmp(a, b) == 0;
+}
+
 /* Where it runs. A plan for another machine is made as if for `emu`: its memory is counted alike.
  */
 static int choose_device(struct ps_session *s, struct ps_trainer_options *t, struct ps_error *err)
 {
-    const char *name = s->opt->device;
-    if (!name || strcmp(name, "cuda") != 0 || is_command(s, PS_CMD_PLAN)) {
+    char why[256] = "";
+    bool plans = is_command(s, PS_CMD_PLAN), exports = is_command(s, PS_CMD_EXPORT);
+    bool automatic = !plans && !exports && is(s->opt->device, "auto");
+    bool named = !plans && is(s->opt->device, "cuda");
+    t->cuda = automatic ? ps_cuda_plugin_auto(why) : named ? ps_cuda_plugin_load(why) : NULL;
+    if (!t->cuda && !named) {
         t->device = ps_device_find(ps_options_discrete(s->opt) ? "emu" : "cpu");
+        if (automatic)
+            ps_log(&s->log, PS_LOG_INFO, "device cpu: %s", why);
         return 0;
     }
-    char why[256];
-    t->cuda = ps_cuda_plugin_load(why);
     if (!t->cuda)
         return ps_error_full(err, PS_EUSAGE, NULL, "device", "use --device cpu",
                              "there is no CUDA device to run on: %s", why);

@@ -42,7 +42,8 @@ struct ps_session {
     struct ps_lr_schedule schedule;
     struct ps_trainer *trainer;
     struct ps_trainer_options trainer_options;
-    struct ps_cuda_info cuda; /* of --device cuda */
+    struct ps_cuda_info cuda; /* of the CUDA device */
+    bool device_limited;      /* --gpu-mem is more than the card has left */
     struct ps_session_io *io;
     struct ps_session_import *import; /* NULL: not considered */
     struct ps_vclock *clock; /* NULL: real time */

@@ -23,6 +23,8 @@
 #define ARENA_ALIGN ((uint64_t)2 << 20)
 /* More rows than this never share a pass of evaluation or generation. */
 #define EVAL_GROUP_MAX 64
+/* Of a card's free memory, without --gpu-mem. */
+#define CARD_SHARE 0.95
 
 int ps__profile_find(const struct ps_options *o, struct ps_profile *out, const char **where,
                      struct ps_error *err)
@@ -109,6 +111,28 @@ static uint64_t ram_copies(const struct ps_session *s)
     return bytes;
 }
 
+/* Of a card: what is free beside this and other processes, and what this one holds already. A
+ * budget counts what driver and libraries take for themselves, now and later, and cannot be more
+ * than that. */
+static void set_card_budget(struct ps_session *s, struct ps_planner_request *r)
+{
+    const struct ps_options *o = s->opt;
+    const struct ps_cuda_info *card = &s->cuda;
+    uint64_t held = card->reserved_bytes - card->later_bytes;
+    s->device_budget = held + (uint64_t)((double)card->free_bytes * CARD_SHARE);
+    s->device_limited = o->gpu_mem >= 0 && (uint64_t)o->gpu_mem > held + card->free_bytes;
+    if (s->device_limited)
+        s->device_budget = held + card->free_bytes;
+    else if (o->gpu_mem >= 0)
+        s->device_budget = (uint64_t)o->gpu_mem;
+    if (s->device_limited)
+        ps_log(&s->log, PS_LOG_WARN,
+               "of --gpu-mem %.0f MiB only %.0f MiB can be had: %.0f MiB of the card are in use",
+               (double)o->gpu_mem / 1048576.0, (double)s->device_budget / 1048576.0,
+               (double)(card->total_bytes - card->free_bytes) / 1048576.0);
+    r->device_budget = budget_left((int64_t)s->device_budget, card->reserved_bytes);
+}
+
 static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
 {
     const struct ps_options *o = s->opt;
@@ -132,13 +156,13 @@ static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
         r->host_budget = UINT64_MAX;
         return;
     }
-    /* on a card: what is free, less what the driver and the libraries take for themselves */
-    uint64_t taken = s->trainer_options.cuda ? s->cuda.reserved_bytes : 0;
-    uint64_t card = (uint64_t)((double)s->cuda.free_bytes * 0.95) + taken;
-    uint64_t automatic = s->trainer_options.cuda ? card : s->host_budget / 2;
-    s->device_budget = o->gpu_mem < 0 ? automatic : (uint64_t)o->gpu_mem;
-    r->device_budget = budget_left((int64_t)s->device_budget, taken);
     r->host_budget = host;
+    if (s->trainer_options.cuda) {
+        set_card_budget(s, r);
+        return;
+    }
+    s->device_budget = o->gpu_mem < 0 ? s->host_budget / 2 : (uint64_t)o->gpu_mem;
+    r->device_budget = budget_left((int64_t)s->device_budget, 0);
 }
 
 static int32_t eval_max(const struct ps_session *s)
@@ -216,6 +240,14 @@ static int no_fit(struct ps_session *s, const struct ps_planner_request *r, stru
                    "fewer linears (--lora-target attn)"
         : train  ? "raise the budget, or lower --max-seq-len or --batch-size"
                  : "raise the budget, or lower --max-seq-len";
+    if (r->discrete && s->device_need > s->device_budget && s->device_limited)
+        return ps_error_full(err, PS_ENOFIT, NULL, "gpu-mem",
+                             "end what else uses the card (nvidia-smi lists it), or lower "
+                             "--max-seq-len or --batch-size",
+                             "this needs %.0f MiB of device memory and only %.0f MiB can be had on "
+                             "this card now",
+                             (double)s->device_need / 1048576.0,
+                             (double)s->device_budget / 1048576.0);
     if (r->discrete && s->device_need > s->device_budget)
         return ps_error_full(err, PS_ENOFIT, NULL, "gpu-mem", advice,
                              "this needs %.0f MiB of device memory and the budget is %.0f MiB; the "

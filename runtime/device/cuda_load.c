@@ -16,6 +16,13 @@
 #define PS_LIBDIR "/usr/local/lib"
 #endif
 
+/* The result of the one attempt of `auto`. */
+static struct {
+    pthread_once_t once;
+    const struct ps_cuda_plugin *plugin;
+    char why[WHY_BYTES];
+} automatic = {.once = PTHREAD_ONCE_INIT};
+
 /* The result of the one attempt: a loaded plug-in stays, as its context and its exit handlers do.
  */
 static struct {
@@ -95,14 +102,15 @@ static void load(void)
         loaded.plugin = open_plugin(named, loaded.why);
         return;
     }
+    if (!driver_library(loaded.why))
+        return;
     if (!find_plugin(path)) {
         snprintf(loaded.why, WHY_BYTES,
                  "no CUDA plug-in: " PLUGIN_FILE " is neither beside the program nor in " PS_LIBDIR
                  "/penstock");
         return;
     }
-    if (driver_library(loaded.why))
-        loaded.plugin = open_plugin(path, loaded.why);
+    loaded.plugin = open_plugin(path, loaded.why);
 }
 
 const struct ps_cuda_plugin *ps_cuda_plugin_load(char why[256])
@@ -111,4 +119,27 @@ const struct ps_cuda_plugin *ps_cuda_plugin_load(char why[256])
     if (!loaded.plugin && why)
         memcpy(why, loaded.why, WHY_BYTES);
     return loaded.plugin;
+}
+
+static void choose(void)
+{
+    struct ps_cuda_info info;
+    struct ps_error err = {0};
+    const struct ps_cuda_plugin *p = ps_cuda_plugin_load(automatic.why);
+    if (!p)
+        return;
+    if (p->emulated)
+        snprintf(automatic.why, WHY_BYTES, "the CUDA plug-in is an emulation");
+    else if (p->probe(&info, &err) < 0)
+        snprintf(automatic.why, WHY_BYTES, "%.255s", err.message);
+    else
+        automatic.plugin = p;
+}
+
+const struct ps_cuda_plugin *ps_cuda_plugin_auto(char why[256])
+{
+    pthread_once(&automatic.once, choose);
+    if (!automatic.plugin && why)
+        memcpy(why, automatic.why, WHY_BYTES);
+    return automatic.plugin;
 }

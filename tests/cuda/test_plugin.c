@@ -108,7 +108,7 @@ static void an_arena_over_the_cards_memory_is_refused(void **state)
     assert_int_equal(ops->open(&d, over, &err), -ENOMEM);
     assert_null(d);
     assert_string_equal(err.field, "gpu-mem");
-    assert_string_equal(err.advice, "lower --gpu-mem");
+    assert_non_null(strstr(err.advice, "lower --gpu-mem"));
     assert_non_null(strstr(err.message, "MiB"));
     /* the refusal is forgotten: nothing later trips over it */
     two_make(w, PS_DTYPE_F32, 10, 1, 1);

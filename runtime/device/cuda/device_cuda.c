@@ -83,9 +83,11 @@ static int allocate(struct cuda_device *c, struct ps_error *err)
         int ret = ps__cuda_error(err, e, "cudaMalloc");
         if (e != cudaErrorMemoryAllocation)
             return ret;
-        return ps_error_full(err, -ENOMEM, NULL, "gpu-mem", "lower --gpu-mem",
-                             "cannot allocate %zu MiB on the GPU: %zu of %zu MiB are free",
-                             c->bytes >> 20, free_bytes >> 20, total >> 20);
+        return ps_error_full(
+            err, -ENOMEM, NULL, "gpu-mem",
+            "lower --gpu-mem, or end what else uses the card (nvidia-smi lists it)",
+            "cannot allocate %zu MiB on the GPU: %zu of %zu MiB are free", c->bytes >> 20,
+            free_bytes >> 20, total >> 20);
     }
     uintptr_t at = (uintptr_t)c->allocation;
     c->base = (unsigned char *)c->allocation + (ARENA_ALIGN - at % ARENA_ALIGN) % ARENA_ALIGN;

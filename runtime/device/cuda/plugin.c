@@ -11,8 +11,13 @@
 
 #define MIB ((uint64_t)1 << 20)
 /* A context that cannot be measured; kernels that are loaded when they are first launched. */
+#ifdef PS_CUDA_EMU
+#define CONTEXT_GUESS (8 * MIB)
+#define MODULES_LATER (8 * MIB)
+#else
 #define CONTEXT_GUESS (512 * MIB)
 #define MODULES_LATER (128 * MIB)
+#endif
 /* One registration of 512 GiB or more is refused. */
 #define PIN_CHUNK ((size_t)64 << 30)
 #define PINS_MAX 64
@@ -20,7 +25,7 @@
 static struct {
     pthread_mutex_t lock;
     bool ready; /* the context exists */
-    uint64_t reserved_bytes;
+    uint64_t context_bytes;
     struct {
         unsigned char *base;
         size_t bytes;
@@ -122,11 +127,7 @@ static int make_context(struct ps_error *err)
     if (e)
         return ps__cuda_error(err, e, "kernels cannot be loaded");
     uint64_t after = used_on_card(bus_id);
-    process.reserved_bytes =
-        (before > 0 && after > before ? after - before : CONTEXT_GUESS) + MODULES_LATER;
-#ifdef PS_CUDA_EMU
-    process.reserved_bytes = 16 * MIB;
-#endif
+    process.context_bytes = before > 0 && after > before ? after - before : CONTEXT_GUESS;
     process.ready = true;
     return 0;
 }
@@ -151,7 +152,8 @@ static int describe(struct ps_cuda_info *info, struct ps_error *err)
         return ps__cuda_error(err, e, "cudaMemGetInfo");
     info->free_bytes = free_bytes;
     info->total_bytes = total;
-    info->reserved_bytes = process.reserved_bytes;
+    info->later_bytes = MODULES_LATER;
+    info->reserved_bytes = process.context_bytes + MODULES_LATER;
     return 0;
 }
 
