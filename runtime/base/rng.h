@@ -21,9 +21,10 @@ enum ps_rng_site {
     PS_RNG_SPLIT = 6,        /* --val-split */
     PS_RNG_ROUND = 7,        /* stochastic rounding: step = t, layer = tensor id, micro = 0 for the
                                 weight, 1 + i for state i */
-    PS_RNG_PROJECTION = 8,   /* random projections: step = refresh number, layer = tensor id */
+    PS_RNG_PROJECTION = 8,   /* random projections: step = t of the refresh, layer = tensor id */
     PS_RNG_ACTIVE = 9,       /* layers that train: step = interval */
     PS_RNG_PERTURB = 10,     /* zeroth-order directions: step, layer = tensor id */
+    PS_RNG_BASIS = 11,       /* randomized subspace iteration: likewise */
 };
 
 struct ps_rng_key {

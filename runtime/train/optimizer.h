@@ -24,6 +24,19 @@ extern "C" {
 
 #define PS_OPTIMIZER_STATE_MAX 8
 
+/* Low-rank methods: which side of a matrix (out, in) the basis spans. STD: the shorter one (columns
+ * where it is square), REVERSE_STD: the longer one, LEFT: rows, RIGHT: columns. */
+enum ps_projection {
+    PS_PROJECTION_STD,
+    PS_PROJECTION_REVERSE_STD,
+    PS_PROJECTION_LEFT,
+    PS_PROJECTION_RIGHT,
+};
+
+/* ... how the basis is found, and what becomes of moments when it changes. */
+enum ps_basis { PS_BASIS_RANDOMIZED, PS_BASIS_SVD };
+enum ps_moments { PS_MOMENTS_KEEP, PS_MOMENTS_RESET, PS_MOMENTS_ROTATE };
+
 /* What the user sets; each optimizer reads its own. Fields that a method does not have are refused
  * by the session before they come here. */
 struct ps_optimizer_hyper {
@@ -52,6 +65,19 @@ struct ps_optimizer_hyper {
     bool keep_state;     /* moments of frozen layers wait instead of beginning anew */
     /* mezo */
     double zo_eps;
+    /* methods that need a whole matrix */
+    int32_t thread_count; /* of the pool that updates run on: sizes their scratch; 0: one thread */
+    enum ps_projection projection;
+    enum ps_basis basis;
+    enum ps_moments moments;
+    bool refresh_together;  /* all tensors at the same steps, as the official codes */
+    double norm_growth_max; /* limiter of fira and apollo; 0: off */
+    bool scale_front;       /* apollo: scale before the limiter */
+    int32_t history;        /* natural-galore: gradients remembered */
+    double damping;         /* natural-galore */
+    int32_t ns_steps;       /* muon: Newton-Schulz iterations */
+    bool match_rms_adamw;   /* muon: 0.2 sqrt(max(out, in)), not sqrt(max(1, out / in)) */
+    double aux_lr_ratio;    /* muon: rate of what AdamW updates, over the rate */
 };
 
 /* What an optimizer is told of a tensor. */
