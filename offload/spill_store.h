@@ -41,6 +41,10 @@ struct ps_spill_store_options {
     ps_storage_open_fn open;
     struct ps_storage_options storage;
     const struct ps_log *log;
+    /* Asked while a new store is being written, which takes minutes: true ends it, PS_ESTOPPED. May
+     * be NULL. */
+    bool (*stop)(void *arg);
+    void *stop_arg;
 };
 
 /* Bytes on disk that a store of these extents takes, all files together. */
@@ -68,8 +72,11 @@ int ps_spill_store_remove(struct ps_spill_store *s, struct ps_error *err) PS_WAR
 
 /* The table for a trainer; valid until close. */
 struct ps_state_store *ps_spill_store_state(struct ps_spill_store *s);
+/* config_hash of the options that the store was made with. */
+uint64_t ps_spill_store_config_hash(const struct ps_spill_store *s);
 
-/* What a store directory holds, without locking or changing it: for `inspect`. */
+/* What a store directory (PATH/penstock-UUID that has data-0) holds, without locking or changing
+ * it: for `inspect`. -ENOENT and PS_ECHECKSUM: it is no store, or its first block is damaged. */
 struct ps_spill_info {
     char run_uuid[37];
     uint64_t generation, config_hash, bytes;
@@ -77,6 +84,8 @@ struct ps_spill_info {
     uint32_t file_count, extent_count;
     bool superblock_ok[2];
     bool locked;                    /* a process has it open now */
+    struct ps_error damage;         /* what is wrong; code 0: nothing was found. Generation 0: no
+                                       commit can be read, extents and run state are absent */
     struct ps_store_extent *extent; /* (extent_count,) names and bytes; malloc'd */
     int32_t *slot;                  /* (extent_count,) committed slot, malloc'd */
     void *run_state;                /* malloc'd */
@@ -86,7 +95,10 @@ int ps_spill_info_read(struct ps_spill_info *out, const char *dir,
                        struct ps_error *err) PS_WARN_UNUSED;
 void ps_spill_info_fini(struct ps_spill_info *i);
 /* Read every chunk of the committed generation and check it; calls bad(arg, extent, chunk, err) for
- * each that is wrong and goes on. Returns how many were wrong, or an error. */
+ * each that is wrong and goes on; extent UINT32_MAX: a superblock or table that recovery did
+ * without. The store is locked meanwhile (-EBUSY while a run has it). Other files are looked for in
+ * `dir` and where the run had them. Returns how many were wrong, or an error: nothing could be
+ * checked. */
 int ps_spill_verify(const char *dir,
                     void (*bad)(void *arg, uint32_t extent, uint32_t chunk,
                                 const struct ps_error *err),
