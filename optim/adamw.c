@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "optim/adamw_internal.h"
+#include "optim/optimizers.h"
+#include "optim/weight_io.h"
 
 /* Elements of one task. The result does not depend on it: the update is element-wise. */
 #define TASK_ELEMS 16384
@@ -103,14 +105,131 @@ static void run_task(void *arg, size_t task, int thread)
     job->update(job->s, job->slice, begin, begin + (left < TASK_ELEMS ? left : TASK_ELEMS));
 }
 
+typedef void (*update_fn)(const struct ps_adamw_scalars *, const struct ps_adamw_slice *, size_t,
+                          size_t);
+
+static update_fn update_for(enum ps_isa isa)
+{
+    return isa >= PS_ISA_AVX512 ? ps__adamw_update_avx512
+           : isa == PS_ISA_AVX2 ? ps__adamw_update_avx2
+                                : ps__adamw_update_portable;
+}
+
 void ps_adamw_update(struct ps_pool *pool, enum ps_isa isa, const struct ps_adamw_scalars *s,
                      const struct ps_adamw_slice *slice)
 {
-    struct job job = {.s = s, .slice = slice, .update = ps__adamw_update_portable};
+    struct job job = {.s = s, .slice = slice, .update = update_for(isa)};
     assert(slice->weight_dtype == PS_DTYPE_F32 || slice->remainder);
-    if (isa >= PS_ISA_AVX512)
-        job.update = ps__adamw_update_avx512;
-    else if (isa == PS_ISA_AVX2)
-        job.update = ps__adamw_update_avx2;
     ps_pool_run(pool, run_task, &job, (slice->n + TASK_ELEMS - 1) / TASK_ELEMS);
 }
+
+static int adamw_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_tensor *tensor,
+                        struct ps_opt_layout *out, struct ps_error *err)
+{
+    (void)tensor;
+    (void)err;
+    enum ps_dtype dtype = h->state_dtype == PS_DTYPE_BF16 ? PS_DTYPE_BF16 : PS_DTYPE_F32;
+    *out = (struct ps_opt_layout){
+        .state_count = 2,
+        .state = {{.name = "exp_avg", .dtype = dtype, .per = 1},
+                  {.name = "exp_avg_sq", .dtype = dtype, .per = 1}},
+        .granule = 1,
+        .remainder = !h->stochastic_rounding,
+    };
+    return 0;
+}
+
+/* fp32 moments and exact masters: what the kernels take without a detour. */
+static bool is_plain(const struct ps_opt_layout *layout)
+{
+    return layout->remainder && layout->state[0].dtype == PS_DTYPE_F32;
+}
+
+static bool adamw_can_on_device(const struct ps_compute *cx, const struct ps_opt_layout *layout)
+{
+    return cx->k->adamw != NULL && is_plain(layout);
+}
+
+/* Rounded weights or moments: a tile at a time in fp32. */
+static void update_tile(const struct ps_update *u, const void *arg, size_t at, size_t n)
+{
+    float w[PS_TILE], g[PS_TILE], m[PS_TILE], v[PS_TILE];
+    struct ps_adamw_scalars s = *(const struct ps_adamw_scalars *)arg;
+    ps_weight_load(u, at, n, w);
+    ps_grad_load(u, at, n, g);
+    ps_state_load(u, 0, at, n, m);
+    ps_state_load(u, 1, at, n, v);
+    s.grad_scale = 1; /* is in g */
+    struct ps_adamw_slice slice = {.weight = w,
+                                   .grad = g,
+                                   .exp_avg = m,
+                                   .exp_avg_sq = v,
+                                   .weight_dtype = PS_DTYPE_F32,
+                                   .grad_dtype = PS_DTYPE_F32,
+                                   .n = n};
+    update_for(u->isa)(&s, &slice, 0, n);
+    ps_weight_store(u, at, n, w);
+    ps_state_store(u, 0, at, n, m);
+    ps_state_store(u, 1, at, n, v);
+}
+
+/* The same update by the device's own kernel. */
+static void adamw_on_device(const struct ps_update *u, const struct ps_adamw_scalars *s)
+{
+    struct ps_adamw_cuda_args a = {.weight = u->weight,
+                                   .weight_dtype = u->tensor->dtype,
+                                   .remainder = u->remainder,
+                                   .grad = u->grad,
+                                   .exp_avg = u->state[0],
+                                   .exp_avg_sq = u->state[1],
+                                   .n = u->n,
+                                   .beta1 = s->beta1,
+                                   .beta2 = s->beta2,
+                                   .one_minus_beta1 = s->one_minus_beta1,
+                                   .one_minus_beta2 = s->one_minus_beta2,
+                                   .step_size = s->step_size,
+                                   .rsqrt_c2 = s->rsqrt_c2,
+                                   .eps = s->eps,
+                                   .decay = s->decay,
+                                   .grad_scale = s->grad_scale};
+    u->cx->k->adamw(u->cx, &a);
+}
+
+static int adamw_update(const struct ps_update *u, struct ps_error *err)
+{
+    (void)err;
+    struct ps_adamw_scalars s;
+    const struct ps_optimizer_hyper *h = u->hyper;
+    ps_adamw_prepare(&s, u->lr, h->beta1, h->beta2, h->eps, u->decay ? h->weight_decay : 0, u->t,
+                     u->grad_scale);
+    if (u->cx && u->cx->k->adamw && is_plain(u->layout)) {
+        adamw_on_device(u, &s);
+        return 0;
+    }
+    if (!is_plain(u->layout)) {
+        ps_update_tiles(u, PS_TILE, update_tile, &s);
+        return 0;
+    }
+    struct ps_adamw_slice slice = {.weight = u->weight,
+                                   .remainder = u->remainder,
+                                   .grad = u->grad,
+                                   .exp_avg = u->state[0],
+                                   .exp_avg_sq = u->state[1],
+                                   .weight_dtype = u->tensor->dtype,
+                                   .grad_dtype = u->grad_dtype,
+                                   .n = u->n};
+    ps_adamw_update(u->pool, u->isa, &s, &slice);
+    return 0;
+}
+
+static const struct ps_optimizer_option adamw_options[] = {
+    {"beta1", 0.9}, {"beta2", 0.999}, {"eps", 1e-8}, {NULL, 0}};
+
+const struct ps_optimizer_ops ps_adamw_ops = {
+    .name = "adamw",
+    .options = adamw_options,
+    .states = "fp32|bf16",
+    .layout = adamw_layout,
+    .update = adamw_update,
+    .on_device = adamw_can_on_device,
+};

@@ -33,21 +33,21 @@ extern "C" {
 /* Scalars of one step, all fp32 except where they are derived in double. */
 struct ps_adamw_scalars {
     float beta1, beta2, one_minus_beta1, one_minus_beta2;
-    float step_size;  /* lr / c1 */
-    float rsqrt_c2;   /* 1 / sqrt(c2) */
+    float step_size; /* lr / c1 */
+    float rsqrt_c2;  /* 1 / sqrt(c2) */
     float eps;
     float decay;      /* lr * weight_decay */
     float grad_scale; /* clip coefficient; 1 leaves g untouched bit for bit */
 };
 
 /* t is the 1-based per-tensor update count. */
-void ps_adamw_prepare(struct ps_adamw_scalars *out, double lr, double beta1, double beta2, double eps,
-                      double weight_decay, uint64_t t, float grad_scale);
+void ps_adamw_prepare(struct ps_adamw_scalars *out, double lr, double beta1, double beta2,
+                      double eps, double weight_decay, uint64_t t, float grad_scale);
 
-/* A slice of one tensor. Weight dtype F32: the weight is the master, remainder is NULL. Weight dtype
- * BF16: the master is the bf16 weight plus 16-bit remainder, rounded encoding: p = hi16 + (lo >=
- * 0x8000), lo = low16 (the weight is then round-half-away of the master). All (n,), host, element
- * alignment. */
+/* A slice of one tensor. Weight dtype F32: the weight is the master, remainder is NULL. Weight
+ * dtype BF16: the master is the bf16 weight plus 16-bit remainder, rounded encoding: p = hi16 + (lo
+ * >= 0x8000), lo = low16 (the weight is then round-half-away of the master). All (n,), host,
+ * element alignment. */
 struct ps_adamw_slice {
     void *weight;
     uint16_t *remainder;
@@ -63,8 +63,8 @@ struct ps_adamw_slice {
 void ps_adamw_update(struct ps_pool *pool, enum ps_isa isa, const struct ps_adamw_scalars *s,
                      const struct ps_adamw_slice *slice);
 
-/* Join bf16 weight and remainder into the fp32 master, and split a finite fp32 master (a NaN keeps a
- * NaN weight). */
+/* Join bf16 weight and remainder into the fp32 master, and split a finite fp32 master (a NaN keeps
+ * a NaN weight). */
 float ps_master_join(uint16_t weight, uint16_t remainder);
 void ps_master_split(float master, uint16_t *weight, uint16_t *remainder);
 

@@ -14,7 +14,11 @@ const struct ps_optimizer_ops *ps_optimizer_find(const char *name);
 /* All of them, NULL-terminated. */
 const struct ps_optimizer_ops *const *ps_optimizers(void);
 
+/* One file each: optim/<name>.c says what it computes. */
+extern const struct ps_optimizer_ops ps_sgd_ops;
 extern const struct ps_optimizer_ops ps_adamw_ops;
+extern const struct ps_optimizer_ops ps_adamw8bit_ops;
+extern const struct ps_optimizer_ops ps_lion_ops;
 
 #ifdef __cplusplus
 }

@@ -113,6 +113,7 @@ void ps_options_init(struct ps_options *opt, enum ps_command command)
     opt->warmup_steps = -1;
     opt->warmup_ratio = -1;
     opt->weight_decay = -1;
+    ps__optimizer_unset(opt);
     size_t count;
     const struct ps__option *t = ps__options_table(&count);
     for (size_t i = 0; i < count; i++) {
@@ -130,7 +131,8 @@ void ps_options_fini(struct ps_options *opt)
     size_t count;
     const struct ps__option *t = ps__options_table(&count);
     for (size_t i = 0; i < count; i++) {
-        if (t[i].type != PS__STRING && t[i].type != PS__CHOICE && t[i].type != PS__LIST)
+        if (t[i].type != PS__STRING && t[i].type != PS__CHOICE && t[i].type != PS__LIST &&
+            t[i].type != PS__OPTIMIZER)
             continue;
         char **s = (char **)(void *)((char *)opt + t[i].offset);
         free(*s);

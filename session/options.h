@@ -100,8 +100,14 @@ struct ps_options {
     double weight_decay;                     /* -1: 0 adapters, 0.01 full */
     double max_grad_norm;
     char *clip;                              /* "exact" or "none" */
-    char *optimizer;                         /* "adamw" */
-    double beta1, beta2, eps;
+    char *optimizer;                         /* a name of optim/optimizers.h */
+    char *optim_state;                       /* "fp32", "bf16" or "8bit"; NULL: the method's */
+    bool stochastic_rounding;                /* of bf16 weights, instead of an exact master */
+    double beta1, beta2, eps;                /* these and the next: -1 or false until resolved, and
+                                                after it where the method does not read them */
+    double momentum, dampening, optim_scale;
+    bool nesterov;
+    int optim_rank, optim_update_gap;
     /* running */
     int64_t eval_steps, save_steps, logging_steps;
     int save_total_limit, early_stopping_patience;

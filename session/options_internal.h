@@ -18,11 +18,12 @@ enum ps__option_type {
     PS__UINT64,
     PS__REAL, /* double */
     PS__BOOL,
-    PS__SIZE,     /* int64_t bytes; "auto" is -1; percentages are of free host memory */
-    PS__BYTES,    /* int64_t bytes; "auto" is -1 */
-    PS__LIST,     /* a string of items joined by commas; setting it again appends */
-    PS__THROTTLE, /* double[PS_LANE_COUNT]: LANE=RATE,... */
-    PS__ABLATE,   /* unsigned, bits of enum ps_ablation: NAME,... */
+    PS__SIZE,      /* int64_t bytes; "auto" is -1; percentages are of free host memory */
+    PS__BYTES,     /* int64_t bytes; "auto" is -1 */
+    PS__LIST,      /* a string of items joined by commas; setting it again appends */
+    PS__THROTTLE,  /* double[PS_LANE_COUNT]: LANE=RATE,... */
+    PS__ABLATE,    /* unsigned, bits of enum ps_ablation: NAME,... */
+    PS__OPTIMIZER, /* a string: a name of the registry of optimizers */
 };
 
 /* Limits of an open interval: "above 0" and "below 1". */
@@ -45,7 +46,7 @@ struct ps__option {
     bool numerical;       /* changes the bits of the result */
     bool transient;       /* belongs to one call, not to the configuration */
     bool planned;         /* the plan's to choose: written to the configuration only when given */
-    const char *help; /* NULL: hidden, for tests */
+    const char *help;     /* NULL: hidden, for tests */
 };
 
 const struct ps__option *ps__options_table(size_t *count);
@@ -81,6 +82,22 @@ int ps__parse_throttle(double rate[PS_LANE_COUNT], const char *text, char *why, 
 int ps__parse_ablate(unsigned *mask, const char *text, char *why, size_t why_size);
 bool ps__format_throttle(const double rate[PS_LANE_COUNT], char *buf, size_t size);
 bool ps__format_ablate(unsigned mask, char *buf, size_t size);
+
+/* options_optimizer.c: flags that only some optimizers read. */
+struct ps_optimizer_hyper;
+/* Is it such a flag, and the chosen method does not read it? */
+bool ps__optimizer_ignores(const struct ps_options *opt, const char *flag);
+/* The methods that read it: "sgd, muon". */
+void ps__optimizer_readers(const char *flag, char *buf, size_t size);
+int ps__parse_optimizer(char **to, const char *text, char *why, size_t why_size);
+/* "Not given" for all of them, before anything is set. */
+void ps__optimizer_unset(struct ps_options *opt);
+/* Values that the chosen method does not have. */
+int ps__optimizer_check(const struct ps_options *opt, struct ps_error *err);
+/* The method's own defaults for what was not given. After the check. */
+int ps__optimizer_defaults(struct ps_options *opt, struct ps_error *err);
+/* Of resolved options. n_layer is left at 0. */
+void ps__optimizer_hyper(const struct ps_options *opt, struct ps_optimizer_hyper *out);
 
 /* Rates are numbers or sizes: "5e9", "200MiB". */
 bool ps__parse_rate(const char *text, double *out);

@@ -37,6 +37,11 @@ static bool continues_adapter(const struct ps_options *o)
     return trains(o) && o->adapter;
 }
 
+static bool rounds_nothing(const struct ps_options *o)
+{
+    return trains(o) && (!is(o->method, "full") || o->dtype == PS_DTYPE_F32);
+}
+
 static bool exports_model(const struct ps_options *o)
 {
     return o->command == PS_CMD_EXPORT && is(o->format, "hf");
@@ -163,11 +168,14 @@ static const struct {
 } rules[] = {
     {"lora-r,lora-alpha,lora-dropout,lora-target,lora-layers,adapter-dtype,adapter", trains_full,
      "has no effect with `--method full`"},
-    {"import", imports_for_training, "has no effect with `--method full`, which streams no weights"},
+    {"import", imports_for_training,
+     "has no effect with `--method full`, which streams no weights"},
     {"train-layers", trains_lora,
      "has no effect with `--method lora` (there it is `--lora-layers`)"},
     {"lora-r,lora-alpha,lora-target,lora-layers", continues_adapter,
      "has no effect with `--adapter`: the adapter's own configuration counts"},
+    {"stochastic-rounding", rounds_nothing,
+     "has no effect without bf16 weights that train (`--method full`)"},
     {"min-lr-ratio", is_constant, "has no effect with `--lr-scheduler constant`"},
     {"wsd-decay-ratio", is_not_wsd, "has no effect without `--lr-scheduler wsd`"},
     {"epochs", counts_steps, "has no effect with `--max-steps`"},
@@ -215,7 +223,22 @@ const char *ps__option_without_effect(const struct ps_options *opt, const struct
     for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++)
         if (listed(rules[i].names, o->name) && rules[i].off(opt))
             return rules[i].reason;
+    if (ps__optimizer_ignores(opt, o->name))
+        return "has no effect with this `--optimizer`";
     return NULL;
+}
+
+/* A flag of other optimizers. */
+static int refuse_optimizer(const struct ps_options *opt, const char *flag, struct ps_error *err)
+{
+    char names[160];
+    char advice[200];
+    ps__optimizer_readers(flag, names, sizeof names);
+    PS_IGNORE(snprintf(advice, sizeof advice,
+                       names[0] ? "remove it, or choose one of %s" : "remove it%s", names) < 0,
+              "fits");
+    return ps_error_full(err, PS_EUSAGE, NULL, flag, advice,
+                         "option `%s` has no effect with `--optimizer %s`", flag, opt->optimizer);
 }
 
 static int check_effects(const struct ps_options *opt, struct ps_error *err)
@@ -226,6 +249,8 @@ static int check_effects(const struct ps_options *opt, struct ps_error *err)
         if (!ps__option_given(opt, &t[i]))
             continue;
         const char *reason = ps__option_without_effect(opt, &t[i]);
+        if (reason && ps__optimizer_ignores(opt, t[i].name))
+            return refuse_optimizer(opt, t[i].name, err);
         if (reason)
             return ps_error_full(err, PS_EUSAGE, NULL, t[i].name, "remove one of the two",
                                  "option `%s` %s", t[i].name, reason);
@@ -469,6 +494,8 @@ int ps_options_resolve(struct ps_options *opt, struct ps_error *err)
     if (ret == 0)
         ret = check_template(opt, err);
     if (ret == 0)
+        ret = ps__optimizer_check(opt, err);
+    if (ret == 0)
         fill_defaults(opt);
-    return ret;
+    return ret ? ret : ps__optimizer_defaults(opt, err);
 }

@@ -270,6 +270,8 @@ int ps__option_parse(struct ps_options *opt, const struct ps__option *o, const c
         if (!text[0])
             return reject(why, why_size, "needs a value that is not empty");
         return append_item(to, ps__option_given(opt, o), text);
+    case PS__OPTIMIZER:
+        return ps__parse_optimizer(to, text, why, why_size);
     case PS__CHOICE:
         ret = parse_choice(o, text, &idx, why, why_size);
         return ret ? ret : set_string(to, text);
@@ -336,6 +338,7 @@ char *ps__option_format(const struct ps_options *opt, const struct ps__option *o
     case PS__STRING:
     case PS__LIST:
     case PS__CHOICE:
+    case PS__OPTIMIZER:
         text = *(char *const *)from;
         break;
     case PS__ENUM:

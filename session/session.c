@@ -24,6 +24,7 @@
 #include "runtime/train/trace.h"
 #include "session/dataset_options.h"
 #include "session/host_cores.h"
+#include "session/options_internal.h"
 #include "session/session_internal.h"
 
 /* /proc/self/status. Called in every step: no stream, which would allocate. */
@@ -314,8 +315,8 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
     t->isa = s->isa;
     t->thread_count = s->thread_count;
     t->seed = o->seed;
-    t->hyper = (struct ps_optimizer_hyper){
-        .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps, .weight_decay = o->weight_decay};
+    ps__optimizer_hyper(o, &t->hyper);
+    t->hyper.n_layer = s->cfg.n_layer;
     t->max_grad_norm = o->clip && strcmp(o->clip, "none") == 0 ? 0 : o->max_grad_norm;
     t->clip = clip;
     t->lr_at = lr_at;
@@ -387,6 +388,23 @@ static void warn_long(const struct ps_session *s, int32_t position_max)
                position_max, s->cfg.max_position_embeddings);
 }
 
+/* 8-bit states are for large matrices; with none of them the choice would have no effect. */
+static int check_states(const struct ps_session *s, struct ps_error *err)
+{
+    if (!trains(s) || s->trainer_options.hyper.state_dtype != PS_DTYPE_U8)
+        return 0;
+    for (size_t i = 0; i < ps_trainer_trainable_count(s->trainer); i++) {
+        const struct ps_opt_layout *l = &ps_trainer_trainable(s->trainer, i)->layout;
+        for (int k = 0; k < l->state_count; k++)
+            if (l->state[k].dtype == PS_DTYPE_U8)
+                return 0;
+    }
+    return ps_error_full(err, PS_EUSAGE, NULL, "optimizer", "use --optimizer adamw",
+                         "`--optimizer %s` has no effect: no trained matrix of a layer has the "
+                         "4096 elements that 8-bit states are for",
+                         s->opt->optimizer);
+}
+
 /* Shape of a step, then the layout that the budgets allow. */
 static int plan(struct ps_session *s, struct ps_error *err)
 {
@@ -397,6 +415,8 @@ static int plan(struct ps_session *s, struct ps_error *err)
         return ret;
     warn_long(s, s->trainer_options.position_max);
     ret = ps_trainer_create(&s->trainer, &s->trainer_options, err);
+    if (ret == 0)
+        ret = check_states(s, err);
     if (ret == 0)
         ret = ps__layout_choose(s, err);
     return ret < 0 ? ret : ps__import_choose(s, err);

@@ -232,7 +232,7 @@ static void options_of_later_versions_are_named_as_such(void **state)
 {
     (void)state;
     static const char *const later[] = {"commit-interval", "nvme-write-limit", "spill-mode",
-                                        "use-dora",        "optim-state",      "base_quant"};
+                                        "use-dora", "base_quant"};
     for (size_t i = 0; i < COUNT(later); i++) {
         struct ps_options o;
         struct ps_error err = {0};
@@ -276,7 +276,7 @@ static void values_are_checked(void **state)
         {"serial", "yes", "true or false"},
         {"method", "dora", "not in this version"},
         {"clip", "delayed", "not in this version"},
-        {"optimizer", "adafactor", "accepts adamw"},
+        {"optimizer", "adagrad", "accepts adamw/adamw8bit"},
         {"dtype", "fp16", "accepts bf16/fp32"},
         {"output", "", "not empty"},
     };

@@ -1,0 +1,71 @@
+/* Lion: the sign of an interpolated momentum; decoupled decay before the step.
+ *
+ *   p <- p - (lr * decay) p
+ *   p <- p - lr sign(beta1 m + (1 - beta1) g)              (g = grad * grad_scale, sign(0) = 0)
+ *   m <- beta2 m + (1 - beta2) g                           after the weights: they use the old m
+ *
+ * Each operator is rounded once, nothing is fused.
+ * Source: Chen et al. 2023, arXiv:2302.06675; the authors' lion_pytorch. */
+#include "optim/optimizers.h"
+#include "optim/tile_internal.h"
+
+struct scalars {
+    float lr, decay, beta1, beta2, one_minus_beta1, one_minus_beta2;
+};
+
+static int lion_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_tensor *tensor,
+                       struct ps_opt_layout *out, struct ps_error *err)
+{
+    (void)tensor;
+    (void)err;
+    *out = (struct ps_opt_layout){
+        .state_count = 1,
+        .state = {{.name = "exp_avg", .dtype = h->state_dtype, .per = 1}},
+        .granule = 1,
+        .remainder = !h->stochastic_rounding,
+    };
+    return 0;
+}
+
+PS__INLINE void update_tile(PS__TILE_ARGS)
+{
+    const struct scalars s = *(const struct scalars *)arg;
+    float w[PS_TILE], g[PS_TILE], m[PS_TILE];
+    ps__weight_load(u, at, n, w);
+    ps__grad_load(u, at, n, g);
+    ps__state_load(u, 0, at, n, m);
+    for (size_t i = 0; i < n; i++) {
+        float c = s.beta1 * m[i] + s.one_minus_beta1 * g[i];
+        float step = c > 0 ? s.lr : c < 0 ? -s.lr : c * 0; /* NaN stays NaN */
+        w[i] = (w[i] - s.decay * w[i]) - step;
+        m[i] = s.beta2 * m[i] + s.one_minus_beta2 * g[i];
+    }
+    ps__weight_store(u, at, n, w);
+    ps__state_store(u, 0, at, n, m);
+}
+PS__TILE_VARIANTS(update_tile)
+
+static int lion_update(const struct ps_update *u, struct ps_error *err)
+{
+    (void)err;
+    const struct ps_optimizer_hyper *h = u->hyper;
+    struct scalars s = {.lr = (float)u->lr,
+                        .decay = (float)(u->lr * (u->decay ? h->weight_decay : 0)),
+                        .beta1 = (float)h->beta1,
+                        .beta2 = (float)h->beta2,
+                        .one_minus_beta1 = (float)(1 - h->beta1),
+                        .one_minus_beta2 = (float)(1 - h->beta2)};
+    ps_update_tiles(u, PS_TILE, update_tile_for(u->isa), &s);
+    return 0;
+}
+
+static const struct ps_optimizer_option lion_options[] = {
+    {"beta1", 0.9}, {"beta2", 0.99}, {NULL, 0}};
+
+const struct ps_optimizer_ops ps_lion_ops = {
+    .name = "lion",
+    .options = lion_options,
+    .states = "fp32|bf16",
+    .layout = lion_layout,
+    .update = lion_update,
+};
