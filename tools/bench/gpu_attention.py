@@ -74,11 +74,11 @@ def torch_attention(torch, device, shape, budget, tiny):
 def main():
     bench = Bench(__doc__, 60)
     shapes = cases(bench.tiny)
-    torch = import_torch()
-    device = torch_device(torch, bench)
     flags = [x for s in shapes for x in ("--case", ":".join(map(str, s)))]
     raw = {r["case"]: r for r in bench.raw("gpu_attention", flags, 0.4 * bench.left())
            if r["part"] == "raw attention"}
+    torch = import_torch()
+    device = torch_device(torch, bench)
     for i, shape in enumerate(shapes):
         d, heads, kv, t, rows = shape
         name = f"head_dim {d}, T {t}, {rows} rows"

@@ -12,6 +12,7 @@
 #define BATCH_S 0.02
 #define BATCHES_MIN 3
 #define BATCHES_MAX 200
+#define BUDGET_MAX 0.5
 #define EXIT_SKIP 77 /* what test programs mean by it: nothing to run on */
 
 double gpu_now(void)
@@ -177,6 +178,7 @@ double gpu_time(struct gpu_bench *g, gpu_work_fn work, void *arg, double budget)
     double once = run_batch(g, work, arg, 1);
     size_t calls = g->tiny ? 1 : (size_t)fmin(1000, fmax(1, BATCH_S / once));
     int least = g->tiny ? 2 : BATCHES_MIN;
+    budget = fmin(budget, BUDGET_MAX);
     while (n < least || (!g->tiny && n < BATCHES_MAX && gpu_now() - start < budget))
         t[n++] = run_batch(g, work, arg, calls);
     qsort(t, (size_t)n, sizeof *t, ascending);

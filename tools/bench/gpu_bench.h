@@ -55,7 +55,7 @@ double gpu_now(void);
 /* Wait for the compute stream; a fault ends the program. */
 void gpu_finish(struct gpu_bench *g);
 /* Median seconds of one call: batches of calls that are queued back to back and together take about
- * 20 ms, at least 3 batches, about `budget` seconds in all. */
+ * 20 ms, at least 3 batches, about `budget` seconds (at most half a second) in all. */
 double gpu_time(struct gpu_bench *g, gpu_work_fn work, void *arg, double budget);
 /* Copy inside device memory: the driver's copy, or without a driver the kernel that gathers rows.
  */

@@ -76,10 +76,10 @@ def main():
     bench = Bench(__doc__, 40, lambda p: p.add_argument("--tokens", type=int, default=8192))
     tokens = 32 if bench.tiny else bench.args.tokens
     cases, size = products(bench.tiny, tokens), (2 << 20) if bench.tiny else (512 << 20)
-    torch = import_torch()
-    device = torch_device(torch, bench)
     flags = [x for c in cases for x in ("--gemm", ":".join(map(str, c)))] + ["--copy", str(size)]
     raw = bench.raw("gpu_ceilings", flags, 0.4 * bench.left())
+    torch = import_torch()
+    device = torch_device(torch, bench)
     theirs, link = {}, {}
     if device:
         link = torch_copies(torch, device, size, bench.tiny)

@@ -18,6 +18,7 @@ A run has 4 steps, the first is not counted; figures are medians. Figures of a r
                 attention's backward makes again
     stream      tokens/s over those of the resident run, beside min(1, N/N*): as planned, and measured (the resident
                 step over the busy time of the busiest lane that moves weights)
+    memory      what the card's memory holds more than before the run, most of samples, over --gpu-mem
     busy        busy time of the busiest lane over the step
     prediction  predicted step time over measured
     torch       tokens/s over those of tools/torch_llama.py, the best of eager and compile
@@ -54,9 +55,10 @@ def all_cases(tiny):
             out.append(Case(f"{budget} GiB, base {'in host memory' if tier == 'host' else 'on disk'}", unit,
                             budget=budget, tier=tier))
     out.insert(2, Case("torch lora", unit, torch=True))
-    if not tiny:
-        out += [Case("resident lora", unit // 2), Case("resident lora", unit * 2)]
-    return out + [Case("resident full", unit, "full"), Case("torch full", unit, "full", torch=True)]
+    if tiny:
+        return out + [Case("resident full", unit, "full")]
+    return out + [Case("resident lora", unit // 2), Case("resident lora", unit * 2), Case("resident full", unit, "full"),
+                  Case("torch full", unit, "full", torch=True)]
 
 
 class Steps:
@@ -66,7 +68,7 @@ class Steps:
         self.shape = TINY if self.tiny else SHAPE
         self.layers = 4 if self.tiny else a.layers
         self.seq = 16 if self.tiny else 4096
-        self.work = os.path.abspath(a.work or os.path.join(bench.build, "bench", "gpu-tiny" if self.tiny else "gpu"))
+        self.work = os.path.abspath(a.work or gpu_profile.default_folder(bench))
         self.resident = {}  # (method, tokens): result
         os.makedirs(self.work, exist_ok=True)
 
@@ -86,7 +88,7 @@ class Steps:
             start = time.monotonic()
             subprocess.run([self.bench.program("penstock"), "init", "--config", self.config, "--output", self.model,
                             "--seed", "1", "--dtype", "bf16", "--threads", str(os.cpu_count())], check=True,
-                           stdout=subprocess.DEVNULL)
+                           stdout=subprocess.DEVNULL, timeout=max(self.bench.left(), 60))
             self.bench.note("init", seconds=time.monotonic() - start)
         draw = random.Random(7)
         with open(self.rows, "w") as f:
@@ -98,16 +100,15 @@ class Steps:
         """The profile that predictions are made from, and the peak that MFU divides by."""
         a = self.bench.args
         self.peak, self.sheet, self.hardware = a.peak, None, a.hardware
-        if self.hardware and self.peak:
-            return
-        path = self.hardware or os.path.join(self.work, "hardware.json")
-        got = None if self.hardware else gpu_profile.make(self.bench, path, self.work)
-        if got:
-            self.hardware, self.sheet = path, data_sheet_flops(got["name"])
-        elif self.hardware:
+        path = self.hardware or gpu_profile.default_path(self.bench)
+        if not self.hardware and not gpu_profile.is_fresh(path):
+            gpu_profile.make(self.bench, path, self.work)
+        if os.path.exists(path):
+            self.hardware = path
             with open(path) as f:
-                got = dict(peak=max(g["flops"] for g in json.load(f)["gemm"] if g["dtype"] == "bf16"))
-        self.peak = self.peak or (got and got["peak"])
+                profile = json.load(f)
+            self.sheet = data_sheet_flops(profile["machine"])
+            self.peak = self.peak or max(g["flops"] for g in profile["gemm"] if g["dtype"] == "bf16")
 
     # --- a run ---
 
@@ -130,11 +131,15 @@ class Steps:
         subprocess.run(["rm", "-rf", output], check=True)
         metrics, log = os.path.join(output, "metrics.jsonl"), os.path.join(self.work, "run.log")
         end = case.method == "full"
+        before, used = card_memory(), 0
         limit = time.monotonic() + max(self.bench.left(), 15 if self.tiny else 0)
         with open(log, "w") as f:
             run = subprocess.Popen(self.command(case, output, steps + end), stdout=f, stderr=f, env=self.bench.env)
+            sample = 0
             while run.poll() is None and time.monotonic() < limit:
                 time.sleep(0.02)
+                if before is not None and time.monotonic() > sample:
+                    used, sample = max(used, (card_memory() or 0) - before), time.monotonic() + 0.5
                 if end and len(read_steps(metrics)) >= steps:
                     break
             why = "no time left" if time.monotonic() >= limit else None
@@ -148,7 +153,7 @@ class Steps:
             return dict(why=why or f"exit code {run.returncode}: {text[-300:]}")
         with open(os.path.join(output, "plan.json")) as f:
             plan = json.load(f)
-        return dict(steps=lines[1:], plan=plan)
+        return dict(steps=lines[1:], plan=plan, used=used if before is not None else None)
 
     # --- figures ---
 
@@ -171,7 +176,7 @@ class Steps:
         lanes = {lane: statistics.median(s["lanes"].get(lane, {}).get("busy_s", 0) for s in steps)
                  for lane in steps[-1]["lanes"]}
         again = sum(not a["keep"] for a in plan["placement"]["activations"])
-        b.note("run", case=name, step_s=step, tokens_per_s=r["tokens_per_s"], layers=self.layers, recomputed=again,
+        b.note("run", name=name, step_s=step, tokens_per_s=r["tokens_per_s"], layers=self.layers, recomputed=again,
                strategy=plan["strategy"], bottleneck=plan["bottleneck"], micro_batches=plan["placement"]["group"],
                device_gib=steps[-1]["device_bytes"] / GIB, **{"busy_" + k: v for k, v in lanes.items()})
         model, hardware = self.flops(case, plan)
@@ -183,6 +188,8 @@ class Steps:
                 b.figure(part, name, work / step / 1e12, self.sheet / 1e12, "TFLOP/s", "data sheet")
         if case.budget:
             self.report_stream(case, name, r, lanes)
+            if r["used"]:
+                b.figure("memory", name, r["used"] / GIB, case.budget, "GiB", "--gpu-mem")
         busiest = max(lanes, key=lanes.get)
         b.figure("busy", f"{name}: {busiest}", lanes[busiest], step, "s", "step")
         b.figure("prediction", name, statistics.median(s["predicted_step_s"] for s in steps), step, "s", "measured")
@@ -203,7 +210,8 @@ class Steps:
         out = os.path.join(self.work, "torch.jsonl")
         if os.path.exists(out):
             os.remove(out)
-        limit = max(5.0, min(90, 0.5 * b.left()))
+        limit = max(30.0 if self.tiny else 5.0, min(90, 0.5 * b.left()))
+        grace = max(5.0, min(30, b.left() - limit))  # to compile, and for what is running
         rows = case.tokens // self.seq
         micro = ",".join(str(m) for m in sorted({1, rows}, reverse=True))
         c = [b.args.python, os.path.join(ROOT, "tools", "torch_llama.py"), "--step", "--method", case.method, "--shape",
@@ -212,7 +220,7 @@ class Steps:
         if self.tiny:
             c += ["--mode", "eager", "--steps", "1"]
         try:
-            run = subprocess.run(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit + 60)
+            run = subprocess.run(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit + grace)
             why = f"exit code {run.returncode}: {run.stderr[-300:]}" if run.returncode else None
         except subprocess.TimeoutExpired:
             why = "no time left"
@@ -240,6 +248,16 @@ class Steps:
             self.resident[case.method, case.tokens] = r
 
 
+def card_memory():
+    """Bytes in use on the first card by whomever; None where nobody tells."""
+    try:
+        run = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0"],
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=10)
+        return int(run.stdout.split()[0]) << 20
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
+        return None
+
+
 def read_steps(path):
     """Whole lines of steps; [] while there is no file."""
     try:
@@ -254,7 +272,7 @@ def main():
     def more(p):
         p.add_argument("--layers", type=int, default=8)
         p.add_argument("--work", help="folder for model and runs, on the disk that is streamed from [BUILD/bench/gpu]")
-        p.add_argument("--hardware", help="hardware profile [measured here]")
+        p.add_argument("--hardware", help="hardware profile [that of gpu_profile.py, made anew when over an hour old]")
         p.add_argument("--peak", type=float, help="FLOP/s that MFU divides by [the best product measured here]")
         p.add_argument("--only", default="", help="cases whose name has one of these texts")
         p.add_argument("--python", default=sys.executable, help="one that has torch [this one]")
