@@ -105,9 +105,14 @@ struct ps_options {
     bool stochastic_rounding;                /* of bf16 weights, instead of an exact master */
     double beta1, beta2, eps;                /* these and the next: -1 or false until resolved, and
                                                 after it where the method does not read them */
-    double momentum, dampening, optim_scale;
-    bool nesterov;
-    int optim_rank, optim_update_gap;
+    double momentum, dampening, optim_scale, optim_damping, norm_growth_max, aux_lr_ratio;
+    double eps2, clip_threshold, decay_rate, microadam_density, zo_eps;
+    bool nesterov, optim_refresh_together, scale_front, match_rms_adamw;
+    bool scale_parameter, relative_step, warmup_init, keep_state;
+    int optim_rank, optim_update_gap, optim_history, ns_steps;
+    int optim_proj_type, optim_basis, optim_moments, switch_mode; /* enums of train/optimizer.h */
+    int microadam_window, quant_block_size, lisa_activated_layers, lisa_interval_steps;
+    int switch_block_every;
     /* running */
     int64_t eval_steps, save_steps, logging_steps;
     int save_total_limit, early_stopping_patience;

@@ -5,6 +5,7 @@
 
 #include "runtime/base/dtype.h"
 #include "runtime/base/isa.h"
+#include "runtime/train/optimizer.h"
 
 #define PLAN (1u << PS_CMD_PLAN)
 #define TRAIN (1u << PS_CMD_TRAIN | PLAN) /* what trains can be planned */
@@ -34,6 +35,13 @@ static const int act_values[] = {PS_ACT_AUTO, PS_ACT_DEVICE, PS_ACT_HOST, PS_ACT
                                  PS_ACT_RECOMPUTE};
 static const int tier_values[] = {-1, PS_TIER_DEVICE, PS_TIER_HOST, PS_TIER_DISK};
 static const int optimizer_tier_values[] = {-1, PS_TIER_HOST};
+
+static const int projection_values[] = {PS_PROJECTION_STD, PS_PROJECTION_REVERSE_STD,
+                                        PS_PROJECTION_LEFT, PS_PROJECTION_RIGHT};
+static const int basis_values[] = {PS_BASIS_RANDOMIZED, PS_BASIS_SVD};
+static const int moments_values[] = {PS_MOMENTS_KEEP, PS_MOMENTS_RESET, PS_MOMENTS_ROTATE};
+static const int switch_values[] = {PS_SWITCH_DESCENDING, PS_SWITCH_ASCENDING, PS_SWITCH_RANDOM,
+                                    PS_SWITCH_FIXED};
 
 static const struct ps__option table[] = {
     /* model and output */
@@ -221,13 +229,14 @@ static const struct ps__option table[] = {
      .help = "decay of the second moment"},
     {"eps", PS__REAL, AT(eps), .shown = "1e-08 adamw", .arg = "F", .min = PS__ABOVE_0, .max = 1,
      .commands = TRAIN, .numerical = true, .help = "added to the root of the second moment"},
-    {"momentum", PS__REAL, AT(momentum), .shown = "0 sgd", .arg = "F", .min = 0,
-     .max = PS__BELOW_1, .commands = TRAIN, .numerical = true, .help = "decay of the momentum"},
+    {"momentum", PS__REAL, AT(momentum), .shown = "0 sgd", .arg = "F", .min = 0, .max = PS__BELOW_1,
+     .commands = TRAIN, .numerical = true, .help = "decay of the momentum"},
     {"dampening", PS__REAL, AT(dampening), .shown = "0", .arg = "F", .min = 0, .max = 1,
-     .commands = TRAIN, .numerical = true, .help = "sgd: share of a gradient kept off its momentum"},
-    {"nesterov", PS__BOOL, AT(nesterov), .shown = "false sgd", .commands = TRAIN,
-     .numerical = true, .help = "look ahead along the momentum"},
-    {"optim-rank", PS__INT, AT(optim_rank), .arg = "N", .min = 1, .max = 65536,
+     .commands = TRAIN, .numerical = true,
+     .help = "sgd: share of a gradient kept off its momentum"},
+    {"nesterov", PS__BOOL, AT(nesterov), .shown = "false sgd", .commands = TRAIN, .numerical = true,
+     .help = "look ahead along the momentum"},
+    {"optim-rank", PS__INT, AT(optim_rank), .fallback = "0", .arg = "N", .min = 1, .max = 65536,
      .shown = "the method's", .commands = TRAIN, .numerical = true,
      .help = "rank of the low-rank gradient"},
     {"optim-update-gap", PS__INT, AT(optim_update_gap), .arg = "N", .min = 1, .max = 1000000000,
@@ -236,6 +245,75 @@ static const struct ps__option table[] = {
     {"optim-scale", PS__REAL, AT(optim_scale), .arg = "F", .min = PS__ABOVE_0, .max = 1e9,
      .shown = "the method's", .commands = TRAIN, .numerical = true,
      .help = "scale of the low-rank update"},
+    {"optim-proj-type", PS__ENUM, AT(optim_proj_type), .choices = "std|reverse_std|left|right",
+     .values = projection_values, .shown = "std", .commands = TRAIN, .numerical = true,
+     .help = "low-rank methods: the side that is projected"},
+    {"optim-basis", PS__ENUM, AT(optim_basis), .choices = "randomized|svd", .values = basis_values,
+     .shown = "randomized", .commands = TRAIN, .numerical = true,
+     .help = "low-rank methods: how the subspace is found"},
+    {"optim-moments", PS__ENUM, AT(optim_moments), .choices = "keep|reset|rotate",
+     .values = moments_values, .shown = "keep", .commands = TRAIN, .numerical = true,
+     .help = "low-rank methods: moments when the subspace changes"},
+    {"optim-refresh-together", PS__BOOL, AT(optim_refresh_together), .shown = "false",
+     .commands = TRAIN, .numerical = true, .help = "project all tensors anew at the same steps"},
+    {"optim-history", PS__INT, AT(optim_history), .shown = "20 natural-galore", .arg = "N",
+     .min = 1, .max = 1000, .commands = TRAIN, .numerical = true,
+     .help = "gradients that the metric remembers"},
+    {"optim-damping", PS__REAL, AT(optim_damping), .shown = "1e-3 natural-galore", .arg = "F",
+     .min = PS__ABOVE_0, .max = 1e6, .commands = TRAIN, .numerical = true,
+     .help = "added to the metric"},
+    {"norm-growth-max", PS__REAL, AT(norm_growth_max), .shown = "1.01 fira, apollo", .arg = "F",
+     .min = 0, .max = 1e6, .commands = TRAIN, .numerical = true,
+     .help = "limit of the growth of an update's norm; 0: none"},
+    {"scale-front", PS__BOOL, AT(scale_front), .shown = "false apollo", .commands = TRAIN,
+     .numerical = true, .help = "scale before the limiter"},
+    {"ns-steps", PS__INT, AT(ns_steps), .shown = "5 muon", .arg = "N", .min = 1, .max = 100,
+     .commands = TRAIN, .numerical = true, .help = "Newton-Schulz iterations"},
+    {"match-rms-adamw", PS__BOOL, AT(match_rms_adamw), .shown = "muon", .commands = TRAIN,
+     .numerical = true, .help = "scale updates as AdamW's, for its learning rates"},
+    {"aux-lr-ratio", PS__REAL, AT(aux_lr_ratio), .shown = "muon", .arg = "F", .min = 0, .max = 1e6,
+     .commands = TRAIN, .numerical = true,
+     .help = "rate of what AdamW updates, over the learning rate"},
+    {"eps2", PS__REAL, AT(eps2), .shown = "1e-3 adafactor", .arg = "F", .min = PS__ABOVE_0,
+     .max = 1, .commands = TRAIN, .numerical = true,
+     .help = "least size of a weight for --scale-parameter"},
+    {"clip-threshold", PS__REAL, AT(clip_threshold), .shown = "1 adafactor", .arg = "F",
+     .min = PS__ABOVE_0, .max = 1e30, .commands = TRAIN, .numerical = true,
+     .help = "largest root mean square of an update"},
+    {"decay-rate", PS__REAL, AT(decay_rate), .shown = "0.8 adafactor", .arg = "F",
+     .min = PS__ABOVE_0, .max = 1, .commands = TRAIN, .numerical = true,
+     .help = "second moment decays by 1 - t^-F"},
+    {"scale-parameter", PS__BOOL, AT(scale_parameter), .shown = "false adafactor",
+     .commands = TRAIN, .numerical = true, .help = "steps relative to the weights' size"},
+    {"relative-step", PS__BOOL, AT(relative_step), .shown = "false adafactor", .commands = TRAIN,
+     .numerical = true, .help = "steps of 1 / sqrt(t) instead of --learning-rate"},
+    {"warmup-init", PS__BOOL, AT(warmup_init), .shown = "false adafactor", .commands = TRAIN,
+     .numerical = true, .help = "let --relative-step begin small"},
+    {"microadam-window", PS__INT, AT(microadam_window), .shown = "10 microadam", .arg = "N",
+     .min = 1, .max = 64, .commands = TRAIN, .numerical = true,
+     .help = "sparse gradients that are kept"},
+    {"microadam-density", PS__REAL, AT(microadam_density), .shown = "0.01 microadam", .arg = "F",
+     .min = PS__ABOVE_0, .max = 1, .commands = TRAIN, .numerical = true,
+     .help = "share of a gradient that is kept"},
+    {"quant-block-size", PS__INT, AT(quant_block_size), .shown = "64 microadam", .arg = "N",
+     .min = 2, .max = 65536, .commands = TRAIN, .numerical = true,
+     .help = "elements that share the range of their 4-bit errors"},
+    {"lisa-activated-layers", PS__INT, AT(lisa_activated_layers), .shown = "2 lisa", .arg = "N",
+     .min = 1, .max = 65536, .commands = TRAIN, .numerical = true,
+     .help = "layers that train at a time"},
+    {"lisa-interval-steps", PS__INT, AT(lisa_interval_steps), .shown = "20 lisa", .arg = "N",
+     .min = 1, .max = 1000000000, .commands = TRAIN, .numerical = true,
+     .help = "steps between two draws of them"},
+    {"keep-state", PS__BOOL, AT(keep_state), .shown = "false lisa", .commands = TRAIN,
+     .numerical = true, .help = "moments of frozen layers wait instead of beginning anew"},
+    {"switch-block-every", PS__INT, AT(switch_block_every), .shown = "50 badam", .arg = "N",
+     .min = 1, .max = 1000000000, .commands = TRAIN, .numerical = true,
+     .help = "steps of a layer before the next one trains"},
+    {"switch-mode", PS__ENUM, AT(switch_mode), .choices = "descending|ascending|random|fixed",
+     .values = switch_values, .shown = "descending", .commands = TRAIN, .numerical = true,
+     .help = "badam: order of the layers"},
+    {"zo-eps", PS__REAL, AT(zo_eps), .shown = "1e-3 mezo", .arg = "F", .min = PS__ABOVE_0, .max = 1,
+     .commands = TRAIN, .numerical = true, .help = "size of the perturbation"},
     /* running */
     {"eval-steps", PS__INT64, AT(eval_steps), .fallback = "0", .shown = "0: at the end", .arg = "N",
      .min = 0, .max = COUNT_MAX, .commands = TRAIN, .help = "evaluate every N steps"},
@@ -306,9 +384,9 @@ static const struct ps__option table[] = {
      .help = "report, and errors, as JSON"},
 };
 
-static const char *const not_yet[] = {"nvme-write-limit", "commit-interval",  "spill-mode",
-                                      "use-rslora",       "use-dora",         "init",
-                                      "base-quant",       "loraplus-ratio",   "peft-exact",       NULL};
+static const char *const not_yet[] = {
+    "nvme-write-limit", "commit-interval", "spill-mode", "use-rslora", "use-dora", "init",
+    "base-quant",       "loraplus-ratio",  "peft-exact", NULL};
 
 static_assert(sizeof table / sizeof table[0] <= 256, "struct ps_options has 256 given bits");
 

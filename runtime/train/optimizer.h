@@ -37,6 +37,14 @@ enum ps_projection {
 enum ps_basis { PS_BASIS_RANDOMIZED, PS_BASIS_SVD };
 enum ps_moments { PS_MOMENTS_KEEP, PS_MOMENTS_RESET, PS_MOMENTS_ROTATE };
 
+/* badam: the order of the blocks. RANDOM: a new permutation each round. */
+enum ps_switch_mode {
+    PS_SWITCH_DESCENDING,
+    PS_SWITCH_ASCENDING,
+    PS_SWITCH_RANDOM,
+    PS_SWITCH_FIXED, /* the last layer all the time */
+};
+
 /* What the user sets; each optimizer reads its own. Fields that a method does not have are refused
  * by the session before they come here. */
 struct ps_optimizer_hyper {
@@ -61,7 +69,7 @@ struct ps_optimizer_hyper {
     /* lisa, badam */
     int32_t active_layers;
     int32_t interval;    /* steps between two choices of what is active */
-    int32_t switch_mode; /* enum ps_badam_mode */
+    enum ps_switch_mode switch_mode;
     bool keep_state;     /* moments of frozen layers wait instead of beginning anew */
     /* mezo */
     double zo_eps;
