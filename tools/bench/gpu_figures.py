@@ -6,7 +6,7 @@ run: one line of text on standard output, one JSON object in FILE:
 
     {"part", "case", "ratio", "ours", "other", "unit", "against", ...}
 
-`ratio` is above 1 where ours is better. What could not be measured is a line with "ratio": null and "why".
+`ratio` is above 1 where ours is better; "goal" and "met" where the project has set one for an H200. What could not be measured is a line with "ratio": null and "why".
 """
 import argparse
 import ctypes
@@ -66,18 +66,25 @@ class Bench:
             self.out.write(json.dumps(record) + "\n")
             self.out.flush()
 
-    def figure(self, part, case, ours, other, unit, against, lower=False, **more):
-        """lower: less is better, as with times."""
+    def figure(self, part, case, ours, other, unit, against, lower=False, goal=None, **more):
+        """lower: less is better, as with times. goal: (least, most) of the ratio on an H200; either may be None."""
         ratio = None
         if ours and other:
             ratio = other / ours if lower else ours / other
         shown = f"{ratio:7.3f}" if ratio is not None else "      -"
+        if goal and not self.tiny:
+            low, high = goal
+            more["goal"] = (f"at least {low}" if high is None else f"at most {high}" if low is None else
+                            f"{low} to {high}")
+            if ratio is not None:
+                more["met"] = (low is None or ratio >= low) and (high is None or ratio <= high)
         print(f"{part:<18} {case:<38} {shown}  ours {number(ours)} {unit}, {against} {number(other)} {unit}"
               + "".join(f", {k} {number(v)}" for k, v in more.items() if not isinstance(v, (dict, list))), flush=True)
         self.write(dict(part=part, case=case, ratio=ratio, ours=ours, other=other, unit=unit, against=against, **more))
         return ratio
 
     def missing(self, part, case, why):
+        why = " ".join(why.split())
         print(f"{part:<18} {case:<38}       -  {why}", flush=True)
         self.write(dict(part=part, case=case, ratio=None, why=why))
 
@@ -117,6 +124,8 @@ class Bench:
 def number(x):
     if x is None:
         return "-"
+    if isinstance(x, bool):
+        return "yes" if x else "no"
     return x if isinstance(x, str) else f"{x:.4g}"
 
 

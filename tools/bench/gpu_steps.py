@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Training steps on the CUDA device: MFU, streaming against resident, torch on the same card, prediction.
 
-    gpu_steps.py [--layers 8] [--work DIR] [--hardware FILE] [--peak FLOPS] [--only TEXT,...] [--python PYTHON]
+    gpu_steps.py [--layers 8] [--full-layers 4] [--work DIR] [--hardware FILE] [--peak FLOPS] [--only TEXT,...] [--python PYTHON]
                  [--seconds S] [--out FILE.jsonl] [--tiny] [--build DIR]
 
 A model of Llama-3-8B's layer shapes, vocabulary and few layers with random weights (`penstock init`), rows of 4096
@@ -66,30 +66,42 @@ class Steps:
         a = bench.args
         self.bench, self.tiny = bench, bench.tiny
         self.shape = TINY if self.tiny else SHAPE
-        self.layers = 4 if self.tiny else a.layers
+        self.lora_layers, self.full_layers = (4, 2) if self.tiny else (a.layers, a.full_layers)
         self.seq = 16 if self.tiny else 4096
         self.work = os.path.abspath(a.work or gpu_profile.default_folder(bench))
         self.resident = {}  # (method, tokens): result
         os.makedirs(self.work, exist_ok=True)
+        self.make_rows()
 
     # --- what is trained ---
 
-    def prepare(self):
+    def layers(self, case):
+        return self.full_layers if case.method == "full" else self.lora_layers
+
+    def config(self, case):
+        path = os.path.join(self.work, f"config-{self.layers(case)}.json")
         config = dict(self.shape, architectures=["LlamaForCausalLM"], model_type="llama",
-                      num_hidden_layers=self.layers, max_position_embeddings=8192, rms_norm_eps=1e-5,
+                      num_hidden_layers=self.layers(case), max_position_embeddings=8192, rms_norm_eps=1e-5,
                       hidden_act="silu", attention_bias=False, mlp_bias=False, tie_word_embeddings=False,
                       initializer_range=0.02, bos_token_id=1, eos_token_id=2, torch_dtype="bfloat16")
-        self.config = os.path.join(self.work, f"config-{self.layers}.json")
-        self.model = os.path.join(self.work, f"model-{self.layers}")
-        self.rows = os.path.join(self.work, "rows.jsonl")
-        with open(self.config, "w") as f:
+        with open(path, "w") as f:
             json.dump(config, f)
-        if not os.path.exists(os.path.join(self.model, "config.json")):
+        return path
+
+    def model(self, case):
+        """The model's folder; made when it is first asked for."""
+        path = os.path.join(self.work, f"model-{self.layers(case)}")
+        if not os.path.exists(os.path.join(path, "config.json")):
             start = time.monotonic()
-            subprocess.run([self.bench.program("penstock"), "init", "--config", self.config, "--output", self.model,
+            subprocess.run(["rm", "-rf", path], check=True)
+            subprocess.run([self.bench.program("penstock"), "init", "--config", self.config(case), "--output", path,
                             "--seed", "1", "--dtype", "bf16", "--threads", str(os.cpu_count())], check=True,
                            stdout=subprocess.DEVNULL, timeout=max(self.bench.left(), 60))
-            self.bench.note("init", seconds=time.monotonic() - start)
+            self.bench.note("init", layers=self.layers(case), seconds=time.monotonic() - start)
+        return path
+
+    def make_rows(self):
+        self.rows = os.path.join(self.work, "rows.jsonl")
         draw = random.Random(7)
         with open(self.rows, "w") as f:
             for _ in range(32):
@@ -113,7 +125,7 @@ class Steps:
     # --- a run ---
 
     def command(self, case, output, steps):
-        c = [self.bench.program("penstock"), "train", "--model", self.model, "--data", self.rows, "--format", "tokens",
+        c = [self.bench.program("penstock"), "train", "--model", self.model(case), "--data", self.rows, "--format", "tokens",
              "--output", output, "--device", "cuda", "--method", case.method, "--packing", "false", "--shuffle",
              "false", "--import", "never", "--max-seq-len", str(self.seq), "--batch-size", "1", "--grad-accum",
              str(case.tokens // self.seq), "--max-steps", str(steps), "--learning-rate", "1e-5", "--progress", "none"]
@@ -132,6 +144,7 @@ class Steps:
         metrics, log = os.path.join(output, "metrics.jsonl"), os.path.join(self.work, "run.log")
         end = case.method == "full"
         before, used = card_memory(), 0
+        self.model(case)  # made outside of the run's time
         limit = time.monotonic() + max(self.bench.left(), 15 if self.tiny else 0)
         with open(log, "w") as f:
             run = subprocess.Popen(self.command(case, output, steps + end), stdout=f, stderr=f, env=self.bench.env)
@@ -162,12 +175,13 @@ class Steps:
         s, t = self.shape, case.tokens
         h, i, d = s["hidden_size"], s["intermediate_size"], s["hidden_size"] // s["num_attention_heads"]
         layer = h * d * (2 * s["num_attention_heads"] + 2 * s["num_key_value_heads"]) + 3 * h * i
-        linear = self.layers * layer + s["vocab_size"] * h
+        layers = self.layers(case)
+        linear = layers * layer + s["vocab_size"] * h
         pairs = t / self.seq * self.seq * (self.seq + 1) / 2
         attention = 4 * pairs * s["num_attention_heads"] * d  # of a layer, forward
-        model = (6 if case.method == "full" else 4) * linear * t + 3 * attention * self.layers
+        model = (6 if case.method == "full" else 4) * linear * t + 3 * attention * layers
         again = sum(not a["keep"] for a in plan["placement"]["activations"])
-        return model, model + 0.5 * attention * self.layers + again * (2 * (layer - h * i) * t + attention)
+        return model, model + 0.5 * attention * layers + again * (2 * (layer - h * i) * t + attention)
 
     def report(self, case, r):
         b, name, steps, plan = self.bench, f"{case.name}, {case.tokens} tokens", r["steps"], r["plan"]
@@ -176,7 +190,7 @@ class Steps:
         lanes = {lane: statistics.median(s["lanes"].get(lane, {}).get("busy_s", 0) for s in steps)
                  for lane in steps[-1]["lanes"]}
         again = sum(not a["keep"] for a in plan["placement"]["activations"])
-        b.note("run", name=name, step_s=step, tokens_per_s=r["tokens_per_s"], layers=self.layers, recomputed=again,
+        b.note("run", name=name, step_s=step, tokens_per_s=r["tokens_per_s"], layers=self.layers(case), recomputed=again,
                strategy=plan["strategy"], bottleneck=plan["bottleneck"], micro_batches=plan["placement"]["group"],
                device_gib=steps[-1]["device_bytes"] / GIB, **{"busy_" + k: v for k, v in lanes.items()})
         model, hardware = self.flops(case, plan)
@@ -189,10 +203,11 @@ class Steps:
         if case.budget:
             self.report_stream(case, name, r, lanes)
             if r["used"]:
-                b.figure("memory", name, r["used"] / GIB, case.budget, "GiB", "--gpu-mem")
+                b.figure("memory", name, r["used"] / GIB, case.budget, "GiB", "--gpu-mem", goal=(None, 1))
         busiest = max(lanes, key=lanes.get)
         b.figure("busy", f"{name}: {busiest}", lanes[busiest], step, "s", "step")
-        b.figure("prediction", name, statistics.median(s["predicted_step_s"] for s in steps), step, "s", "measured")
+        b.figure("prediction", name, statistics.median(s["predicted_step_s"] for s in steps), step, "s", "measured",
+                 goal=(0.9, 1.1))
 
     def report_stream(self, case, name, r, lanes):
         plan, resident = r["plan"], self.resident.get((case.method, case.tokens))
@@ -202,6 +217,7 @@ class Steps:
         moved = max((lanes.get(lane, 0) for lane in ("h2d", "disk_weights")), default=0)
         star = plan.get("break_even_tokens")
         self.bench.figure("stream", name, r["tokens_per_s"], resident["tokens_per_s"], "tokens/s", "resident",
+                          goal=(0.9, None) if (case.budget, case.tier) == (24, "host") else None,
                           bound_planned=min(1, plan["tokens_per_pass"] / star) if star else None,
                           bound_measured=min(1, resident["step_s"] / moved) if moved else None)
 
@@ -215,13 +231,13 @@ class Steps:
         rows = case.tokens // self.seq
         micro = ",".join(str(m) for m in sorted({1, rows}, reverse=True))
         c = [b.args.python, os.path.join(ROOT, "tools", "torch_llama.py"), "--step", "--method", case.method, "--shape",
-             self.config, "--tokens", str(case.tokens), "--seq-len", str(self.seq), "--micro-batch", micro,
+             self.config(case), "--tokens", str(case.tokens), "--seq-len", str(self.seq), "--micro-batch", micro,
              "--seconds", f"{limit:.0f}", "--out", out]
         if self.tiny:
             c += ["--mode", "eager", "--steps", "1"]
         try:
             run = subprocess.run(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit + grace)
-            why = f"exit code {run.returncode}: {run.stderr[-300:]}" if run.returncode else None
+            why = f"exit code {run.returncode}: {run.stderr.strip()[-200:]}" if run.returncode else None
         except subprocess.TimeoutExpired:
             why = "no time left"
         if why:
@@ -233,7 +249,7 @@ class Steps:
         best = theirs["best"]
         b.figure("torch", name, ours and ours["tokens_per_s"], theirs["tokens_per_s"], "tokens/s",
                  f"torch {best['mode']}, {best['micro_batch']} rows" + (", recomputed" if best["recompute"] else ""),
-                 torch=theirs["torch"], tried=theirs["tried"])
+                 goal=(1, None) if case.method == "lora" else None, torch=theirs["torch"], tried=theirs["tried"])
 
     def measure(self, case):
         if case.torch:
@@ -270,7 +286,8 @@ def read_steps(path):
 
 def main():
     def more(p):
-        p.add_argument("--layers", type=int, default=8)
+        p.add_argument("--layers", type=int, default=8, help="of the model of LoRA runs [%(default)s]")
+        p.add_argument("--full-layers", type=int, default=4, help="of the model of full fine-tuning [%(default)s]")
         p.add_argument("--work", help="folder for model and runs, on the disk that is streamed from [BUILD/bench/gpu]")
         p.add_argument("--hardware", help="hardware profile [that of gpu_profile.py, made anew when over an hour old]")
         p.add_argument("--peak", type=float, help="FLOP/s that MFU divides by [the best product measured here]")
@@ -281,7 +298,6 @@ def main():
     steps = Steps(bench)
     bench.raw("gpu_ceilings", [], 10)  # ends here where there is no device
     steps.measure_machine()
-    steps.prepare()
     only = bench.args.only.split(",")
     for case in all_cases(bench.tiny):
         if not any(text in case.name for text in only):
