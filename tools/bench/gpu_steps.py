@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Training steps on the CUDA device: MFU, streaming against resident, torch on the same card, prediction.
 
-    gpu_steps.py [--layers 8] [--full-layers 4] [--work DIR] [--hardware FILE] [--peak FLOPS] [--only TEXT,...] [--python PYTHON]
-                 [--seconds S] [--out FILE.jsonl] [--tiny] [--build DIR]
+    gpu_steps.py [--layers 12] [--full-layers 4] [--prefetch-depth 3] [--work DIR] [--hardware FILE] [--peak FLOPS]
+                 [--only TEXT,...] [--python PYTHON] [--seconds S] [--out FILE.jsonl] [--tiny] [--build DIR]
 
 A model of Llama-3-8B's layer shapes, vocabulary and few layers with random weights (`penstock init`), rows of 4096
 random tokens, micro-batches of one row. Cases, in this order while time lasts:
@@ -10,7 +10,8 @@ random tokens, micro-batches of one row. Cases, in this order while time lasts:
     resident lora 16384 tokens a step; 24 GiB with the base in host memory; torch_llama's LoRA step; 24 GiB with the base
     on disk, 12 and 8 GiB with both; resident lora 8192 and 32768; full fine-tuning, ours and torch's
 
-A run has 4 steps, the first is not counted; figures are medians. Figures of a run:
+So few layers would stay in the slots that they are streamed through: streamed runs read 3 layers ahead, as a large
+model's would with little memory. A run has 4 steps, the first is not counted; figures are medians. Figures of a run:
 
     mfu, hfu    model FLOPs over time over peak, against the best measured product and against the data sheet. Model
                 FLOPs: 4 (full: 6) per parameter of a linear, head included, and token, and three times attention's
@@ -132,7 +133,8 @@ class Steps:
         if self.hardware:
             c += ["--hardware", self.hardware]
         if case.budget:
-            c += ["--gpu-mem", f"{case.budget}GiB", "--strategy", "stream-lora", "--offload-weights", case.tier]
+            c += ["--gpu-mem", f"{case.budget}GiB", "--strategy", "stream-lora", "--offload-weights", case.tier,
+                  "--prefetch-depth", "1" if self.tiny else str(self.bench.args.prefetch_depth)]
         else:
             c += ["--strategy", "resident"]
         return c
@@ -286,8 +288,9 @@ def read_steps(path):
 
 def main():
     def more(p):
-        p.add_argument("--layers", type=int, default=8, help="of the model of LoRA runs [%(default)s]")
+        p.add_argument("--layers", type=int, default=12, help="of the model of LoRA runs [%(default)s]")
         p.add_argument("--full-layers", type=int, default=4, help="of the model of full fine-tuning [%(default)s]")
+        p.add_argument("--prefetch-depth", type=int, default=3, help="of streamed runs [%(default)s]")
         p.add_argument("--work", help="folder for model and runs, on the disk that is streamed from [BUILD/bench/gpu]")
         p.add_argument("--hardware", help="hardware profile [that of gpu_profile.py, made anew when over an hour old]")
         p.add_argument("--peak", type=float, help="FLOP/s that MFU divides by [the best product measured here]")
