@@ -14,6 +14,7 @@
 
 #include "runtime/base/status.h"
 #include "runtime/device/device.h"
+#include "runtime/device/device_queue.h"
 #include "runtime/kernels/kernels.h"
 
 #ifdef __cplusplus
@@ -51,6 +52,8 @@ struct ps_cuda_plugin {
      * are then slower; the caller logs it. */
     int (*pin)(void *base, size_t bytes, struct ps_error *err);
     void (*unpin)(void *base);
+    /* Its streams: that of compute_open and those on which the device's copies are queued. */
+    const struct ps_queue_ops *queues;
     /* The first failure behind *cx->fault in words, "" while there is none. Until compute_close. */
     const char *(*fault_text)(const struct ps_compute *cx);
 };

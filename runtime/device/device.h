@@ -34,6 +34,13 @@ struct ps_device_ops {
                     struct ps_error *err);
     int (*copy_d2h)(struct ps_device *d, void *dst_host, const void *src_device, size_t bytes,
                     struct ps_error *err);
+    /* Copies that are queued behind those of their direction and complete when a mark that is set
+     * after them is passed (device_queue.h); pinned host memory, which stays as it is until then.
+     * NULL on devices without queues. */
+    int (*queue_h2d)(struct ps_device *d, void *dst_device, const void *src_host, size_t bytes,
+                     struct ps_error *err);
+    int (*queue_d2h)(struct ps_device *d, void *dst_host, const void *src_device, size_t bytes,
+                     struct ps_error *err);
     /* Fill with a poison pattern (emu); nothing on cpu. A buffer that is given up. */
     void (*poison)(struct ps_device *d, void *device_address, size_t bytes);
     /* What pages the arena lies on ("transparent huge pages", ...); NULL: none, or not known. */

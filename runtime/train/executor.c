@@ -24,6 +24,13 @@ static int cond_init(pthread_cond_t *c)
     return ret;
 }
 
+/* A throttle holds back the end of a task, for which what is launched ahead does not wait. */
+static bool goes_ahead(const struct ps_executor_options *opt)
+{
+    return opt->queue_ops && !opt->serial && opt->throttle[PS_LANE_COMPUTE] <= 0 &&
+           opt->throttle[PS_LANE_H2D] <= 0 && opt->throttle[PS_LANE_D2H] <= 0;
+}
+
 int ps_executor_create(struct ps_executor **out, const struct ps_executor_options *opt,
                        struct ps_error *err)
 {
@@ -31,6 +38,8 @@ int ps_executor_create(struct ps_executor **out, const struct ps_executor_option
     if (!ex)
         return ps_error_set(err, -ENOMEM, "no memory for the executor");
     ex->opt = *opt;
+    assert(!opt->queue_ops || !opt->vclock);
+    bool ahead = goes_ahead(opt);
     int lane = 0;
     int ret = pthread_mutex_init(&ex->m, NULL);
     if (ret)
@@ -42,16 +51,24 @@ int ps_executor_create(struct ps_executor **out, const struct ps_executor_option
         struct ps__lane *l = &ex->lane[lane];
         l->ex = ex;
         l->id = (enum ps_lane)lane;
+        l->ahead = ahead && ps__lane_queue(ex, l->id) != PS_QUEUE_COUNT;
         ret = cond_init(&l->wake);
         if (ret)
             goto fail_lane;
+        ret = cond_init(&l->land);
+        if (ret) {
+            pthread_cond_destroy(&l->wake);
+            goto fail_lane;
+        }
     }
     *out = ex;
     return 0;
 
 fail_lane:
-    while (lane-- > 0)
+    while (lane-- > 0) {
         pthread_cond_destroy(&ex->lane[lane].wake);
+        pthread_cond_destroy(&ex->lane[lane].land);
+    }
     pthread_cond_destroy(&ex->caller_wake);
 fail_caller:
     pthread_mutex_destroy(&ex->m);
@@ -64,6 +81,8 @@ static void bound_fini(struct ps__bound *b)
 {
     free(b->lane_task);
     free(b->done);
+    free(b->launched);
+    free(b->mark);
     free(b->end_ns);
     for (int i = 0; i < PS__RECORD_SETS; i++)
         free(b->record[i]);
@@ -96,13 +115,19 @@ void ps_executor_destroy(struct ps_executor *ex)
     pthread_mutex_lock(&ex->m);
     PS_IGNORE(caller_wait(ex, &ex->left, NULL), "a failure was reported, or nobody asks any more");
     ex->quit = true;
-    for (int i = 0; i < PS_LANE_COUNT; i++)
+    for (int i = 0; i < PS_LANE_COUNT; i++) {
         pthread_cond_signal(&ex->lane[i].wake);
+        pthread_cond_signal(&ex->lane[i].land);
+    }
     pthread_mutex_unlock(&ex->m);
     for (int i = 0; i < PS_LANE_COUNT; i++) {
-        if (ex->lane[i].threaded)
-            PS_IGNORE(pthread_join(ex->lane[i].thread, NULL), "our own thread, joined once");
-        pthread_cond_destroy(&ex->lane[i].wake);
+        struct ps__lane *l = &ex->lane[i];
+        if (l->threaded)
+            PS_IGNORE(pthread_join(l->thread, NULL), "our own thread, joined once");
+        if (l->landed)
+            PS_IGNORE(pthread_join(l->lander, NULL), "our own thread, joined once");
+        pthread_cond_destroy(&l->wake);
+        pthread_cond_destroy(&l->land);
     }
     pthread_cond_destroy(&ex->caller_wake);
     pthread_mutex_destroy(&ex->m);
@@ -118,8 +143,10 @@ static int bound_init(struct ps__bound *b, const struct ps_schedule *s)
     b->s = s;
     b->lane_task = calloc(room, sizeof *b->lane_task);
     b->done = calloc(room, sizeof *b->done);
+    b->launched = calloc(room, sizeof *b->launched);
+    b->mark = calloc(2 * room, sizeof *b->mark);
     b->end_ns = calloc(room, sizeof *b->end_ns);
-    bool ok = b->lane_task && b->done && b->end_ns;
+    bool ok = b->lane_task && b->done && b->launched && b->mark && b->end_ns;
     for (int i = 0; i < PS__RECORD_SETS; i++) {
         b->record[i] = calloc(room, sizeof *b->record[i]);
         ok = ok && b->record[i];
@@ -156,14 +183,18 @@ int ps_executor_bind(struct ps_executor *ex, const struct ps_schedule *s)
         return ret;
     for (int i = 0; i < PS_LANE_COUNT && !ex->opt.serial; i++) {
         struct ps__lane *l = &ex->lane[i];
-        if (l->threaded || b->lane_begin[i] == b->lane_begin[i + 1])
+        if (b->lane_begin[i] == b->lane_begin[i + 1])
             continue;
-        ret = pthread_create(&l->thread, NULL, ps__lane_main, l);
+        ret = l->threaded ? 0 : pthread_create(&l->thread, NULL, ps__lane_main, l);
+        l->threaded = ret == 0 || l->threaded;
+        if (ret == 0 && l->ahead && !l->landed) {
+            ret = pthread_create(&l->lander, NULL, ps__lander_main, l);
+            l->landed = ret == 0;
+        }
         if (ret) {
             bound_fini(b);
             return -ret;
         }
-        l->threaded = true;
     }
     return ex->bound_count++;
 }
@@ -196,8 +227,7 @@ static int run_serial(struct ps_executor *ex, struct ps__bound *b, struct ps_err
     for (uint32_t i = 0; i < b->s->task_count; i++) {
         const struct ps_task *t = &b->s->task[i];
         uint32_t missing;
-        uint64_t count;
-        if (!ps__deps_done(b, t, period, &missing, &count)) {
+        if (!ps__deps_done(b, t, period, &missing)) {
             struct ps_error e = {0};
             int ret = ps_error_set(&e, PS_EUSAGE,
                                    "the schedule \"%s\" cannot run in program order: task %u "
@@ -291,6 +321,7 @@ void ps_executor_restart(struct ps_executor *ex, int handle)
         assert(b->left_all[i] == 0);
     b->period = 0;
     memset(b->done, 0, b->s->task_count * sizeof *b->done);
+    memset(b->launched, 0, b->s->task_count * sizeof *b->launched);
     pthread_mutex_unlock(&ex->m);
 }
 

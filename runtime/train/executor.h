@@ -5,12 +5,19 @@
  * background after ps_executor_run has returned; later periods wait for them through their
  * dependencies, ps_executor_drain waits for all. Nothing is allocated between bind and destroy.
  *
+ * Queues. On a device with queues (device_queue.h) the task functions of compute, h2d and d2h only
+ * launch their work. Those lanes go ahead of the device by up to PS_EXECUTOR_AHEAD tasks each: a
+ * task is launched when what it depends on in other queues has been launched (its queue waits for
+ * their marks) and what it depends on in other lanes has ended. A task of a queue ends when the
+ * device has passed its mark.
+ *
  * Threads: one caller at a time. Task functions of a lane run on that lane's thread, one at a time.
  */
 #ifndef PS_TRAIN_EXECUTOR_H
 #define PS_TRAIN_EXECUTOR_H
 
 #include "runtime/base/status.h"
+#include "runtime/device/device_queue.h"
 #include "runtime/train/schedule.h"
 
 #ifdef __cplusplus
@@ -45,6 +52,9 @@ struct ps_lane_stats {
     uint64_t tasks;
 };
 
+#define PS_EXECUTOR_AHEAD 8
+#define PS_EXECUTOR_MARKS 16 /* of each queue, ps_queue_ops.open */
+
 struct ps_vclock; /* runtime/device/virtual_clock.h */
 
 struct ps_executor_options {
@@ -58,6 +68,12 @@ struct ps_executor_options {
      * (throttle[] above is not used), delays pass in real time only. The clock stands still while
      * the caller is outside of run and drain. It must outlive the executor. */
     struct ps_vclock *vclock;
+    /* NULL: no queues, tasks are done when their functions return. Not with vclock. Serial runs and
+     * those with a throttle on a lane with a queue wait for each task. Open queues, of
+     * PS_EXECUTOR_MARKS marks, which must outlive the executor; timed: records and stats have the
+     * device's durations. */
+    const struct ps_queue_ops *queue_ops;
+    struct ps_queues *queues;
 };
 
 struct ps_executor;

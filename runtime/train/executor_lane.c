@@ -7,6 +7,7 @@
  * virtual clock needs. */
 #include <assert.h>
 #include <errno.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <time.h>
 
@@ -37,14 +38,27 @@ uint64_t ps__hash(uint64_t seed, uint64_t a, uint64_t b)
 }
 
 bool ps__deps_done(const struct ps__bound *b, const struct ps_task *task, uint64_t period,
-                   uint32_t *missing, uint64_t *count)
+                   uint32_t *missing)
 {
     const struct ps_dep *d = b->s->dep + task->dep_begin;
-    for (uint32_t i = 0; i < task->dep_count; i++) {
-        uint64_t need = period + 1 - d[i].distance;
-        if (b->done[d[i].task] < need) {
+    for (uint32_t i = 0; i < task->dep_count; i++)
+        if (b->done[d[i].task] + d[i].distance < period + 1) {
             *missing = d[i].task;
-            *count = need;
+            return false;
+        }
+    return true;
+}
+
+bool ps__deps_ready(const struct ps_executor *ex, const struct ps__bound *b,
+                    const struct ps_task *task, uint64_t period, uint32_t *missing)
+{
+    const struct ps_dep *d = b->s->dep + task->dep_begin;
+    bool ahead = ex->lane[task->lane].ahead;
+    for (uint32_t i = 0; i < task->dep_count; i++) {
+        bool launched = ahead && ex->lane[b->s->task[d[i].task].lane].ahead;
+        const uint64_t *have = launched ? b->launched : b->done;
+        if (have[d[i].task] + d[i].distance < period + 1) {
+            *missing = d[i].task;
             return false;
         }
     }
@@ -57,6 +71,16 @@ int ps__task_error(const struct ps_task *task, int ret, struct ps_error *err)
         return ps_error_set(err, ret, "task %u (%s of unit %d) failed: %s", task->id,
                             ps_task_kind_name(task->kind), task->unit, ps_status_text(ret));
     return ret;
+}
+
+/* What has been launched is done. */
+static int wait_for_queue(const struct ps_executor *ex, enum ps_queue queue, struct ps_error *err)
+{
+    uint64_t ns;
+    int ret = ex->opt.queue_ops->begin(ex->opt.queues, queue, 0, err);
+    if (ret == 0)
+        ret = ex->opt.queue_ops->end(ex->opt.queues, queue, 0, err);
+    return ret < 0 ? ret : ex->opt.queue_ops->sync(ex->opt.queues, queue, 0, &ns, err);
 }
 
 int ps__task_work(const struct ps_executor *ex, const struct ps_task *task, struct ps_error *err)
@@ -72,6 +96,8 @@ int ps__task_work(const struct ps_executor *ex, const struct ps_task *task, stru
     } else {
         assert(ops->run);
         ret = ops->run(ex->opt.ctx, task, err);
+        if (ret >= 0 && ps__lane_queue(ex, task->lane) != PS_QUEUE_COUNT)
+            ret = wait_for_queue(ex, ps__lane_queue(ex, task->lane), err);
     }
     return ret < 0 ? ps__task_error(task, ret, err) : 0;
 }
@@ -88,6 +114,16 @@ static void sleep_until(struct ps_executor *ex, pthread_cond_t *wake, uint64_t u
     }
 }
 
+void ps__task_delay(struct ps_executor *ex, pthread_cond_t *wake, const struct ps__flight *f,
+                    uint64_t salt)
+{
+    if (!ex->opt.delay_seed || !ex->opt.delay_max_ns)
+        return;
+    uint64_t handle = (uint64_t)(f->bound - ex->bound);
+    uint64_t h = ps__hash(ex->opt.delay_seed + salt, handle << 32 | f->task->id, f->period);
+    sleep_until(ex, wake, monotonic_ns() + h % (ex->opt.delay_max_ns + 1));
+}
+
 void ps__task_rest(struct ps_executor *ex, pthread_cond_t *wake, const struct ps__flight *f,
                    uint64_t begin_ns)
 {
@@ -102,14 +138,10 @@ void ps__task_rest(struct ps_executor *ex, pthread_cond_t *wake, const struct ps
             f->record->throttle_ns = monotonic_ns() - now;
         }
     }
-    if (ex->opt.delay_seed && ex->opt.delay_max_ns) {
-        uint64_t handle = (uint64_t)(f->bound - ex->bound);
-        uint64_t h = ps__hash(ex->opt.delay_seed, handle << 32 | t->id, f->period);
-        sleep_until(ex, wake, monotonic_ns() + h % (ex->opt.delay_max_ns + 1));
-    }
+    ps__task_delay(ex, wake, f, 0);
 }
 
-static void make_runnable(struct ps_executor *ex, struct ps__lane *l)
+void ps__lane_go_on(struct ps_executor *ex, struct ps__lane *l)
 {
     assert(l->state != PS__LANE_RUNNING);
     l->state = PS__LANE_RUNNING;
@@ -132,6 +164,19 @@ static void add_stats(struct ps_executor *ex, const struct ps__flight *f, uint64
     l->free_ns = end_ns;
 }
 
+void ps__wake_waiting(struct ps_executor *ex, const struct ps__bound *b, uint32_t id)
+{
+    for (int i = 0; i < PS_LANE_COUNT; i++) {
+        struct ps__lane *l = &ex->lane[i];
+        if (l->state != PS__LANE_WAITING || l->wait_bound != b || l->wait_task != id)
+            continue;
+        const struct ps__entry *e = &l->queue[l->queue_head];
+        const struct ps_task *t = &b->s->task[b->lane_task[e->at]];
+        if (ps__deps_ready(ex, b, t, e->period, &l->wait_task))
+            ps__lane_go_on(ex, l);
+    }
+}
+
 void ps__task_end(struct ps_executor *ex, const struct ps__flight *f, uint64_t end_ns)
 {
     struct ps__bound *b = f->bound;
@@ -146,27 +191,18 @@ void ps__task_end(struct ps_executor *ex, const struct ps__flight *f, uint64_t e
     ex->left--;
     if (--b->left_all[f->set] == 0)
         b->last = b->record[f->set];
-    for (int i = 0; i < PS_LANE_COUNT; i++) {
-        struct ps__lane *l = &ex->lane[i];
-        if (l->state != PS__LANE_WAITING || l->wait_bound != b || l->wait_task != id ||
-            b->done[id] < l->wait_count)
-            continue;
-        const struct ps__entry *e = &l->queue[l->queue_head];
-        const struct ps_task *t = &b->s->task[b->lane_task[e->at]];
-        if (ps__deps_done(b, t, e->period, &l->wait_task, &l->wait_count))
-            make_runnable(ex, l);
-    }
+    ps__wake_waiting(ex, b, id);
     if (ex->caller_until && *ex->caller_until == 0) {
         ex->caller_until = NULL;
         pthread_cond_signal(&ex->caller_wake);
     }
 }
 
-static void drop_flight(struct ps__lane *l)
+void ps__drop_flight(struct ps__lane *l)
 {
     assert(l->flight_count > 0);
-    l->flight[0] = l->flight[1];
     l->flight_count--;
+    memmove(&l->flight[0], &l->flight[1], l->flight_count * sizeof l->flight[0]);
 }
 
 void ps__executor_fail(struct ps_executor *ex, int code, const struct ps_error *err)
@@ -178,10 +214,11 @@ void ps__executor_fail(struct ps_executor *ex, int code, const struct ps_error *
     for (int i = 0; i < PS_LANE_COUNT; i++) {
         struct ps__lane *l = &ex->lane[i];
         if (l->state == PS__LANE_IN_CLOCK) {
-            drop_flight(l);
-            make_runnable(ex, l); /* it may have another task to finish */
+            ps__drop_flight(l);
+            ps__lane_go_on(ex, l); /* it may have another task to finish */
         }
         pthread_cond_signal(&l->wake);
+        pthread_cond_signal(&l->land);
     }
     while (ex->opt.vclock && ps_vclock_running(ex->opt.vclock) > 0)
         PS_IGNORE(ps_vclock_next(ex->opt.vclock), "tasks given up");
@@ -220,13 +257,12 @@ void ps__executor_settle(struct ps_executor *ex)
         assert(l->state == PS__LANE_IN_CLOCK);
         l->flight[0].record->throttle_ns = ps_vclock_throttle_ns(clock);
         ps__task_end(ex, &l->flight[0], ps_vclock_now_ns(clock));
-        drop_flight(l);
-        make_runnable(ex, l);
+        ps__drop_flight(l);
+        ps__lane_go_on(ex, l);
     }
 }
 
-/* Stand still until another thread says go on; false: the executor is destroyed. Locked. */
-static bool park(struct ps__lane *l, enum ps__lane_state state)
+bool ps__lane_park(struct ps__lane *l, enum ps__lane_state state)
 {
     struct ps_executor *ex = l->ex;
     l->state = state;
@@ -239,8 +275,7 @@ static bool park(struct ps__lane *l, enum ps__lane_state state)
     return !ex->quit;
 }
 
-/* The dependency that ended last after the lane was ready, or -1. */
-static int32_t waited_on(const struct ps__bound *b, const struct ps_task *t, uint64_t ready_ns)
+int32_t ps__waited_on(const struct ps__bound *b, const struct ps_task *t, uint64_t ready_ns)
 {
     const struct ps_dep *d = b->s->dep + t->dep_begin;
     int32_t last = -1;
@@ -253,11 +288,8 @@ static int32_t waited_on(const struct ps__bound *b, const struct ps_task *t, uin
     return last;
 }
 
-/* Start the task at the head of the queue, whose dependencies are done: all of its work, or on an
- * async lane its requests. Locked; gives up the lock meanwhile. */
-static void launch(struct ps__lane *l)
+struct ps__flight ps__take_task(struct ps__lane *l, uint64_t now)
 {
-    struct ps_executor *ex = l->ex;
     struct ps__entry *e = &l->queue[l->queue_head];
     struct ps__bound *b = e->bound;
     const struct ps_task *t = &b->s->task[b->lane_task[e->at]];
@@ -265,16 +297,26 @@ static void launch(struct ps__lane *l)
                            .task = t,
                            .record = &b->record[e->set][t->id],
                            .period = e->period,
-                           .set = e->set};
-    uint64_t now = ps__executor_now(ex);
+                           .set = e->set,
+                           .queued_ns = e->queued_ns};
     uint64_t ready = l->free_ns > e->queued_ns ? l->free_ns : e->queued_ns;
-    bool ahead = l->flight_count > 0;
-    *f.record = (struct ps_task_record){.ready_ns = ahead ? now : ready, .start_ns = now};
-    f.record->waited_on = ahead ? -1 : waited_on(b, t, ready);
+    bool others = l->flight_count > 0;
+    *f.record = (struct ps_task_record){.ready_ns = others ? now : ready, .start_ns = now};
+    f.record->waited_on = others ? -1 : ps__waited_on(b, t, ready);
     if (++e->at == b->lane_begin[l->id + 1]) {
         l->queue_head = (l->queue_head + 1) % PS__QUEUE_MAX;
         l->queue_count--;
     }
+    return f;
+}
+
+/* Start the task at the head of the queue, whose dependencies are done: all of its work, or on an
+ * async lane its requests. Locked; gives up the lock meanwhile. */
+static void launch(struct ps__lane *l)
+{
+    struct ps_executor *ex = l->ex;
+    struct ps__flight f = ps__take_task(l, ps__executor_now(ex));
+    const struct ps_task *t = f.task;
     const struct ps_task_ops *ops = &ex->opt.ops[t->kind];
     struct ps_error err = {0};
     int ret;
@@ -313,7 +355,7 @@ static bool land(struct ps__lane *l)
         ps__task_rest(ex, &l->wake, f,
                       f->record->start_ns > l->free_ns ? f->record->start_ns : l->free_ns);
     if (ex->failed) {
-        drop_flight(l);
+        ps__drop_flight(l);
         return true;
     }
     if (ex->opt.vclock) {
@@ -321,10 +363,10 @@ static bool land(struct ps__lane *l)
         if (f->record->start_ns > f->record->ready_ns && f->record->waited_on < 0)
             f->record->ready_ns = f->record->start_ns; /* started ahead: served only now */
         ps_vclock_begin(ex->opt.vclock, f->task, l->id);
-        return park(l, PS__LANE_IN_CLOCK);
+        return ps__lane_park(l, PS__LANE_IN_CLOCK);
     }
     ps__task_end(ex, f, ps__executor_now(ex));
-    drop_flight(l);
+    ps__drop_flight(l);
     return true;
 }
 
@@ -332,26 +374,26 @@ static bool land(struct ps__lane *l)
 static bool lane_step(struct ps__lane *l)
 {
     struct ps_executor *ex = l->ex;
+    if (l->ahead)
+        return ps__ahead_step(l);
     if (ex->failed)
-        return l->flight_count > 0 ? land(l) : park(l, PS__LANE_STOPPED);
+        return l->flight_count > 0 ? land(l) : ps__lane_park(l, PS__LANE_STOPPED);
     if (l->flight_count == 0 && l->queue_count == 0)
-        return park(l, PS__LANE_IDLE);
+        return ps__lane_park(l, PS__LANE_IDLE);
     bool room =
-        l->flight_count == 0 || (ps_lane_is_async(l->id) && l->flight_count < PS__FLIGHT_MAX);
+        l->flight_count == 0 || (ps_lane_is_async(l->id) && l->flight_count < PS__REQUESTS_MAX);
     if (room && l->queue_count > 0) {
         const struct ps__entry *e = &l->queue[l->queue_head];
         const struct ps_task *t = &e->bound->s->task[e->bound->lane_task[e->at]];
         uint32_t missing = 0;
-        uint64_t count = 0;
-        if (ps__deps_done(e->bound, t, e->period, &missing, &count)) {
+        if (ps__deps_ready(ex, e->bound, t, e->period, &missing)) {
             launch(l);
             return true;
         }
         if (l->flight_count == 0) {
             l->wait_bound = e->bound;
             l->wait_task = missing;
-            l->wait_count = count;
-            return park(l, PS__LANE_WAITING);
+            return ps__lane_park(l, PS__LANE_WAITING);
         }
     }
     return land(l);

@@ -128,7 +128,13 @@ static int open_executor(struct ps_trainer *t, struct ps_error *err)
     memcpy(o.throttle, t->opt.throttle, sizeof o.throttle);
     ps__trainer_task_ops(o.ops);
     ps__trainer_io_ops(o.ops);
-    int ret = ps_executor_create(&t->ex, &o, err);
+    o.queue_ops = t->opt.cuda ? t->opt.cuda->queues : NULL;
+    int ret = o.queue_ops ? o.queue_ops->open(&t->queues, t->near, &t->cx, PS_EXECUTOR_MARKS,
+                                              ps__trainer_trains(t), err)
+                          : 0;
+    o.queues = t->queues;
+    if (ret == 0)
+        ret = ps_executor_create(&t->ex, &o, err);
     for (int i = 0; ret >= 0 && i < PS_SEGMENT_COUNT; i++) {
         ret = ps_executor_bind(t->ex, &t->segment[i]);
         t->handle[i] = ret;
@@ -190,6 +196,8 @@ void ps_trainer_destroy(struct ps_trainer *t)
         return;
     ps_executor_destroy(t->ex);
     ps__trainer_io_close(t);
+    if (t->queues)
+        t->opt.cuda->queues->close(t->queues);
     if (t->pinned)
         t->opt.cuda->unpin(t->host->ops->base(t->host));
     if (t->opt.cuda && t->cx.stream)

@@ -53,6 +53,7 @@ struct ps_trainer {
     /* memory: commit */
     struct ps_device *near, *host;       /* host NULL: no host buffers */
     unsigned char *buffer[PS_BUF_COUNT]; /* DEVICE tier: addresses for the device's threads */
+    struct ps_queues *queues; /* of the CUDA device; NULL: tasks are done when they return */
     struct ps_executor *ex;
     int handle[PS_SEGMENT_COUNT];
     enum ps_segment loaded; /* whose live-in the slots hold; PS_SEGMENT_COUNT: nobody's */

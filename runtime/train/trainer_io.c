@@ -233,6 +233,23 @@ static void *device_address(const struct ps_trainer *t, const void *mapped)
            ((const unsigned char *)mapped - (unsigned char *)t->near->ops->map(t->near, base));
 }
 
+/* Copies of a task: on a device with queues they are queued, and done when the task ends. */
+static int to_device(struct ps_trainer *t, void *mapped, const void *host, size_t bytes,
+                     struct ps_error *err)
+{
+    const struct ps_device_ops *ops = t->near->ops;
+    return (t->queues ? ops->queue_h2d : ops->copy_h2d)(t->near, device_address(t, mapped), host,
+                                                        bytes, err);
+}
+
+static int to_host(struct ps_trainer *t, void *host, const void *mapped, size_t bytes,
+                   struct ps_error *err)
+{
+    const struct ps_device_ops *ops = t->near->ops;
+    return (t->queues ? ops->queue_d2h : ops->copy_d2h)(t->near, host, device_address(t, mapped),
+                                                        bytes, err);
+}
+
 /* One tensor from host memory to the device, converted on the way in pieces. */
 static int copy_tensor(struct ps_trainer *t, void *near, const struct ps_unit_tensor *x,
                        const unsigned char *raw, struct ps_error *err)
@@ -241,7 +258,7 @@ static int copy_tensor(struct ps_trainer *t, void *near, const struct ps_unit_te
     size_t dst = ps_dtype_size(x->near_dtype);
     unsigned char *to = device_address(t, near);
     if (x->src_dtype == x->near_dtype)
-        return t->near->ops->copy_h2d(t->near, to, raw, (size_t)x->elements * src, err);
+        return to_device(t, near, raw, (size_t)x->elements * src, err);
     size_t piece = CONVERT_PIECE_BYTES / dst;
     for (size_t at = 0; at < x->elements; at += piece) {
         size_t n = x->elements - at < piece ? (size_t)x->elements - at : piece;
@@ -302,9 +319,8 @@ static int copy_batch(void *ctx, const struct ps_task *task, struct ps_error *er
     struct ps_trainer *t = ctx;
     if (task->micro >= t->present)
         return 0;
-    return t->near->ops->copy_h2d(t->near, device_address(t, t->batch[task->micro].ids),
-                                  t->batch_host[task->micro].ids, (size_t)t->shape.batch_bytes,
-                                  err);
+    return to_device(t, t->batch[task->micro].ids, t->batch_host[task->micro].ids,
+                     (size_t)t->shape.batch_bytes, err);
 }
 
 static unsigned char *host_x(const struct ps_trainer *t, const struct ps_task *task)
@@ -318,8 +334,7 @@ static int spill_out(void *ctx, const struct ps_task *task, struct ps_error *err
     if (task->micro >= t->present)
         return 0;
     const void *x = ps__trainer_x(t, task->arg[PS_ARG_X_IN]);
-    return t->near->ops->copy_d2h(t->near, host_x(t, task), device_address(t, x),
-                                  (size_t)t->map.x_stride, err);
+    return to_host(t, host_x(t, task), x, (size_t)t->map.x_stride, err);
 }
 
 static int spill_in(void *ctx, const struct ps_task *task, struct ps_error *err)
@@ -327,9 +342,8 @@ static int spill_in(void *ctx, const struct ps_task *task, struct ps_error *err)
     struct ps_trainer *t = ctx;
     if (task->micro >= t->present)
         return 0;
-    const void *x = ps__trainer_x(t, task->arg[PS_ARG_X_OUT]);
-    return t->near->ops->copy_h2d(t->near, device_address(t, x), host_x(t, task),
-                                  (size_t)t->map.x_stride, err);
+    void *x = ps__trainer_x(t, task->arg[PS_ARG_X_OUT]);
+    return to_device(t, x, host_x(t, task), (size_t)t->map.x_stride, err);
 }
 
 /* A layer boundary on its way to or from the spill file. */

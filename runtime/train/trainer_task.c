@@ -248,10 +248,11 @@ static int task_update(void *ctx, const struct ps_task *task, struct ps_error *e
     return 0;
 }
 
-/* What a task has queued must have been done when it ends: lanes depend on that. */
-static int finished(struct ps_trainer *t, const struct ps_task *task, struct ps_error *err)
+/* What a task launches on a device's queue the executor waits for; what could not be launched is a
+ * fault. */
+static int launched(struct ps_trainer *t, const struct ps_task *task, struct ps_error *err)
 {
-    int ret = t->cx.k->finish ? t->cx.k->finish(&t->cx) : 0;
+    int ret = t->cx.fault ? *t->cx.fault : 0;
     if (ret == 0)
         return 0;
     return ps_error_full(err, ret, NULL, NULL, "see --gpu-mem, and the driver's log (dmesg)",
@@ -274,7 +275,7 @@ static int run_task(void *ctx, const struct ps_task *task, struct ps_error *err)
         [PS_TASK_UPDATE] = task_update,
     };
     int ret = fn[task->kind](ctx, task, err);
-    return ret < 0 ? ret : finished(ctx, task, err);
+    return ret < 0 ? ret : launched(ctx, task, err);
 }
 
 void ps__trainer_task_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT])

@@ -27,6 +27,10 @@ struct ps__cuda_state {
 
 extern const struct ps_device_ops ps__cuda_device;
 extern const struct ps_kernels ps__cuda_kernels;
+extern const struct ps_queue_ops ps__cuda_queues;
+
+/* The stream on which an open device copies to the host (d2h) or from it. */
+cudaStream_t ps__cuda_device_stream(struct ps_device *d, bool d2h);
 
 /* "what: name (text)", in *err; forgets the pending error of this thread. Returns PS_ECUDA. */
 int ps__cuda_error(struct ps_error *err, cudaError_t e, const char *what);

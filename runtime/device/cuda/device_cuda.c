@@ -1,7 +1,7 @@
 /* The device `cuda`: one allocation, a stream for each direction of copies. See device.h.
  *
- * The thread that copies sleeps on an event of its stream; compute is another stream (kernels.c),
- * and the executor orders the two by what has returned. */
+ * The thread that copies sleeps on an event of its stream; copies that are queued return at once,
+ * and marks order them with compute, which has a stream of its own (queues.c). */
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
@@ -183,6 +183,35 @@ static int cuda_copy_d2h(struct ps_device *d, void *dst_host, const void *src_de
                 cudaMemcpyDeviceToHost, err);
 }
 
+static int queue_copy(const struct way *w, void *dst, const void *src, size_t bytes,
+                      enum cudaMemcpyKind kind, struct ps_error *err)
+{
+    cudaError_t e = bytes > 0 ? cudaMemcpyAsync(dst, src, bytes, kind, w->stream) : cudaSuccess;
+    return e ? ps__cuda_error(err, e, "cudaMemcpyAsync") : 0;
+}
+
+static int cuda_queue_h2d(struct ps_device *d, void *dst_device, const void *src_host, size_t bytes,
+                          struct ps_error *err)
+{
+    assert(holds(d, dst_device, bytes));
+    return queue_copy(&((struct cuda_device *)d)->h2d, dst_device, src_host, bytes,
+                      cudaMemcpyHostToDevice, err);
+}
+
+static int cuda_queue_d2h(struct ps_device *d, void *dst_host, const void *src_device, size_t bytes,
+                          struct ps_error *err)
+{
+    assert(holds(d, src_device, bytes));
+    return queue_copy(&((struct cuda_device *)d)->d2h, dst_host, src_device, bytes,
+                      cudaMemcpyDeviceToHost, err);
+}
+
+cudaStream_t ps__cuda_device_stream(struct ps_device *d, bool d2h)
+{
+    const struct cuda_device *c = (const struct cuda_device *)d;
+    return d2h ? c->d2h.stream : c->h2d.stream;
+}
+
 /* A failure is sticky or harmless: the next call tells. */
 static void cuda_poison(struct ps_device *d, void *device_address, size_t bytes)
 {
@@ -206,6 +235,8 @@ const struct ps_device_ops ps__cuda_device = {
     .map = cuda_map,
     .copy_h2d = cuda_copy_h2d,
     .copy_d2h = cuda_copy_d2h,
+    .queue_h2d = cuda_queue_h2d,
+    .queue_d2h = cuda_queue_d2h,
     .poison = cuda_poison,
     .pages = cuda_pages,
 };

@@ -293,6 +293,7 @@ const struct ps_cuda_plugin *ps_cuda_plugin(void)
         .probe = probe,
         .device = &ps__cuda_device,
         .kernels = &ps__cuda_kernels,
+        .queues = &ps__cuda_queues,
         .compute_open = compute_open,
         .compute_close = compute_close,
         .pin = pin,
