@@ -15,6 +15,8 @@ CPPFLAGS += -I. -I$(BUILD) -D_GNU_SOURCE
 ALL_CFLAGS = -std=c17 -fPIC -pthread -fno-fast-math $(WARN) $(CFLAGS)
 LIBS = -luring -lzstd -ljansson -lyaml -lpcre2-8 -lutf8proc -lxxhash -lm -pthread
 Q := $(if $(V),,@)
+# Libraries are also looked for in a folder relative to the program, as the bundle for GPUs has them.
+rpath = -Wl,-rpath,$(if $(filter /%,$1),$1,'$$ORIGIN/$1')
 
 DIRS := runtime/base runtime/device runtime/kernels runtime/model runtime/data runtime/train offload optim peft session
 LIB_SRC := $(sort $(foreach d,$(DIRS),$(wildcard $(d)/*.c)))
@@ -54,6 +56,9 @@ EMU_FLAGS = -DPS_CUDA_EMU -I. -isystem $(CUDA_HOME)/include -O2 -g -fPIC -fno-st
 
 GENCODE = $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) $(foreach a,$(CUDA_PTX),-gencode arch=compute_$(a),code=compute_$(a))
 CUDA_OBJ := $(CU_SRC:%.cu=$(BUILD)/cuda/%.o) $(CUDA_C:%.c=$(BUILD)/cuda/%.o)
+CUDA_LINK = -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart_static -static-libgcc -Wl,-Bstatic -lstdc++ -Wl,-Bdynamic -ldl -lrt -lpthread -lm
+GPU_TEST_BIN = $(patsubst %.c,$(BUILD)/gpu/%,$(sort $(shell grep -L emu_child.h $(wildcard tests/cuda/test_*.c))))
+GPU_TOOLS = $(patsubst %,$(BUILD)/tests/helpers/%,st_compare jsonl_compare json_get) $(filter $(BUILD)/tools/bench/gpu_%,$(BENCH_BIN))
 # Sanitized builds go without the plug-in: their runtime is not in it.
 ifneq ($(NVCC),)
 CUDA_PLUGIN := $(if $(findstring -fsanitize,$(CFLAGS)),,$(BUILD)/libpenstock_cuda.so)
@@ -62,7 +67,7 @@ endif
 all: $(BUILD)/penstock $(BUILD)/libpenstock.so $(EXAMPLE_BIN) $(CUDA_PLUGIN)
 
 help:
-	@echo "targets: all test demo bench bench-full bench-stream asan tsan fuzz format tidy install clean (check is test)"
+	@echo "targets: all test demo bench bench-full bench-stream gpu-bundle gpu-check-dry asan tsan fuzz format tidy install clean (check is test)"
 	@echo "variables: BUILD=$(BUILD) CFLAGS='$(CFLAGS)' WERROR=0|1 V=1 PREFIX=$(PREFIX) CUDA=auto|0|1 CUDA_ARCH='$(CUDA_ARCH)' CUDA_PTX='$(CUDA_PTX)'"
 
 $(BUILD)/%_avx2.o: ISA_FLAGS = -mavx2 -mfma -mf16c
@@ -85,7 +90,7 @@ $(BUILD)/libpenstock.a: $(LIB_OBJ)
 $(BUILD)/libpenstock.so: $(LIB_OBJ)
 	$(Q)$(CC) -shared $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(LIBS)
 $(BUILD)/penstock: $(TOOL_OBJ) $(BUILD)/libpenstock.a
-	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(LIBS)
+	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(call rpath,../lib) $(LIBS)
 $(BUILD)/emu/%.o: %.cu
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "EMU $<")
@@ -118,17 +123,28 @@ $(BUILD)/cuda/%.o: %.c
 	@$(if $(V),,echo "CC $<")
 	$(Q)$(CC) $(CPPFLAGS) -isystem $(CUDA_HOME)/include $(ALL_CFLAGS) -fvisibility=hidden -MMD -MP -c $< -o $@
 $(BUILD)/libpenstock_cuda.so: $(CUDA_OBJ) $(BUILD)/libpenstock.a
-	$(Q)$(CC) -shared -pthread $^ -o $@ -Wl,--exclude-libs=ALL -Wl,-z,defs -L$(CUDA_HOME)/lib64 -lcublasLt -lcudart_static -Wl,-rpath,'$$ORIGIN:$(CUDA_HOME)/lib64' -static-libgcc -Wl,-Bstatic -lstdc++ -Wl,-Bdynamic -ldl -lrt -lpthread -lm
+	$(Q)$(CC) -shared -pthread $^ -o $@ -Wl,--exclude-libs=ALL -Wl,-z,defs $(CUDA_LINK) -Wl,-rpath,'$$ORIGIN:$(CUDA_HOME)/lib64'
 cuda: $(BUILD)/libpenstock_cuda.so
+# For a GPU: the tests of kernels and of the plug-in, less those of the emulation, linked to nvcc's objects.
+$(BUILD)/gpu/libkernels.a: $(CUDA_OBJ) $(EMU_PROBE:$(BUILD)/emu/%=$(BUILD)/cuda/%)
+	@mkdir -p $(@D)
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+$(BUILD)/gpu/%: $(BUILD)/%.o $(BUILD)/gpu/libkernels.a $(BUILD)/libpenstock.a
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(call rpath,../../../../lib) $(call rpath,../../..) $(call rpath,$(CUDA_HOME)/lib64) $(CUDA_LINK) -Wl,--as-needed -lcmocka $(LIBS)
+gpu-bundle: all $(GPU_TEST_BIN) $(GPU_TOOLS)
+	$(Q)BUILD=$(BUILD) tools/gpu_bundle.sh $(GPU_TEST_BIN) $(GPU_TOOLS)
+gpu-check-dry: gpu-bundle tests
+	$(Q)BUILD=$(BUILD) tests/run.sh tests/tools/test_gpu_check.sh
 $(BUILD)/tests/cuda/%.o: CPPFLAGS += -isystem $(CUDA_HOME)/include
 $(BUILD)/tests/cuda/test_plugin%: $(BUILD)/tests/cuda/test_plugin%.o $(BUILD)/libpenstock.a
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
 $(BUILD)/tests/cuda/test_%: $(BUILD)/tests/cuda/test_%.o $(EMU_PROBE) $(EMU_PLUG) $(EMU_CU) $(EMU_LIB) $(BUILD)/libpenstock.a
 	$(Q)$(CXX) -pthread $(EMU_SAN) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libpenstock.a
-	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
+	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(call rpath,../../../lib) -lcmocka $(LIBS)
 $(BUILD)/tools/bench/gpu_%: $(BUILD)/tools/bench/gpu_%.o $(BUILD)/tools/bench/gpu_bench.o $(BUILD)/libpenstock.a
-	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(LIBS)
+	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(call rpath,../../../lib) $(LIBS)
 $(BUILD)/tools/bench/%: $(BUILD)/tools/bench/%.o $(BUILD)/libpenstock.a
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(LIBS)
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(BUILD)/libpenstock.a
@@ -138,7 +154,7 @@ setup:
 	@tools/setup.sh
 tests: $(TEST_BIN) $(HELPER_BIN) $(CUDA_TEST_BIN) $(if $(CUDA_TEST_BIN),$(EMU_PROBE) $(BUILD)/libpenstock_cuda_emu.so)
 test check: setup
-	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)$(MAKE) --no-print-directory all tests $(if $(CUDA_PLUGIN),gpu-bundle)
 	$(Q)BUILD=$(BUILD) tests/run.sh $(TEST_BIN) $(CUDA_TEST_BIN) $(TEST_SH)
 demo: setup
 	$(Q)$(MAKE) --no-print-directory $(BUILD)/penstock $(EXAMPLE_BIN)
@@ -176,7 +192,7 @@ clean:
 	rm -rf $(BUILD)
 
 FORCE:
-.PHONY: FORCE cuda all help setup tests test check demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
+.PHONY: FORCE cuda gpu-bundle gpu-check-dry all help setup tests test check demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
 .SECONDARY:
 -include $(EMU_CU:.o=.d) $(EMU_PROBE:.o=.d) $(EMU_PLUG:.o=.d) $(EMU_LIB:.o=.d) $(CUDA_OBJ:.o=.d) $(patsubst %,%.d,$(CUDA_TEST_BIN))
--include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(patsubst %,%.d,$(TEST_BIN) $(EXAMPLE_BIN) $(BENCH_BIN))
+-include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(BUILD)/tools/bench/gpu_bench.d $(patsubst %,%.d,$(TEST_BIN) $(EXAMPLE_BIN) $(BENCH_BIN))

@@ -28,7 +28,8 @@ check "the plug-in needs cuBLASLt and libc alone" only_libc_and_cublaslt
 
 "$helpers/fatbin_list" "$plugin" >entries
 read -r archs <"$PENSTOCK_BUILD/cuda/archs"
-kernel_files=$(find "$PENSTOCK_BUILD/cuda" -name '*.ptxas' | wc -l)
+said() { find "$PENSTOCK_BUILD/cuda" -path "$PENSTOCK_BUILD/cuda/tests" -prune -o -name '*.ptxas' "$@"; }
+kernel_files=$(said -print | wc -l)
 # Each source file has its code for $1.
 in_every_file() { echo "$(grep -cx -e "$1" entries) of $kernel_files" && [ "$(grep -cx -e "$1" entries)" -ge "$kernel_files" ]; }
 check "there are kernels" test "$kernel_files" -ge 10
@@ -45,7 +46,7 @@ if command -v cuobjdump >/dev/null 2>&1; then
 fi
 
 # What the assembler said: KERNEL ARCH STACK STORES LOADS REGISTERS, one line a kernel and architecture.
-find "$PENSTOCK_BUILD/cuda" -name '*.ptxas' -exec cat {} + | awk '
+said -exec cat {} + | awk '
     /Compiling entry function/ { split($0, q, "\047"); kernel = q[2]; arch = q[4]; sub(/^sm_/, "", arch) }
     /bytes stack frame/ { stack = $1; stores = $5; loads = $9 }
     / Used [0-9]+ registers/ && kernel != "" {
