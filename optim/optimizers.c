@@ -6,11 +6,20 @@
 const struct ps_optimizer_ops *const *ps_optimizers(void)
 {
     static const struct ps_optimizer_ops *const all[] = {
-        &ps_adamw_ops, /* one line each */
+        /* one line each */
+        /* clang-format off */
+        &ps_adamw_ops,
         &ps_adamw8bit_ops,
         &ps_sgd_ops,
         &ps_lion_ops,
+        &ps_galore_ops,
+        &ps_natural_galore_ops,
+        &ps_fira_ops,
+        &ps_apollo_ops,
+        &ps_apollo_mini_ops,
+        &ps_muon_ops,
         NULL,
+        /* clang-format on */
     };
     return all;
 }

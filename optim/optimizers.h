@@ -19,6 +19,12 @@ extern const struct ps_optimizer_ops ps_sgd_ops;
 extern const struct ps_optimizer_ops ps_adamw_ops;
 extern const struct ps_optimizer_ops ps_adamw8bit_ops;
 extern const struct ps_optimizer_ops ps_lion_ops;
+extern const struct ps_optimizer_ops ps_galore_ops;
+extern const struct ps_optimizer_ops ps_natural_galore_ops;
+extern const struct ps_optimizer_ops ps_fira_ops;
+extern const struct ps_optimizer_ops ps_apollo_ops;
+extern const struct ps_optimizer_ops ps_apollo_mini_ops;
+extern const struct ps_optimizer_ops ps_muon_ops;
 
 #ifdef __cplusplus
 }

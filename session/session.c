@@ -317,6 +317,7 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
     t->seed = o->seed;
     ps__optimizer_hyper(o, &t->hyper);
     t->hyper.n_layer = s->cfg.n_layer;
+    t->hyper.thread_count = s->thread_count;
     t->max_grad_norm = o->clip && strcmp(o->clip, "none") == 0 ? 0 : o->max_grad_norm;
     t->clip = clip;
     t->lr_at = lr_at;

@@ -1,0 +1,448 @@
+/* Adam on projected gradients: see low_rank_adam.h.
+ *
+ * Design: the AdamW kernels of adamw.h do both forms: the H-form is their formula with rsqrt_c2 = 1
+ * and lr sqrt(c2) / c1 as step, decay after the step is decay before it with a step smaller by
+ * (1 - lr decay), and a weight of zeros becomes the direction. Back projections are made some rows
+ * at a time, so that scratch stays far below the matrix. */
+#include "optim/low_rank_adam.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "optim/adamw.h"
+#include "optim/tile_internal.h"
+
+#define ALIGN 64
+/* Elements of a back projection made at a time. */
+#define BACK_ELEMS ((size_t)1 << 20)
+#define NORM_EPS 1e-8
+#define LANES 16
+
+static size_t align_up(size_t n)
+{
+    return (n + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static size_t low_count(const struct ps_projector *p)
+{
+    return p->rank * p->length;
+}
+
+static int32_t thread_count(const struct ps_optimizer_hyper *h)
+{
+    return h->thread_count > 0 ? h->thread_count : 1;
+}
+
+static bool rotates(const struct ps_optimizer_hyper *h)
+{
+    return h->moments == PS_MOMENTS_ROTATE;
+}
+
+bool ps_low_rank_projects(const struct ps_opt_tensor *tensor)
+{
+    return tensor->hidden && tensor->rank == 2;
+}
+
+/* ---- memory --------------------------------------------------------------------------------- */
+
+struct carve {
+    unsigned char *base;
+    size_t used;
+};
+
+static void *take(struct carve *c, size_t bytes)
+{
+    void *at = c->base ? c->base + c->used : NULL;
+    c->used += align_up(bytes);
+    return at;
+}
+
+/* What a refresh needs lies where low, direction and so on come to lie after it. */
+struct scratch {
+    void *gemm, *refresh;
+    float *old_basis;
+};
+
+static size_t carve_scratch(const struct ps_low_rank_method *method,
+                            const struct ps_optimizer_hyper *h, struct ps_low_rank *l,
+                            struct scratch *s, void *workspace)
+{
+    const struct ps_projector *p = &l->p;
+    struct carve c = {.base = workspace};
+    size_t basis = p->rank * p->dim * sizeof(float), low = low_count(p) * sizeof(float);
+    s->gemm = take(&c, ps_gemm_workspace_bytes(thread_count(h)));
+    s->old_basis = take(&c, rotates(h) ? basis : 0);
+    l->basis = take(&c, method->random ? basis : 0);
+    struct carve r = c;
+    s->refresh = take(&r, method->random ? 0 : ps_projector_refresh_bytes(p));
+    struct carve turn = c;
+    take(&turn, rotates(h) ? p->rank * p->rank * sizeof(float) + low : 0);
+    l->low = take(&c, low);
+    l->direction = take(&c, low);
+    l->back_rows = max_size(1, BACK_ELEMS / p->cols);
+    if (l->back_rows > p->rows)
+        l->back_rows = p->rows;
+    l->back = take(&c, l->back_rows * p->cols * sizeof(float));
+    l->channel = take(&c, p->length * sizeof(float));
+    l->row_sum = take(&c, p->rows * sizeof(double));
+    return max_size(c.used, max_size(r.used, turn.used));
+}
+
+static void plain_layout(const struct ps_optimizer_hyper *h, struct ps_opt_layout *out)
+{
+    *out = (struct ps_opt_layout){
+        .state_count = 2,
+        .state = {{.name = "exp_avg", .dtype = PS_DTYPE_F32, .per = 1},
+                  {.name = "exp_avg_sq", .dtype = PS_DTYPE_F32, .per = 1}},
+        .granule = 1,
+        .remainder = !h->stochastic_rounding,
+    };
+}
+
+int ps_low_rank_layout(const struct ps_low_rank_method *method,
+                       const struct ps_optimizer_hyper *hyper, const struct ps_opt_tensor *tensor,
+                       const struct ps_opt_state *own, int own_count, struct ps_opt_layout *out,
+                       struct ps_error *err)
+{
+    plain_layout(hyper, out);
+    if (!ps_low_rank_projects(tensor))
+        return 0;
+    struct ps_low_rank l;
+    struct scratch s;
+    int ret = ps_projector_plan(hyper, tensor, method->rank, method->update_gap, &l.p, err);
+    if (ret < 0)
+        return ret;
+    out->granule = 0;
+    for (int i = 0; i < PS_LOW_STATE_COUNT; i++) {
+        out->state[i].per = 0;
+        out->state[i].count = low_count(&l.p);
+    }
+    if (!method->random)
+        out->state[out->state_count++] = (struct ps_opt_state){
+            .name = "projection", .dtype = PS_DTYPE_F32, .count = l.p.rank * l.p.dim};
+    for (int i = 0; i < own_count; i++)
+        out->state[out->state_count++] = own[i];
+    assert(out->state_count <= PS_OPTIMIZER_STATE_MAX);
+    out->workspace_bytes = carve_scratch(method, hyper, &l, &s, NULL);
+    return 0;
+}
+
+/* ---- Adam ----------------------------------------------------------------------------------- */
+
+/* H-form on the kernels of the T-form. */
+static struct ps_adamw_scalars h_form(const struct ps_optimizer_hyper *h, float grad_scale)
+{
+    return (struct ps_adamw_scalars){.beta1 = (float)h->beta1,
+                                     .beta2 = (float)h->beta2,
+                                     .one_minus_beta1 = (float)(1 - h->beta1),
+                                     .one_minus_beta2 = (float)(1 - h->beta2),
+                                     .step_size = 1,
+                                     .rsqrt_c2 = 1,
+                                     .eps = (float)h->eps,
+                                     .grad_scale = grad_scale};
+}
+
+static double h_rate(const struct ps_optimizer_hyper *h, double lr, uint64_t t)
+{
+    double c1 = -expm1((double)t * log(h->beta1)), c2 = -expm1((double)t * log(h->beta2));
+    return lr * sqrt(c2) / c1;
+}
+
+static double decay_of(const struct ps_update *u)
+{
+    return u->decay ? u->lr * u->hyper->weight_decay : 0;
+}
+
+static void plain_tile(const struct ps_update *u, const void *arg, size_t at, size_t n)
+{
+    float w[PS_TILE], g[PS_TILE];
+    struct ps_adamw_scalars s = *(const struct ps_adamw_scalars *)arg;
+    ps_weight_load(u, at, n, w);
+    ps_grad_load(u, at, n, g);
+    s.grad_scale = 1;
+    struct ps_adamw_slice slice = {.weight = w,
+                                   .grad = g,
+                                   .exp_avg = (float *)u->state[PS_LOW_EXP_AVG] + at,
+                                   .exp_avg_sq = (float *)u->state[PS_LOW_EXP_AVG_SQ] + at,
+                                   .weight_dtype = PS_DTYPE_F32,
+                                   .grad_dtype = PS_DTYPE_F32,
+                                   .n = n};
+    ps_adamw_update(NULL, u->isa, &s, &slice);
+    ps_weight_store(u, at, n, w);
+}
+
+void ps_low_rank_plain(const struct ps_update *u)
+{
+    struct ps_adamw_scalars s = h_form(u->hyper, u->grad_scale);
+    double decay = decay_of(u);
+    s.decay = (float)decay;
+    s.step_size = (float)(h_rate(u->hyper, u->lr, u->t) * (1 - decay));
+    if (!u->layout->remainder && u->tensor->dtype != PS_DTYPE_F32) {
+        ps_update_tiles(u, PS_TILE, plain_tile, &s);
+        return;
+    }
+    struct ps_adamw_slice slice = {.weight = u->weight,
+                                   .remainder = u->remainder,
+                                   .grad = u->grad,
+                                   .exp_avg = u->state[PS_LOW_EXP_AVG],
+                                   .exp_avg_sq = u->state[PS_LOW_EXP_AVG_SQ],
+                                   .weight_dtype = u->tensor->dtype,
+                                   .grad_dtype = u->grad_dtype,
+                                   .n = u->n};
+    ps_adamw_update(u->pool, u->isa, &s, &slice);
+}
+
+static int refresh(const struct ps_low_rank_method *method, const struct ps_update *u,
+                   struct ps_low_rank *l, const struct scratch *s, struct ps_error *err)
+{
+    const struct ps_projector *p = &l->p;
+    float *m = u->state[PS_LOW_EXP_AVG], *v = u->state[PS_LOW_EXP_AVG_SQ];
+    l->refreshed = ps_projector_refreshes(p, u->t);
+    if (method->random) {
+        ps_projector_random(p, &l->cx, u->t + 1 - ps_projector_age(p, u->t), l->basis);
+        return 0;
+    }
+    l->basis = u->state[PS_LOW_STATE_COUNT];
+    if (!l->refreshed)
+        return 0;
+    bool turns = rotates(u->hyper) && u->t > 1;
+    if (turns)
+        memcpy(s->old_basis, l->basis, p->rank * p->dim * sizeof(float));
+    int ret =
+        ps_projector_refresh(p, &l->cx, u->t, u->grad, u->grad_dtype, l->basis, s->refresh, err);
+    if (ret == 0 && turns)
+        ps_projector_rotate(p, &l->cx, s->old_basis, l->basis, m, v, s->refresh);
+    return ret;
+}
+
+int ps_low_rank_begin(const struct ps_low_rank_method *method, const struct ps_update *u,
+                      struct ps_low_rank *out, struct ps_error *err)
+{
+    const struct ps_optimizer_hyper *h = u->hyper;
+    struct scratch s;
+    int ret = ps_projector_plan(h, u->tensor, method->rank, method->update_gap, &out->p, err);
+    if (ret < 0)
+        return ret;
+    assert(u->begin == 0 && u->n == u->tensor->n);
+    carve_scratch(method, h, out, &s, u->workspace);
+    out->cx = (struct ps_matrix_cx){.pool = u->pool, .isa = u->isa, .gemm_workspace = s.gemm};
+    if (ps_pool_thread_count(u->pool) > thread_count(h))
+        out->cx.pool = NULL; /* the scratch is for fewer */
+    ret = refresh(method, u, out, &s, err);
+    if (ret < 0)
+        return ret;
+    bool reset = h->moments == PS_MOMENTS_RESET;
+    if (reset && out->refreshed)
+        for (int i = 0; i < PS_LOW_STATE_COUNT; i++)
+            memset(u->state[i], 0, low_count(&out->p) * sizeof(float));
+    out->rate = h_rate(h, u->lr, reset ? ps_projector_age(&out->p, u->t) : u->t);
+    out->decay = (float)decay_of(u);
+    ps_projector_project(&out->p, &out->cx, out->basis, u->grad, u->grad_dtype, u->grad_scale,
+                         out->low);
+    return 0;
+}
+
+void ps_low_rank_adam(const struct ps_update *u, const struct ps_low_rank *l)
+{
+    struct ps_adamw_scalars s = h_form(u->hyper, 1);
+    struct ps_adamw_slice slice = {.weight = l->direction,
+                                   .grad = l->low,
+                                   .exp_avg = u->state[PS_LOW_EXP_AVG],
+                                   .exp_avg_sq = u->state[PS_LOW_EXP_AVG_SQ],
+                                   .weight_dtype = PS_DTYPE_F32,
+                                   .grad_dtype = PS_DTYPE_F32,
+                                   .n = low_count(&l->p)};
+    memset(l->direction, 0, low_count(&l->p) * sizeof(float));
+    ps_adamw_update(u->pool, u->isa, &s, &slice);
+}
+
+/* ---- norms ---------------------------------------------------------------------------------- */
+
+static double add_lanes(double lane[LANES])
+{
+    for (size_t width = LANES / 2; width > 0; width /= 2)
+        for (size_t l = 0; l < width; l++)
+            lane[l] += lane[l + width];
+    return lane[0];
+}
+
+static double square_sum(const float *x, size_t n)
+{
+    double lane[LANES] = {0};
+    for (size_t i = 0; i < n; i++)
+        lane[i % LANES] += (double)x[i] * (double)x[i];
+    return add_lanes(lane);
+}
+
+/* Squares over the rank of channel j: of a row of (length, rank), or a column of (rank, length). */
+static double channel_square_sum(const struct ps_projector *p, const float *low, size_t j)
+{
+    if (p->right)
+        return square_sum(low + j * p->rank, p->rank);
+    double sum = 0;
+    for (size_t k = 0; k < p->rank; k++) {
+        double x = (double)low[k * p->length + j];
+        sum += x * x;
+    }
+    return sum;
+}
+
+void ps_low_rank_channels(const struct ps_low_rank *l, bool whole)
+{
+    const struct ps_projector *p = &l->p;
+    double n_sum = 0, r_sum = 0;
+    for (size_t j = 0; j < p->length; j++) {
+        double n = channel_square_sum(p, l->direction, j), r = channel_square_sum(p, l->low, j);
+        l->channel[j] = (float)(sqrt(n) / (sqrt(r) + NORM_EPS));
+        n_sum += n;
+        r_sum += r;
+    }
+    for (size_t j = 0; whole && j < p->length; j++)
+        l->channel[j] = (float)(sqrt(n_sum) / (sqrt(r_sum) + NORM_EPS));
+}
+
+/* Rows of the matrix, a task each. */
+struct row_job {
+    const struct ps_update *u;
+    const struct ps_low_rank *l;
+    size_t row;  /* first */
+    float alpha; /* of the back projection in l->back */
+};
+
+static void residual_row(void *arg, size_t task, int thread)
+{
+    (void)thread;
+    const struct row_job *job = arg;
+    const struct ps_low_rank *l = job->l;
+    size_t cols = l->p.cols, row = job->row + task;
+    float g[PS_TILE];
+    double lane[LANES] = {0};
+    for (size_t at = 0; at < cols; at += PS_TILE) {
+        size_t n = cols - at < PS_TILE ? cols - at : PS_TILE;
+        ps_grad_load(job->u, row * cols + at, n, g);
+        if (job->alpha != 0) {
+            const float *back = l->back + task * cols + at;
+            for (size_t i = 0; i < n; i++)
+                g[i] = g[i] - job->alpha * back[i];
+        }
+        if (!l->p.right)
+            for (size_t i = 0; i < n; i++)
+                g[i] *= l->channel[at + i];
+        for (size_t i = 0; i < n; i++) /* PS_TILE is a multiple of LANES */
+            lane[i % LANES] += (double)g[i] * (double)g[i];
+    }
+    double sum = add_lanes(lane), factor = l->p.right ? (double)l->channel[row] : 1;
+    l->row_sum[row] = sum * factor * factor;
+}
+
+double ps_low_rank_residual_norm(const struct ps_update *u, const struct ps_low_rank *l,
+                                 float alpha)
+{
+    const struct ps_projector *p = &l->p;
+    for (size_t row = 0; row < p->rows; row += l->back_rows) {
+        size_t count = p->rows - row < l->back_rows ? p->rows - row : l->back_rows;
+        struct row_job job = {.u = u, .l = l, .row = row, .alpha = alpha};
+        if (alpha != 0)
+            ps_projector_back(p, &l->cx, l->basis, l->low, row, count, l->back);
+        ps_pool_run(u->pool, residual_row, &job, count);
+    }
+    double sum = 0;
+    for (size_t row = 0; row < p->rows; row++)
+        sum += l->row_sum[row];
+    return sqrt(sum);
+}
+
+double ps_low_rank_limit(double norm, double growth_max, float *kept)
+{
+    double factor = 1, before = (double)*kept;
+    if (growth_max > 0 && before > 0) {
+        double growth = norm / (before + NORM_EPS);
+        factor = growth > growth_max ? growth_max / growth : 1;
+    }
+    if (norm > 0)
+        *kept = (float)(norm * factor);
+    return factor;
+}
+
+/* ---- weights -------------------------------------------------------------------------------- */
+
+/* A tile within one row. */
+struct apply {
+    const float *back;    /* (n,) or NULL */
+    const float *channel; /* (n,) factors of columns, or NULL: `along` has the row's */
+    float toward, along, decay;
+};
+
+PS__INLINE void apply_tile(PS__TILE_ARGS)
+{
+    const struct apply a = *(const struct apply *)arg;
+    float w[PS_TILE], g[PS_TILE];
+    ps__weight_load(u, at, n, w);
+    if (a.back)
+        for (size_t i = 0; i < n; i++)
+            w[i] = w[i] + a.toward * a.back[i];
+    if (a.along != 0) {
+        ps__grad_load(u, at, n, g);
+        if (a.channel)
+            for (size_t i = 0; i < n; i++)
+                g[i] = g[i] * a.channel[i];
+        for (size_t i = 0; i < n; i++)
+            w[i] = w[i] - a.along * g[i];
+    }
+    for (size_t i = 0; i < n; i++)
+        w[i] = w[i] - a.decay * w[i];
+    ps__weight_store(u, at, n, w);
+}
+PS__TILE_VARIANTS(apply_tile)
+
+struct apply_job {
+    const struct ps_update *u;
+    const struct ps_low_rank *l;
+    ps__tile_fn fn;
+    size_t row;
+    bool projected;
+    float toward, along;
+};
+
+static void apply_row(void *arg, size_t task, int thread)
+{
+    (void)thread;
+    const struct apply_job *job = arg;
+    const struct ps_low_rank *l = job->l;
+    size_t cols = l->p.cols, row = job->row + task;
+    for (size_t at = 0; at < cols; at += PS_TILE) {
+        struct apply a = {.back = job->projected ? l->back + task * cols + at : NULL,
+                          .channel = l->p.right ? NULL : l->channel + at,
+                          .toward = job->toward,
+                          .along = job->along,
+                          .decay = l->decay};
+        if (l->p.right && job->along != 0)
+            a.along = job->along * l->channel[row];
+        job->fn(job->u, &a, row * cols + at, cols - at < PS_TILE ? cols - at : PS_TILE);
+    }
+}
+
+void ps_low_rank_apply(const struct ps_update *u, const struct ps_low_rank *l, const float *low,
+                       double toward, double along)
+{
+    const struct ps_projector *p = &l->p;
+    struct apply_job job = {.u = u,
+                            .l = l,
+                            .fn = apply_tile_for(u->isa),
+                            .projected = low != NULL,
+                            .toward = (float)toward,
+                            .along = (float)along};
+    for (size_t row = 0; row < p->rows; row += l->back_rows) {
+        size_t count = p->rows - row < l->back_rows ? p->rows - row : l->back_rows;
+        if (low)
+            ps_projector_back(p, &l->cx, l->basis, low, row, count, l->back);
+        job.row = row;
+        ps_pool_run(u->pool, apply_row, &job, count);
+    }
+}
