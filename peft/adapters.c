@@ -3,11 +3,15 @@
 
 #include <string.h>
 
+#include "peft/dora.h"
+#include "peft/ia3.h"
 #include "peft/lora.h"
+#include "peft/lora_fa.h"
 
 const struct ps_adapter_ops *const *ps_adapters(void)
 {
-    static const struct ps_adapter_ops *const all[] = {&ps_lora_ops, NULL};
+    static const struct ps_adapter_ops *const all[] = {&ps_lora_ops, &ps_lora_fa_ops, &ps_dora_ops,
+                                                       &ps_ia3_ops, NULL};
     return all;
 }
 

@@ -6,7 +6,7 @@
 #ifndef PS_PEFT_LORA_H
 #define PS_PEFT_LORA_H
 
-#include "runtime/model/linear.h"
+#include "peft/lowrank.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -14,8 +14,13 @@ extern "C" {
 
 extern const struct ps_adapter_ops ps_lora_ops;
 
-/* The scale s of a configuration. */
-double ps_lora_scale(const struct ps_adapter_config *cfg);
+/* What methods with the same tensors share. */
+enum { PS_LORA_A, PS_LORA_B };
+int ps_lora_tensors(const struct ps_adapter_site *s,
+                    struct ps_adapter_tensor tensor[PS_ADAPTER_TENSOR_MAX], struct ps_error *err);
+int ps_lora_init(const struct ps_adapter_site *s, const struct ps_adapter_base *base,
+                 struct ps_error *err);
+struct ps_lowrank ps_lora_view(const struct ps_adapter_site *s);
 
 #ifdef __cplusplus
 }

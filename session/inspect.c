@@ -251,7 +251,7 @@ static int inspect_adapter(struct ps_inspect_report *r, const char *dir, struct 
     if (!site_on)
         return no_memory(dir, err);
     struct ps_error reason = {0};
-    ret = ps_adapter_dir_config(dir, &any, &cfg, site_on, &reason);
+    ret = ps_adapter_dir_config(dir, &any, &cfg, site_on, NULL, &reason);
     free(site_on);
     if (ret == PS_EUNSUPPORTED || ret == PS_EFORMAT)
         why_not(r, "%s", reason.message);

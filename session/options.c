@@ -69,6 +69,15 @@ bool ps_options_given(const struct ps_options *opt, const char *name)
     return o && ps__option_given(opt, o);
 }
 
+const char *ps_options_method(const struct ps_options *opt)
+{
+    if (!opt->method || strcmp(opt->method, "lora") != 0)
+        return opt->method;
+    if (opt->use_dora)
+        return "dora";
+    return opt->init && strcmp(opt->init, "default") != 0 ? opt->init : opt->method;
+}
+
 bool ps_options_discrete(const struct ps_options *opt)
 {
     if (!opt->device) /* a command without devices */

@@ -75,11 +75,16 @@ struct ps_options {
     char *emu_clock;                         /* "real" or "virtual"; of --device emu */
     char *trace;                             /* Chrome trace to write; NULL: none */
     /* method */
-    char *method;                            /* "lora" or "full" */
+    char *method;                            /* "full", or an adapter's as given: see
+                                                ps_options_method */
     int lora_r;
     double lora_alpha, lora_dropout;
     char *lora_target;                       /* "all", "attn", list or regex */
     char *lora_layers;                       /* "all", "last:16", "0-15" */
+    bool use_rslora, use_dora;
+    char *init;                              /* "default", "pissa" or "olora": --method lora */
+    double loraplus_ratio;                   /* learning rate of B over that of A */
+    char *rank_pattern, *alpha_pattern;      /* "q_proj=8,down_proj=4"; NULL: none */
     char *adapter_dtype;                     /* "fp32" or "bf16" */
     bool peft_exact;
     char *train_layers;                      /* method full: "all", "last:4", "0-15" */
@@ -158,6 +163,9 @@ void ps_options_fini(struct ps_options *opt);
 /* Does the run have a device with memory of its own? `--device cuda` or `emu`, `auto` where there is a
  * card, and in `plan` also a `--gpu-mem` without `--device` (planning for another machine). */
 bool ps_options_discrete(const struct ps_options *opt);
+
+/* The method that is trained: --use-dora and --init make lora another one. */
+const char *ps_options_method(const struct ps_options *opt);
 
 /* Item number i of a list joined by commas (nvme_path, bench_parts) in buf; false past the end (NULL has
  * no items) or when it does not fit. */

@@ -3,6 +3,7 @@
 #include "session/options_internal.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "runtime/base/dtype.h"
@@ -30,6 +31,53 @@ static bool trains_full(const struct ps_options *o)
 static bool trains_lora(const struct ps_options *o)
 {
     return trains(o) && !is(o->method, "full");
+}
+
+static bool trains_adapter_but(const struct ps_options *o, const char *names)
+{
+    if (!trains_lora(o))
+        return false;
+    const char *method = ps_options_method(o);
+    size_t n = strlen(method);
+    for (const char *at = strstr(names, method); at; at = strstr(at + 1, method))
+        if ((at == names || at[-1] == ' ') && (at[n] == ' ' || !at[n]))
+            return false;
+    return true;
+}
+
+static bool has_no_rank(const struct ps_options *o)
+{
+    return trains_adapter_but(o, "lora lora-fa dora pissa olora nlora slora inttune vera");
+}
+
+static bool has_no_alpha(const struct ps_options *o)
+{
+    return trains_adapter_but(o, "lora lora-fa dora pissa olora nlora slora inttune");
+}
+
+static bool has_no_dropout(const struct ps_options *o)
+{
+    return trains_adapter_but(o, "lora lora-fa pissa olora nlora slora inttune");
+}
+
+static bool has_no_linears(const struct ps_options *o)
+{
+    return trains_adapter_but(o, "lora lora-fa dora pissa olora nlora slora inttune vera ia3");
+}
+
+static bool has_one_rate(const struct ps_options *o)
+{
+    return trains_adapter_but(o, "lora dora pissa olora nlora slora");
+}
+
+static bool is_not_lora(const struct ps_options *o)
+{
+    return trains(o) && !is(o->method, "lora");
+}
+
+static bool starts_otherwise(const struct ps_options *o)
+{
+    return trains(o) && o->use_dora && !is(o->init, "default");
 }
 
 static bool continues_adapter(const struct ps_options *o)
@@ -166,14 +214,27 @@ static const struct {
     bool (*off)(const struct ps_options *o);
     const char *reason;
 } rules[] = {
-    {"lora-r,lora-alpha,lora-dropout,lora-target,lora-layers,adapter-dtype,adapter", trains_full,
-     "has no effect with `--method full`"},
+    {"lora-r,lora-alpha,lora-dropout,lora-target,lora-layers,adapter-dtype,adapter,lora-rank-"
+     "pattern,"
+     "lora-alpha-pattern,use-rslora,use-dora,init,loraplus-ratio",
+     trains_full, "has no effect with `--method full`"},
+    {"use-dora,init", is_not_lora, "is an option of `--method lora`: the method says it already"},
+    {"init", starts_otherwise, "cannot be combined with `--use-dora`"},
+    {"lora-r", has_no_rank, "has no effect with this `--method`, which has no rank"},
+    {"lora-alpha,use-rslora,lora-rank-pattern,lora-alpha-pattern", has_no_alpha,
+     "has no effect with this `--method`, which has no alpha"},
+    {"lora-dropout", has_no_dropout, "has no effect with this `--method`, which has no dropout"},
+    {"lora-target,lora-layers", has_no_linears,
+     "has no effect with this `--method`, which trains vectors of every layer"},
+    {"loraplus-ratio", has_one_rate,
+     "has no effect with this `--method`: it is for those that train A and B of a LoRA"},
     {"import", imports_for_training,
      "has no effect with `--method full`, which streams no weights"},
     {"train-layers", trains_lora,
      "has no effect with `--method lora` (there it is `--lora-layers`)"},
-    {"lora-r,lora-alpha,lora-target,lora-layers", continues_adapter,
-     "has no effect with `--adapter`: the adapter's own configuration counts"},
+    {"lora-r,lora-alpha,lora-target,lora-layers,lora-rank-pattern,lora-alpha-pattern,use-rslora,"
+     "use-dora,init",
+     continues_adapter, "has no effect with `--adapter`: the adapter's own configuration counts"},
     {"stochastic-rounding", rounds_nothing,
      "has no effect without bf16 weights that train (`--method full`)"},
     {"min-lr-ratio", is_constant, "has no effect with `--lr-scheduler constant`"},
@@ -463,13 +524,47 @@ static int fill_parts(struct ps_options *o, struct ps_error *err)
     return o->bench_parts ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
 }
 
+/* (IA)^3 and VeRA have few parameters and want large steps; what starts from the weights small
+ * ones.
+ */
+static double default_rate(const char *method)
+{
+    static const struct {
+        const char *method;
+        double rate;
+    } rates[] = {{"full", 1e-5}, {"ia3", 3e-3}, {"vera", 2e-3}, {"norms", 1e-3}, {"bias", 1e-3}};
+    for (size_t i = 0; i < sizeof rates / sizeof rates[0]; i++)
+        if (is(method, rates[i].method))
+            return rates[i].rate;
+    return 2e-4;
+}
+
+/* What an adapter's method wants where nothing was given. */
+static int fill_adapter(struct ps_options *o, struct ps_error *err)
+{
+    const char *method = ps_options_method(o);
+    if (is(method, "ia3") && !ps_options_given(o, "lora-target")) {
+        free(o->lora_target);
+        o->lora_target = strdup("k_proj,v_proj,down_proj");
+        if (!o->lora_target)
+            return ps_error_set(err, -ENOMEM, "out of memory");
+    }
+    if (is(method, "vera") && !ps_options_given(o, "lora-r"))
+        o->lora_r = 256;
+    static const char *const unscaled[] = {"pissa", "olora", "nlora", "slora", "inttune"};
+    for (size_t i = 0; i < sizeof unscaled / sizeof unscaled[0]; i++)
+        if (is(method, unscaled[i]) && !ps_options_given(o, "lora-alpha"))
+            o->lora_alpha = o->lora_r;
+    return 0;
+}
+
 static void fill_defaults(struct ps_options *o)
 {
     bool full = is(o->method, "full");
     if (o->command != PS_CMD_INIT && o->dtype < 0)
         o->dtype = PS_DTYPE_BF16;
     if (o->learning_rate < 0)
-        o->learning_rate = full ? 1e-5 : 2e-4;
+        o->learning_rate = default_rate(ps_options_method(o));
     if (o->weight_decay < 0)
         o->weight_decay = full ? 0.01 : 0;
     if (o->warmup_steps < 0 && o->warmup_ratio < 0)
@@ -493,6 +588,8 @@ int ps_options_resolve(struct ps_options *opt, struct ps_error *err)
         ret = check_loss(opt, err);
     if (ret == 0)
         ret = check_template(opt, err);
+    if (ret == 0 && trains_lora(opt))
+        ret = fill_adapter(opt, err);
     if (ret == 0)
         ret = ps__optimizer_check(opt, err);
     if (ret == 0)

@@ -128,9 +128,10 @@ static const struct ps__option table[] = {
      .planned = true, .commands = RUN,
      .help = "time of --device emu: virtual counts what the profile says"},
     /* method */
-    {"method", PS__CHOICE, AT(method), .fallback = "lora", .choices = "lora|full",
-     .not_yet = "dora|pissa|olora", .commands = TRAIN, .numerical = true,
-     .help = "train a LoRA adapter, or the weights themselves"},
+    {"method", PS__CHOICE, AT(method), .fallback = "lora",
+     .choices = "lora|lora-fa|dora|ia3|full",
+     .not_yet = "pissa|olora|nlora|slora|inttune|vera|norms|bias", .commands = TRAIN, .numerical = true,
+     .help = "train an adapter (see `penstock list adapters`), or the weights themselves"},
     {"lora-r", PS__INT, AT(lora_r), .fallback = "16", .arg = "N", .min = 1, .max = 4096,
      .aliases = "lora_rank", .commands = TRAIN, .numerical = true, .help = "rank of the adapter"},
     {"lora-alpha", PS__REAL, AT(lora_alpha), .fallback = "32", .arg = "F", .min = PS__ABOVE_0,
@@ -144,6 +145,21 @@ static const struct ps__option table[] = {
      .help = "linears that get an adapter, as q_proj,v_proj"},
     {"lora-layers", PS__STRING, AT(lora_layers), .fallback = "all", .arg = "all|last:N|A-B",
      .commands = TRAIN, .numerical = true, .help = "layers that get an adapter"},
+    {"lora-rank-pattern", PS__STRING, AT(rank_pattern), .arg = "NAME=R,...", .aliases = "rank_pattern",
+     .commands = TRAIN, .numerical = true, .help = "other ranks by module, as q_proj=8,v_proj=4"},
+    {"lora-alpha-pattern", PS__STRING, AT(alpha_pattern), .arg = "NAME=F,...",
+     .aliases = "alpha_pattern", .commands = TRAIN, .numerical = true,
+     .help = "other alphas by module"},
+    {"use-rslora", PS__BOOL, AT(use_rslora), .fallback = "false", .commands = TRAIN,
+     .numerical = true, .help = "scale by alpha / sqrt(r) instead of alpha / r"},
+    {"use-dora", PS__BOOL, AT(use_dora), .fallback = "false", .commands = TRAIN, .numerical = true,
+     .help = "train magnitudes beside a LoRA, as --method dora"},
+    {"init", PS__CHOICE, AT(init), .fallback = "default", .choices = "default",
+     .not_yet = "pissa|olora", .commands = TRAIN, .numerical = true,
+     .help = "how a LoRA begins; pissa and olora take it from the weights"},
+    {"loraplus-ratio", PS__REAL, AT(loraplus_ratio), .fallback = "1", .arg = "F",
+     .min = PS__ABOVE_0, .max = 1e6, .commands = TRAIN, .numerical = true,
+     .help = "LoRA+: learning rate of B (and vectors) over that of A; 16 is usual"},
     {"adapter-dtype", PS__CHOICE, AT(adapter_dtype), .fallback = "fp32", .choices = "fp32|bf16",
      .commands = TRAIN | EXPORT, .help = "type of the saved adapter"},
     {"train-layers", PS__STRING, AT(train_layers), .fallback = "all", .arg = "all|last:N|A-B",
@@ -384,9 +400,8 @@ static const struct ps__option table[] = {
      .help = "report, and errors, as JSON"},
 };
 
-static const char *const not_yet[] = {
-    "nvme-write-limit", "commit-interval", "spill-mode", "use-rslora", "use-dora", "init",
-    "base-quant",       "loraplus-ratio",  "peft-exact", NULL};
+static const char *const not_yet[] = {"nvme-write-limit", "commit-interval", "spill-mode", "base-quant",
+                                      "peft-exact",       NULL};
 
 static_assert(sizeof table / sizeof table[0] <= 256, "struct ps_options has 256 given bits");
 

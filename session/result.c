@@ -81,9 +81,11 @@ static int copy_side_files(const char *from, const char *to, struct ps_error *er
 struct source {
     const struct ps_st_tensor *tensor;
     const struct ps_st_file *file;
-    const struct ps_trainable *trained;   /* from memory */
-    const struct ps_adapter_site *merged; /* base plus adapter */
-    enum ps_dtype dtype;                  /* written */
+    const struct ps_trainable *trained;    /* from memory */
+    const struct ps_adapter_site *merged;  /* base plus adapter */
+    const struct ps_adapter_entry *vector; /* trained in its place, fp32 */
+    bool bias;                             /* of a merged linear */
+    enum ps_dtype dtype;                   /* written */
 };
 
 static const struct ps_trainable *find_trainable(struct ps_session *s, const char *name)
@@ -94,6 +96,24 @@ static const struct ps_trainable *find_trainable(struct ps_session *s, const cha
             return x;
     }
     return NULL;
+}
+
+/* What an adapter makes of a parameter of the base. */
+static void describe_adapted(struct ps_session *s, const struct ps_param_info *p, int32_t param_idx,
+                             struct source *out)
+{
+    for (size_t i = 0; i < ps_trainer_adapter_count(s->trainer); i++)
+        if (ps_trainer_adapter_at(s->trainer, i)->param_idx == param_idx)
+            out->vector = ps_trainer_adapter_at(s->trainer, i);
+    int role = (int)p->role;
+    if (p->layer >= 0 && role < PS_LINEAR_COUNT)
+        out->merged = ps_trainer_site(s->trainer, p->layer, p->role);
+    if (p->layer < 0 || role < PS_ROLE_Q_BIAS || role > PS_ROLE_DOWN_BIAS)
+        return;
+    const struct ps_adapter_site *site =
+        ps_trainer_site(s->trainer, p->layer, (enum ps_role)(role - PS_ROLE_Q_BIAS));
+    out->bias = site && site->ops->merge_bias;
+    out->merged = out->bias ? site : NULL;
 }
 
 static bool describe(struct ps_session *s, const struct ps_st_file *file,
@@ -108,8 +128,8 @@ static bool describe(struct ps_session *s, const struct ps_st_file *file,
         out->trained = find_trainable(s, t->name);
         if (out->trained)
             out->dtype = out->trained->dtype;
-        else if (info->layer >= 0 && (int)info->role < PS_LINEAR_COUNT)
-            out->merged = ps_trainer_site(s->trainer, info->layer, info->role);
+        else
+            describe_adapted(s, info, (int32_t)i, out);
         return true;
     }
     return false;
@@ -152,9 +172,8 @@ static int append_merged(struct ps_st_writer *w, const struct source *src, struc
     rows = rows < 1 ? 1 : rows;
     size_t e = ps_dtype_size(src->dtype);
     float *value = malloc((size_t)rows * in * sizeof *value);
-    float *delta = malloc((size_t)rows * in * sizeof *delta);
     unsigned char *raw = malloc((size_t)rows * in * e);
-    int ret = value && delta && raw ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
+    int ret = value && raw ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
     for (int64_t at = 0; ret == 0 && at < site->out; at += rows) {
         int64_t count = site->out - at < rows ? site->out - at : rows;
         size_t n = (size_t)count * in;
@@ -162,16 +181,40 @@ static int append_merged(struct ps_st_writer *w, const struct source *src, struc
         if (ret < 0)
             break;
         ps_dtype_convert(value, PS_DTYPE_F32, raw, src->dtype, n);
-        site->ops->merge(site, at, count, delta);
-        for (size_t i = 0; i < n; i++)
-            value[i] += delta[i];
+        if (site->ops->merge(site, at, count, value) < 0)
+            ret = ps_error_set(err, -ENOMEM, "out of memory");
         ps_dtype_convert(raw, src->dtype, value, PS_DTYPE_F32, n);
-        ret = check_merged(src, raw, value, n, err);
+        if (ret == 0)
+            ret = check_merged(src, raw, value, n, err);
         if (ret == 0)
             ret = ps_st_writer_append(w, raw, n * e, err);
     }
     free(raw);
-    free(delta);
+    free(value);
+    return ret;
+}
+
+/* A bias of an adapted linear, or a vector that was trained in the base's place. */
+static int append_vector(struct ps_st_writer *w, const struct source *src, struct ps_error *err)
+{
+    size_t n = (size_t)src->tensor->elements;
+    size_t e = ps_dtype_size(src->dtype);
+    float *value = malloc(n * sizeof *value);
+    unsigned char *raw = malloc(n * e);
+    int ret = value && raw ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
+    if (ret == 0 && src->vector)
+        memcpy(value, src->vector->value, n * sizeof *value);
+    if (ret == 0 && src->bias)
+        ret = ps_st_read_as(src->file, src->tensor, PS_DTYPE_F32, value, err);
+    if (ret == 0 && src->bias)
+        src->merged->ops->merge_bias(src->merged, value);
+    if (ret == 0) {
+        ps_dtype_convert(raw, src->dtype, value, PS_DTYPE_F32, n);
+        ret = check_merged(src, raw, value, n, err);
+    }
+    if (ret == 0)
+        ret = ps_st_writer_append(w, raw, n * e, err);
+    free(raw);
     free(value);
     return ret;
 }
@@ -207,6 +250,8 @@ static int write_file(struct ps_session *s, const struct ps_st_file *file, const
         const struct ps_trainable *x = src[i].trained;
         if (x)
             ret = ps_st_writer_append(w, x->weight, x->n * ps_dtype_size(x->dtype), err);
+        else if (src[i].vector || src[i].bias)
+            ret = append_vector(w, &src[i], err);
         else if (src[i].merged)
             ret = append_merged(w, &src[i], err);
         else

@@ -17,6 +17,7 @@
 #include "optim/adamw.h"
 #include "optim/grad_clip.h"
 #include "optim/optimizers.h"
+#include "peft/adapter_config.h"
 #include "peft/adapters.h"
 #include "peft/targets.h"
 #include "runtime/base/file.h"
@@ -190,6 +191,65 @@ static void make_schedule(struct ps_session *s)
                                           .wsd_decay_ratio = o->wsd_decay_ratio};
 }
 
+/* "q_proj=8,down_proj=4" */
+static int apply_patterns(struct ps_session *s, const char *text, bool is_alpha, const char *option,
+                          struct ps_error *err)
+{
+    char word[512];
+    for (size_t i = 0; ps_options_list_item(text, i, word, sizeof word); i++) {
+        char *eq = strrchr(word, '=');
+        char *end = NULL;
+        double value = eq ? strtod(eq + 1, &end) : 0;
+        if (!eq || eq == word || end == eq + 1 || *end)
+            return ps_error_full(err, PS_EUSAGE, NULL, option, "as q_proj=8,down_proj=4",
+                                 "'%s' is not NAME=NUMBER", word);
+        *eq = '\0';
+        struct ps_pattern p = {.key = word, .value = value};
+        int ret = ps_patterns_apply(s->site_config, s->cfg.n_layer, &p, 1, is_alpha, option, err);
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+static int adapter_of_options(struct ps_session *s, struct ps_error *err)
+{
+    const struct ps_options *o = s->opt;
+    s->adapter_config = (struct ps_adapter_config){.method = ps_options_method(o),
+                                                   .r = o->lora_r,
+                                                   .alpha = o->lora_alpha,
+                                                   .dropout = o->lora_dropout,
+                                                   .use_rslora = o->use_rslora,
+                                                   .seed = o->seed};
+    for (size_t i = 0; i < (size_t)s->cfg.n_layer * PS_LINEAR_COUNT; i++)
+        s->site_config[i] = s->adapter_config;
+    int ret = ps_targets_select(s->site_on, &s->cfg, o->lora_target, o->lora_layers, err);
+    if (ret == 0)
+        ret = apply_patterns(s, o->rank_pattern, false, "lora-rank-pattern", err);
+    return ret < 0 ? ret : apply_patterns(s, o->alpha_pattern, true, "lora-alpha-pattern", err);
+}
+
+static int adapter_of_dir(struct ps_session *s, bool train, struct ps_error *err)
+{
+    const struct ps_options *o = s->opt;
+    struct ps_adapter_config *c = &s->adapter_config;
+    int ret = ps_adapter_dir_config(o->adapter, &s->cfg, c, s->site_on, s->site_config, err);
+    if (ret < 0 || !train)
+        return ret;
+    bool freezes = strcmp(c->method, "lora") == 0 && strcmp(o->method, "lora-fa") == 0;
+    if (freezes)
+        c->method = "lora-fa";
+    if (ps_options_given(o, "method") && strcmp(c->method, o->method) != 0)
+        return ps_error_full(err, PS_EUSAGE, o->adapter, "method", "leave `--method` out",
+                             "the adapter's method is %s, not %s", c->method, o->method);
+    for (size_t i = 0; i < (size_t)s->cfg.n_layer * PS_LINEAR_COUNT; i++)
+        if (ps_options_given(o, "lora-dropout"))
+            s->site_config[i].dropout = o->lora_dropout;
+    if (ps_options_given(o, "lora-dropout"))
+        c->dropout = o->lora_dropout;
+    return 0;
+}
+
 /* Which method, where: from --adapter when given, else from the options. */
 static int choose_method(struct ps_session *s, struct ps_trainer_options *t, struct ps_error *err)
 {
@@ -210,23 +270,15 @@ static int choose_method(struct ps_session *s, struct ps_trainer_options *t, str
     if (!train && !o->adapter)
         return 0;
     s->site_on = calloc(layers * PS_LINEAR_COUNT, sizeof *s->site_on);
-    if (!s->site_on)
+    s->site_config = calloc(layers * PS_LINEAR_COUNT, sizeof *s->site_config);
+    if (!s->site_on || !s->site_config)
         return ps_error_set(err, -ENOMEM, "out of memory");
     t->site_on = s->site_on;
-    int ret;
-    if (o->adapter) {
-        ret = ps_adapter_dir_config(o->adapter, &s->cfg, &s->adapter_config, s->site_on, err);
-        if (train && ps_options_given(o, "lora-dropout"))
-            s->adapter_config.dropout = o->lora_dropout;
-    } else {
-        s->adapter_config = (struct ps_adapter_config){.method = o->method,
-                                                       .r = o->lora_r,
-                                                       .alpha = o->lora_alpha,
-                                                       .dropout = o->lora_dropout,
-                                                       .use_rslora = false};
-        ret = ps_targets_select(s->site_on, &s->cfg, o->lora_target, o->lora_layers, err);
-    }
+    t->site_config = s->site_config;
     s->adapter_config.seed = o->seed;
+    t->adapter_loaded = o->adapter || o->resume;
+    int ret = o->adapter ? adapter_of_dir(s, train, err) : adapter_of_options(s, err);
+    s->adapter_config.rate_ratio = train ? o->loraplus_ratio : 1;
     t->adapter = ret == 0 ? ps_adapter_find(s->adapter_config.method) : NULL;
     t->adapter_config = s->adapter_config;
     if (ret == 0 && !t->adapter)
@@ -583,6 +635,7 @@ void ps_session_close(struct ps_session *s)
     ps_encoding_fini(&s->enc);
     ps_tokenizer_close(s->tok);
     free(s->site_on);
+    free(s->site_config);
     free(s->layer_on);
     free(s->history);
     free(s->config_text);
@@ -605,7 +658,7 @@ void ps_session_info(const struct ps_session *s, struct ps_session_info *out)
     bool rows = d->row_count > 0;
     *out = (struct ps_session_info){
         .model_type = s->cfg.model_type,
-        .method = s->opt->method ? s->opt->method : "none",
+        .method = s->opt->method ? ps_options_method(s->opt) : "none",
         .optimizer = s->opt->optimizer ? s->opt->optimizer : "none",
         .data_path = rows ? d->path : "",
         .data_format = rows ? ps_data_format_name(d->format) : "",

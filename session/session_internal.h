@@ -38,7 +38,7 @@ struct ps_session {
     uint64_t data_hash; /* XXH3 of the training rows' ids and labels */
 
     bool *site_on, *layer_on;
-    struct ps_adapter_config adapter_config;
+    struct ps_adapter_config adapter_config, *site_config; /* (n_layer * 7,) */
     struct ps_lr_schedule schedule;
     struct ps_trainer *trainer;
     struct ps_trainer_options trainer_options;

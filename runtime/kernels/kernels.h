@@ -15,6 +15,7 @@
 #include "runtime/base/rng.h"
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/attention.h"
+#include "runtime/kernels/columns.h"
 #include "runtime/kernels/gemm.h"
 #include "runtime/kernels/kernels_cuda.h"
 #include "runtime/kernels/rmsnorm.h"
@@ -80,6 +81,14 @@ struct ps_kernels {
                     float p, const struct ps_rng_key *key, int add);
     void (*column_sum)(const struct ps_compute *cx, float *out, const void *x, size_t ld,
                        size_t n_tok, size_t n, int accumulate);
+    /* For adapters with vectors; see columns.h. dtype is cx->dtype; NULL on a device that cannot. */
+    void (*scale_columns)(const struct ps_compute *cx, const struct ps_scale_columns_args *a);
+    void (*column_dot)(const struct ps_compute *cx, float *out, const void *a, const void *b,
+                       const float *divisor, size_t n_tok, size_t n, int accumulate);
+    void (*scale_matrix)(const struct ps_compute *cx, float *y, const float *x, const float *row,
+                         const float *col, size_t rows, size_t cols);
+    void (*matrix_dots)(const struct ps_compute *cx, const struct ps_matrix_dots_args *a);
+    void (*row_norms)(const struct ps_compute *cx, const struct ps_row_norms_args *a);
     void (*square_sum)(const struct ps_compute *cx, double *out, const float *x, size_t n);
     void (*round_bf16)(const struct ps_compute *cx, float *x, size_t n);
     /* out[0] = sum of x in ascending order */

@@ -60,7 +60,7 @@ size_t ps_block_saved_carve(struct ps_block_saved *out, void *base, const struct
         const struct ps_adapter_site *s = block->site[i];
         if (s)
             out->adapter[i] =
-                take(base, &used, s->ops->saved_bytes(s->config, s->out, s->in, n_tok, dtype));
+                take(base, &used, s->ops->saved_bytes(s, n_tok, dtype));
     }
     return used;
 }
@@ -70,7 +70,7 @@ size_t ps_block_adapter_scratch(const struct ps_block *block, enum ps_dtype dtyp
     size_t most = 0;
     for (int i = 0; i < PS_LINEAR_COUNT; i++) {
         const struct ps_adapter_site *s = block->site[i];
-        size_t n = s ? s->ops->scratch_bytes(s->config, s->out, s->in, n_tok, dtype) : 0;
+        size_t n = s ? s->ops->scratch_bytes(s, n_tok, dtype) : 0;
         most = n > most ? n : most;
     }
     return most;

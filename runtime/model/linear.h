@@ -31,14 +31,16 @@ struct ps_weight {
 
 struct ps_linear_call;
 
-/* Trainable tensors of one adapter site. */
-#define PS_ADAPTER_TENSOR_MAX 4
+/* Tensors of one adapter site. */
+#define PS_ADAPTER_TENSOR_MAX 6
 struct ps_adapter_tensor {
     const char *suffix; /* of the PEFT name, e.g. "lora_A.weight"; static storage */
     int32_t rank;
     int64_t shape[2];
     bool decay;         /* weight decay applies */
     int32_t rate_group; /* learning-rate group (LoRA+ separates A and B) */
+    bool frozen;        /* no gradient and no state: an initial value that the method keeps */
+    bool shared;        /* frozen, one for all sites; `suffix` is its whole name */
 };
 
 struct ps_adapter_config {
@@ -48,10 +50,23 @@ struct ps_adapter_config {
     double dropout; /* probability, 0 <= p < 1 */
     bool use_rslora;
     uint64_t seed;
+    double rate_ratio; /* learning rate of group 1 over that of group 0 (LoRA+); 0: 1 */
+    int32_t iterations; /* of a randomized decomposition at the start; 0: the method's default */
+    int64_t out_max, in_max; /* largest linear that is adapted: shapes of shared tensors; the trainer
+                                sets them */
 };
 
-/* One adapted linear. `tensor`, `grad`: fp32, in the order of ops->tensors; addresses in the arena.
- */
+/* The base weight of a site, wherever it lies, while adapters are initialised. */
+struct ps_adapter_base {
+    /* Rows [row_begin, row_begin + rows) as fp32 (rows, in). */
+    int (*read)(void *arg, int64_t row_begin, int64_t rows, float *out, struct ps_error *err);
+    void *arg;
+    struct ps_pool *pool;
+    enum ps_isa isa;
+};
+
+/* One adapted linear. `tensor`, `grad`: fp32, in the order of ops->tensors; addresses in the arena;
+ * grad NULL: frozen. */
 struct ps_adapter_site {
     const struct ps_adapter_ops *ops;
     const struct ps_adapter_config *config;
@@ -59,35 +74,45 @@ struct ps_adapter_site {
     enum ps_role role;
     int64_t out, in;
     int32_t tensor_count;
+    int32_t entry[PS_ADAPTER_TENSOR_MAX]; /* the trainer's numbers of them */
     float *tensor[PS_ADAPTER_TENSOR_MAX];
     float *grad[PS_ADAPTER_TENSOR_MAX];
     uint32_t site_idx; /* unique, for the random initialisation */
+    bool first;        /* of all sites: init fills the shared tensors too */
 };
 
 /* The adapter's entry in its wing's table. */
 struct ps_adapter_ops {
     const char *name;
-    /* Describe the tensors of a site of shape (out, in); returns their count, or PS_EUSAGE. */
-    int (*tensors)(const struct ps_adapter_config *cfg, int64_t out, int64_t in,
+    /* Describe the tensors of a site (its config, role and shape are set); returns their count, or
+     * PS_EUSAGE. */
+    int (*tensors)(const struct ps_adapter_site *site,
                    struct ps_adapter_tensor tensor[PS_ADAPTER_TENSOR_MAX], struct ps_error *err);
-    /* Initial values (the adapted function equals the base function). */
-    void (*init)(const struct ps_adapter_site *site);
+    /* Initial values (the adapted function equals the base function). `base` only where
+     * needs_base. */
+    int (*init)(const struct ps_adapter_site *site, const struct ps_adapter_base *base,
+                struct ps_error *err);
+    bool needs_base;
     /* Bytes kept from forward to backward for n_tok tokens, and bytes of scratch for either pass.
      */
-    size_t (*saved_bytes)(const struct ps_adapter_config *cfg, int64_t out, int64_t in,
-                          size_t n_tok, enum ps_dtype dtype);
-    size_t (*scratch_bytes)(const struct ps_adapter_config *cfg, int64_t out, int64_t in,
-                            size_t n_tok, enum ps_dtype dtype);
+    size_t (*saved_bytes)(const struct ps_adapter_site *site, size_t n_tok, enum ps_dtype dtype);
+    size_t (*scratch_bytes)(const struct ps_adapter_site *site, size_t n_tok, enum ps_dtype dtype);
     /* The whole linear with the adapter: fills call->y, keeps what it needs in call->saved. */
     void (*forward)(const struct ps_linear_call *call);
     /* Only what forward keeps in call->saved (recomputation; call->y is not touched). */
     void (*save)(const struct ps_linear_call *call);
     /* dx (when call->dx) and the gradients of the adapter's tensors (=, or += when accumulate). */
     void (*backward)(const struct ps_linear_call *call);
-    /* delta (rows, in) fp32: rows [row_begin, row_begin + rows) of the update that merging adds to
-     * W. */
-    void (*merge)(const struct ps_adapter_site *site, int64_t row_begin, int64_t rows,
-                  float *delta);
+    /* w (rows, in) fp32: rows [row_begin, row_begin + rows) of W become those of the linear that
+     * computes the same without an adapter. 0 or -ENOMEM. */
+    int (*merge)(const struct ps_adapter_site *site, int64_t row_begin, int64_t rows, float *w);
+    /* The same for its bias (out,); NULL: the bias stays. */
+    void (*merge_bias)(const struct ps_adapter_site *site, float *bias);
+    /* Methods that train vectors of the base instead of linears: which ones, and the end of their
+     * PEFT name in place of "weight" or "bias". All of the above but name is NULL then. */
+    bool (*vector)(enum ps_role role);
+    const char *vector_suffix;
+    const void *own; /* the wing's */
 };
 
 /* One application. Tensors of activations are dense (n_tok, out or in) of cx->dtype. */

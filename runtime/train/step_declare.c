@@ -60,6 +60,8 @@ static void by_unit(const struct declare *d, enum ps_step_buffer b, bool write, 
 static void adapter(const struct declare *d, bool write)
 {
     by_unit(d, PS_BUF_ADAPTER, write, d->t->unit, d->m->adapter_offset, d->p->adapter_bytes);
+    if (!write) /* what all sites share */
+        by_unit(d, PS_BUF_ADAPTER, false, PS_UNIT_EMBED, d->m->adapter_offset, d->p->adapter_bytes);
 }
 
 static void grad(const struct declare *d, int32_t unit, bool write)
@@ -93,6 +95,7 @@ static void layer(const struct declare *d)
 static void head(const struct declare *d)
 {
     weights(d, PS_UNIT_HEAD, -1, 0, false);
+    adapter(d, false);
     if (d->p->tied)
         weights(d, PS_UNIT_EMBED, -1, 0, false);
     batch(d, false);

@@ -178,12 +178,7 @@ int ps_trainer_commit(struct ps_trainer *t, struct ps_error *err)
         ret = ps__trainer_load_pinned(t, err);
     if (ret < 0)
         return ret;
-    size_t sites = (size_t)t->cfg.n_layer * PS_LINEAR_COUNT;
-    for (size_t i = 0; i < sites; i++)
-        if (t->site_host[i].ops)
-            t->site_host[i].ops->init(&t->site_host[i]);
-    if (t->opt.adapter)
-        ret = ps__trainer_push_adapters(t, err);
+    ret = ps__trainer_init_adapter(t, err);
     if (ret == 0)
         ret = open_executor(t, err);
     t->committed = ret == 0;
@@ -216,9 +211,7 @@ void ps_trainer_destroy(struct ps_trainer *t)
     free(t->grad);
     free(t->param_offset);
     free(t->block);
-    free(t->site);
-    free(t->site_host);
-    free(t->site_name);
+    ps__trainer_free_adapter(t);
     free(t->trainable);
     free(t->trainable_device);
     free(t->unit_bytes);

@@ -81,6 +81,8 @@ struct ps_trainer_options {
     const struct ps_adapter_ops *adapter;
     struct ps_adapter_config adapter_config;
     const bool *site_on; /* (n_layer * 7): which linears are adapted; NULL: all */
+    const struct ps_adapter_config *site_config; /* (n_layer * 7): ranks and alphas that differ; NULL */
+    bool adapter_loaded; /* values will be read from a file: leave out the initial ones */
     /* FULL: which layers are trained; NULL: everything, embedding, head and final norm included */
     const bool *layer_on; /* (n_layer,) */
     /* optimizer (modes ADAPTER and FULL) */
@@ -130,9 +132,24 @@ struct ps_trainable {
     struct ps_opt_tensor tensor;
     struct ps_opt_layout layout; /* what the optimizer keeps of it */
     bool decay;
+    double rate;          /* factor of the learning rate */
     uint64_t t;           /* updates so far */
     size_t partial_begin; /* first square sum of the gradient, one for 65536 elements */
     size_t partial_count;
+};
+
+/* One tensor of an adapter, trained or not. */
+struct ps_adapter_entry {
+    const char *name; /* PEFT's, or the method's own */
+    int32_t unit, rank;
+    int64_t shape[2];
+    size_t n;
+    bool frozen;
+    int32_t site, index; /* n_layer * 7 index of its linear (-1: none, or shared), tensor there */
+    int32_t param_idx;   /* vector of the base that it replaces; -1: none */
+    int32_t trainable;   /* -1: frozen */
+    float *value;        /* as in struct ps_trainable */
+    float *device;       /* for the device's threads */
 };
 
 /* What one step did. */
@@ -198,6 +215,11 @@ const struct ps_adapter_config *ps_trainer_adapter_config(const struct ps_traine
 size_t ps_trainer_trainable_count(const struct ps_trainer *t);
 struct ps_trainable *ps_trainer_trainable(struct ps_trainer *t, size_t idx);
 uint64_t ps_trainer_trainable_elements(const struct ps_trainer *t);
+
+/* Tensors of the adapter in order, for files; the table that they belong to, NULL: none. */
+size_t ps_trainer_adapter_count(const struct ps_trainer *t);
+const struct ps_adapter_entry *ps_trainer_adapter_at(const struct ps_trainer *t, size_t i);
+const struct ps_adapter_ops *ps_trainer_adapter_ops(const struct ps_trainer *t);
 
 /* Adapter site of a linear, or NULL. */
 const struct ps_adapter_site *ps_trainer_site(const struct ps_trainer *t, int32_t layer,

@@ -88,7 +88,7 @@ static void bind_states(struct ps_trainer *t, struct cursor *grad, struct cursor
 }
 
 /* Trained parameters: weights, and where their gradients go. */
-static size_t bind_trained_params(struct ps_trainer *t)
+static void bind_trained_params(struct ps_trainer *t)
 {
     size_t at = 0;
     unsigned char *host = host_view(t, PS_BUF_PINNED);
@@ -103,28 +103,17 @@ static size_t bind_trained_params(struct ps_trainer *t)
         t->grad[i] = d->grad;
         t->remainder[i] = d->remainder;
     }
-    return at;
 }
 
-static void bind_adapters(struct ps_trainer *t, struct cursor *adapter, size_t at)
+static void bind_adapters(struct ps_trainer *t, struct cursor *adapter)
 {
-    size_t sites = (size_t)t->cfg.n_layer * PS_LINEAR_COUNT;
-    for (size_t i = 0; i < sites; i++) {
-        struct ps_adapter_site *s = &t->site[i];
-        for (int j = 0; s->ops && j < s->tensor_count; j++) {
-            struct ps_trainable *x = &t->trainable[at];
-            struct ps_trainable *d = &t->trainable_device[at++];
-            next(adapter, unit_idx(t, s->layer), x->n * sizeof(float), &d->weight, &x->weight);
-            s->tensor[j] = d->weight;
-            s->grad[j] = d->grad;
-        }
-        t->site_host[i] = *s;
-        for (int j = 0; s->ops && j < s->tensor_count; j++) {
-            t->site_host[i].tensor[j] = t->trainable[at - (size_t)(s->tensor_count - j)].weight;
-            t->site_host[i].grad[j] = t->trainable[at - (size_t)(s->tensor_count - j)].grad;
-        }
+    for (size_t i = 0; i < t->entry_count; i++) {
+        void *device;
+        void *host;
+        next(adapter, unit_idx(t, t->entry[i].unit), t->entry[i].n * sizeof(float), &device, &host);
+        ps__trainer_bind_entry(t, i, device, host);
     }
-    assert(at == t->trainable_count);
+    ps__trainer_bind_sites(t);
 }
 
 static int bind_trainables(struct ps_trainer *t)
@@ -143,8 +132,8 @@ static int bind_trainables(struct ps_trainer *t)
                            used + 2 * units};
     if (ps__trainer_trains(t))
         bind_states(t, &grad, &state);
-    size_t at = bind_trained_params(t);
-    bind_adapters(t, &adapter, at);
+    bind_trained_params(t);
+    bind_adapters(t, &adapter);
     free(used);
     return 0;
 }
@@ -182,7 +171,7 @@ static void bind_block(struct ps_trainer *t, struct ps_block *b)
         int32_t i = ps_param_find(&t->params, b->layer, (enum ps_role)r);
         if (i < 0)
             continue;
-        b->weight[r] = t->weight[i];
+        b->weight[r] = t->vector[i].data ? t->vector[i] : t->weight[i];
         b->grad[r] = t->grad[i];
     }
 }
@@ -198,6 +187,8 @@ void ps__trainer_block(const struct ps_trainer *t, int32_t layer, int32_t slot, 
     for (uint32_t i = 0; i < u->tensor_count; i++) {
         const struct ps_unit_tensor *x = &u->tensor[i];
         enum ps_role role = t->params.param[x->param_idx].role;
+        if (t->vector[x->param_idx].data)
+            continue;
         b->weight[role] = (struct ps_weight){.data = base + x->near_offset, .dtype = x->near_dtype};
     }
 }
@@ -215,7 +206,7 @@ int ps__trainer_bind(struct ps_trainer *t, struct ps_error *err)
     int32_t norm = ps_param_find(&t->params, -1, PS_ROLE_FINAL_NORM);
     int32_t head = ps_param_find(&t->params, -1, PS_ROLE_HEAD);
     t->head = (struct ps_head){.cfg = &t->cfg,
-                               .norm = t->weight[norm],
+                               .norm = t->vector[norm].data ? t->vector[norm] : t->weight[norm],
                                .head = t->weight[head],
                                .dnorm = t->grad[norm],
                                .dhead = t->grad[head]};

@@ -67,7 +67,11 @@ struct ps_trainer {
     struct ps_head head;
     struct ps_adapter_site *site;      /* (n_layer * 7,), ops NULL: not adapted */
     struct ps_adapter_site *site_host; /* the same with host addresses (mirror), for files */
-    char (*site_name)[192];            /* (trainable_count,) for adapters */
+    struct ps_adapter_config *site_config; /* (n_layer * 7,) */
+    struct ps_adapter_entry *entry;        /* tensors of adapters */
+    char (*entry_name)[192];
+    size_t entry_count, entry_capacity;
+    struct ps_weight *vector; /* (params.count,) trained in the base's place; data NULL: not */
 
     struct ps_trainable *trainable;        /* host addresses */
     struct ps_trainable *trainable_device; /* the same with addresses for the device's threads */
@@ -132,6 +136,22 @@ int ps__trainer_plan(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
  */
 size_t ps__trainer_carve_batch(const struct ps_trainer *t, struct ps_batch *b,
                                struct ps__batch_extra *extra, void *base);
+
+struct ps_trainable *ps__trainer_add_trainable(struct ps_trainer *t, const char *name, int32_t unit,
+                                               int32_t rank, const int64_t *shape);
+/* Room in the adapter buffer of a unit, in the order of the entries. */
+void ps__trainer_place_adapter(struct ps_trainer *t, int32_t unit, size_t bytes);
+
+/* trainer_adapter.c */
+int ps__trainer_alloc_adapter(struct ps_trainer *t) PS_WARN_UNUSED;
+void ps__trainer_free_adapter(struct ps_trainer *t);
+int ps__trainer_plan_adapter(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+/* Vectors of a layer's base are trained. */
+bool ps__trainer_vector_trained(const struct ps_trainer *t, int32_t layer);
+void ps__trainer_bind_entry(struct ps_trainer *t, size_t i, void *device, void *host);
+void ps__trainer_bind_sites(struct ps_trainer *t);
+/* Initial values, to the device. After the pinned weights are there. */
+int ps__trainer_init_adapter(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
 
 /* Fill blocks, head, trainables and batches with addresses, after the arenas are there. */
 int ps__trainer_bind(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;

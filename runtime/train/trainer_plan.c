@@ -41,26 +41,25 @@ static int alloc_tables(struct ps_trainer *t)
 {
     size_t n = t->params.count;
     size_t layers = (size_t)t->cfg.n_layer;
-    size_t sites = layers * PS_LINEAR_COUNT;
-    t->trainable_capacity = n + (t->opt.adapter ? sites * PS_ADAPTER_TENSOR_MAX : 0);
+    int ret = ps__trainer_alloc_adapter(t);
+    if (ret < 0)
+        return ret;
+    t->trainable_capacity = n + t->entry_capacity;
     t->weight = calloc(n, sizeof *t->weight);
     t->remainder = calloc(n, sizeof *t->remainder);
     t->grad = calloc(n, sizeof *t->grad);
     t->param_offset = calloc(n, sizeof *t->param_offset);
     t->block = calloc(layers, sizeof *t->block);
-    t->site = calloc(sites, sizeof *t->site);
-    t->site_host = calloc(sites, sizeof *t->site_host);
-    t->site_name = calloc(t->opt.adapter ? sites * PS_ADAPTER_TENSOR_MAX : 1, sizeof *t->site_name);
     t->trainable = calloc(t->trainable_capacity, sizeof *t->trainable);
     t->trainable_device = calloc(t->trainable_capacity, sizeof *t->trainable_device);
     t->unit_bytes = calloc(4 * (layers + 2), sizeof *t->unit_bytes);
-    bool ok = t->weight && t->remainder && t->grad && t->param_offset && t->block && t->site &&
-              t->site_host && t->site_name && t->trainable && t->trainable_device && t->unit_bytes;
+    bool ok = t->weight && t->remainder && t->grad && t->param_offset && t->block &&
+              t->trainable && t->trainable_device && t->unit_bytes;
     return ok ? 0 : -ENOMEM;
 }
 
-static struct ps_trainable *add_trainable(struct ps_trainer *t, const char *name, int32_t unit,
-                                          int32_t rank, const int64_t *shape)
+struct ps_trainable *ps__trainer_add_trainable(struct ps_trainer *t, const char *name, int32_t unit,
+                                               int32_t rank, const int64_t *shape)
 {
     assert(t->trainable_count < t->trainable_capacity);
     struct ps_trainable *x = &t->trainable[t->trainable_count++];
@@ -71,6 +70,7 @@ static struct ps_trainable *add_trainable(struct ps_trainer *t, const char *name
     x->shape[1] = rank == 2 ? shape[1] : 0;
     x->n = (size_t)shape[0] * (size_t)(rank == 2 ? shape[1] : 1);
     x->dtype = PS_DTYPE_F32;
+    x->rate = 1;
     x->tensor = (struct ps_opt_tensor){.name = name,
                                        .id = (uint32_t)(t->trainable_count - 1),
                                        .rank = rank,
@@ -99,6 +99,11 @@ static size_t place(struct ps_trainer *t, int what, int32_t unit, size_t bytes)
     return offset;
 }
 
+void ps__trainer_place_adapter(struct ps_trainer *t, int32_t unit, size_t bytes)
+{
+    PS_IGNORE(place(t, ADAPTER, unit, bytes) != 0, "binding finds it in the same order");
+}
+
 /* Weights of the base model; trained ones get a trainable entry. */
 static int plan_params(struct ps_trainer *t, struct ps_error *err)
 {
@@ -123,56 +128,13 @@ static int plan_params(struct ps_trainer *t, struct ps_error *err)
         if (!trained)
             continue;
         struct ps_trainable *x =
-            add_trainable(t, p->name, ps__trainer_param_unit(p), p->rank, p->shape);
+            ps__trainer_add_trainable(t, p->name, ps__trainer_param_unit(p), p->rank, p->shape);
         x->dtype = w->dtype;
         x->tensor.dtype = w->dtype;
         x->tensor.layer = p->layer;
         x->tensor.hidden = p->layer >= 0 && p->rank == 2;
         x->decay = p->decay;
     }
-    return 0;
-}
-
-static int plan_sites(struct ps_trainer *t, struct ps_error *err)
-{
-    if (!t->opt.adapter)
-        return 0;
-    size_t sites = (size_t)t->cfg.n_layer * PS_LINEAR_COUNT;
-    size_t name_idx = 0;
-    for (size_t i = 0; i < sites; i++) {
-        if (t->opt.site_on && !t->opt.site_on[i])
-            continue;
-        struct ps_adapter_site *s = &t->site[i];
-        s->layer = (int32_t)(i / PS_LINEAR_COUNT);
-        s->role = (enum ps_role)(i % PS_LINEAR_COUNT);
-        s->site_idx = (uint32_t)i;
-        s->config = &t->opt.adapter_config;
-        ps_linear_shape(&t->cfg, s->role, &s->out, &s->in);
-        struct ps_adapter_tensor tensor[PS_ADAPTER_TENSOR_MAX];
-        int count = t->opt.adapter->tensors(s->config, s->out, s->in, tensor, err);
-        if (count < 0)
-            return count;
-        s->ops = t->opt.adapter;
-        s->tensor_count = count;
-        for (int j = 0; j < count; j++) {
-            char *name = t->site_name[name_idx++];
-            int len = snprintf(
-                name, sizeof t->site_name[0], "base_model.model.model.layers.%d.%s.%s.%s", s->layer,
-                ps_linear_parent(s->role), ps_linear_name(s->role), tensor[j].suffix);
-            assert(len > 0 && (size_t)len < sizeof t->site_name[0]);
-            struct ps_trainable *x =
-                add_trainable(t, name, s->layer, tensor[j].rank, tensor[j].shape);
-            x->tensor.layer = s->layer;
-            x->tensor.hidden = tensor[j].rank == 2;
-            x->tensor.adapter = true;
-            x->decay = tensor[j].decay;
-            place(t, ADAPTER, s->layer, x->n * sizeof(float));
-        }
-    }
-    if (name_idx == 0)
-        return ps_error_full(err, PS_EUSAGE, NULL, "lora-target",
-                             "see --lora-target and --lora-layers",
-                             "the chosen targets and layers match no linear of this model");
     return 0;
 }
 
@@ -216,6 +178,7 @@ static size_t saved_bytes(struct ps_trainer *t, size_t *adapter_scratch)
             b->site[r] = s->ops ? s : NULL;
             b->trains |= s->ops && ps__trainer_trains(t);
         }
+        b->trains |= ps__trainer_trains(t) && ps__trainer_vector_trained(t, l);
         b->trains |= t->opt.mode == PS_MODE_FULL && (!t->opt.layer_on || t->opt.layer_on[l]);
         struct ps_block_saved measure;
         size_t bytes = ps_block_saved_carve(&measure, NULL, b, t->opt.dtype, n);
@@ -361,7 +324,7 @@ int ps__trainer_plan(struct ps_trainer *t, struct ps_error *err)
         return ps_error_set(err, ret, "out of memory");
     ret = plan_params(t, err);
     if (ret == 0)
-        ret = plan_sites(t, err);
+        ret = ps__trainer_plan_adapter(t, err);
     if (ret < 0)
         return ret;
     ret = plan_training(t, err);

@@ -237,7 +237,7 @@ static int task_update(void *ctx, const struct ps_task *task, struct ps_error *e
                               .workspace = t->buffer[PS_BUF_WORKSPACE],
                               .t = t->trainable[i].t,
                               .step = t->updates,
-                              .lr = t->lr,
+                              .lr = t->lr * x->rate,
                               .decay = x->decay,
                               .grad_scale = t->clip_coef};
         memcpy(u.state, x->state, sizeof u.state);

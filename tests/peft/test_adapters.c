@@ -102,7 +102,7 @@ static void the_configuration_says_what_peft_needs(void **state)
     struct ps_adapter_config c = {0};
     bool on[SITES];
     struct ps_error err = {0};
-    assert_int_equal(ps_adapter_dir_config("config", ps_trainer_config(t), &c, on, &err), 0);
+    assert_int_equal(ps_adapter_dir_config("config", ps_trainer_config(t), &c, on, NULL, &err), 0);
     assert_string_equal(c.method, "lora");
     assert_int_equal(c.r, 2);
     assert_true(c.alpha == 6);
@@ -132,7 +132,7 @@ static void targets(const bool *on, const char *dir, const char *modules, const 
         json_decref(w);
     }
     json_decref(root);
-    assert_int_equal(ps_adapter_dir_config(dir, ps_trainer_config(t), &c, back, &err), 0);
+    assert_int_equal(ps_adapter_dir_config(dir, ps_trainer_config(t), &c, back, NULL, &err), 0);
     assert_memory_equal(back, on, SITES * sizeof *on);
     ps_trainer_destroy(t);
 }
@@ -237,7 +237,7 @@ static void damaged_tensors_are_refused_by_name(void **state)
         struct ps_trainer *t = trainer(NULL, 3);
         save(t, "hurt", PS_DTYPE_F32);
         damage("hurt", c[i].d, c[i].name);
-        int ret = ps_adapter_dir_config("hurt", ps_trainer_config(t), &cfg, on, &err);
+        int ret = ps_adapter_dir_config("hurt", ps_trainer_config(t), &cfg, on, NULL, &err);
         assert_int_equal(ret, c[i].config_too ? PS_EFORMAT : 0);
         if (!c[i].config_too)
             ret = ps_adapter_dir_load("hurt", t, &err);
@@ -262,7 +262,7 @@ static int with_field(const char *key, const char *json, struct ps_error *err)
     assert_int_equal(json_dump_file(root, "fields/adapter_config.json", 0), 0);
     memset(err, 0, sizeof *err);
     model.n_layer = 3;
-    int ret = ps_adapter_dir_config("fields", &model, &c, on, err);
+    int ret = ps_adapter_dir_config("fields", &model, &c, on, NULL, err);
     assert_int_equal(json_dump_file(was, "fields/adapter_config.json", 0), 0);
     json_decref(root);
     json_decref(was);
@@ -273,15 +273,12 @@ static void fields_that_change_the_function_are_refused_by_name(void **state)
 {
     (void)state;
     static const char *const bad[][2] = {
-        {"use_dora", "true"},
         {"fan_in_fan_out", "true"},
         {"lora_bias", "true"},
         {"bias", "\"all\""},
         {"bias", "\"lora_only\""},
         {"modules_to_save", "[\"lm_head\"]"},
         {"layer_replication", "[[0, 2]]"},
-        {"rank_pattern", "{\"q_proj\": 4}"},
-        {"alpha_pattern", "{\"q_proj\": 4}"},
         {"trainable_token_indices", "[1]"},
         {"target_parameters", "[\"x\"]"},
         {"use_qalora", "true"},
@@ -293,7 +290,7 @@ static void fields_that_change_the_function_are_refused_by_name(void **state)
         {"alora_invocation_tokens", "[5]"},
         {"init_lora_weights", "\"pissa\""},
         {"init_lora_weights", "\"olora\""},
-        {"peft_type", "\"IA3\""},
+        {"peft_type", "\"LOHA\""},
     };
     struct ps_error err;
     struct ps_trainer *t = trainer(NULL, 3);
@@ -333,12 +330,12 @@ static void missing_files_are_named(void **state)
     struct ps_adapter_config c = {0};
     struct ps_error err = {0};
     bool on[SITES];
-    assert_true(ps_adapter_dir_config("absent", &model, &c, on, &err) < 0);
+    assert_true(ps_adapter_dir_config("absent", &model, &c, on, NULL, &err) < 0);
     assert_string_equal(err.file, "absent/adapter_config.json");
     struct ps_trainer *t = trainer(NULL, 3);
     save(t, "half", PS_DTYPE_F32);
     assert_int_equal(remove("half/adapter_model.safetensors"), 0);
-    assert_true(ps_adapter_dir_config("half", &model, &c, on, &err) < 0);
+    assert_true(ps_adapter_dir_config("half", &model, &c, on, NULL, &err) < 0);
     assert_string_equal(err.file, "half/adapter_model.safetensors");
     ps_trainer_destroy(t);
 }

@@ -79,8 +79,8 @@ static struct bench *bench_create(enum ps_dtype dtype, double dropout, int threa
                                        .tensor = {s->a_mat, s->b_mat},
                                        .grad = {s->ga, s->gb},
                                        .site_idx = 23};
-    s->saved = calloc(1, ps_lora_ops.saved_bytes(&s->config, OUT, IN, T, dtype) + 64);
-    s->scratch = calloc(1, ps_lora_ops.scratch_bytes(&s->config, OUT, IN, T, dtype) + 64);
+    s->saved = calloc(1, ps_lora_ops.saved_bytes(&s->site, T, dtype) + 64);
+    s->scratch = calloc(1, ps_lora_ops.scratch_bytes(&s->site, T, dtype) + 64);
     s->call = (struct ps_linear_call){.cx = &s->cx,
                                       .n_tok = T,
                                       .out = OUT,
@@ -215,7 +215,7 @@ static void after_initialisation_the_linear_is_the_base_bit_for_bit(void **state
     for (int i = 0; i < 4; i++) {
         enum ps_dtype dtype = i & 1 ? PS_DTYPE_BF16 : PS_DTYPE_F32;
         struct bench *s = bench_create(dtype, i & 2 ? 0.25 : 0, 1);
-        ps_lora_ops.init(&s->site);
+        assert_int_equal(ps_lora_ops.init(&s->site, NULL, NULL), 0);
         for (size_t k = 0; k < OUT * R; k++)
             assert_true(s->b_mat[k] == 0);
         ps_linear_forward(&s->call);
@@ -236,7 +236,7 @@ static void initial_values_are_uniform_and_differ_between_sites(void **state)
 {
     (void)state;
     struct bench *s = bench_create(PS_DTYPE_F32, 0, 1);
-    ps_lora_ops.init(&s->site);
+    assert_int_equal(ps_lora_ops.init(&s->site, NULL, NULL), 0);
     double bound = 1.0 / sqrt((double)IN);
     double square = 0;
     for (size_t i = 0; i < R * IN; i++) {
@@ -247,7 +247,7 @@ static void initial_values_are_uniform_and_differ_between_sites(void **state)
     assert_true(fabs(square - 1.0 / 3.0) < 0.1);
     float first = s->a_mat[0];
     s->site.site_idx++;
-    ps_lora_ops.init(&s->site);
+    assert_int_equal(ps_lora_ops.init(&s->site, NULL, NULL), 0);
     assert_true(s->a_mat[0] != first);
     bench_destroy(s);
 }
@@ -332,7 +332,7 @@ static void recomputing_saves_the_same_bits(void **state)
 {
     (void)state;
     struct bench *s = bench_create(PS_DTYPE_BF16, 0.25, 1);
-    size_t bytes = ps_lora_ops.saved_bytes(&s->config, OUT, IN, T, PS_DTYPE_BF16);
+    size_t bytes = ps_lora_ops.saved_bytes(&s->site, T, PS_DTYPE_BF16);
     unsigned char *first = malloc(bytes);
     assert_non_null(first);
     ps_linear_forward(&s->call);
@@ -349,18 +349,17 @@ static void merging_equals_applying(void **state)
 {
     (void)state;
     struct bench *s = bench_create(PS_DTYPE_F32, 0, 1);
-    float delta[OUT * IN + 1];
-    delta[OUT * IN] = 77; /* canary */
-    ps_lora_ops.merge(&s->site, 0, 8, delta);
-    ps_lora_ops.merge(&s->site, 8, OUT - 8, delta + 8 * IN);
-    assert_true(delta[OUT * IN] == 77);
+    static float merged[OUT * IN + 1];
+    memcpy(merged, s->weight.data, OUT * IN * sizeof(float));
+    merged[OUT * IN] = 77; /* canary */
+    assert_int_equal(ps_lora_ops.merge(&s->site, 0, 8, merged), 0);
+    assert_int_equal(ps_lora_ops.merge(&s->site, 8, OUT - 8, merged + 8 * IN), 0);
+    assert_true(merged[OUT * IN] == 77);
     static double adapted[T * OUT];
     ps_linear_forward(&s->call);
     for (size_t k = 0; k < T * OUT; k++)
         adapted[k] = (double)((const float *)s->ys)[k];
-    float *w = (float *)s->weight.data;
-    for (size_t k = 0; k < OUT * IN; k++)
-        w[k] += delta[k];
+    s->weight.data = merged;
     s->call.site = NULL;
     ps_linear_forward(&s->call);
     compare("merged", s->ys, PS_DTYPE_F32, adapted, T * OUT, 1e-5);
@@ -375,12 +374,14 @@ static void ranks_out_of_range_are_refused_and_shapes_described(void **state)
     for (int i = 0; i < 4; i++) {
         struct ps_error err = {0};
         struct ps_adapter_config c = {.method = "lora", .r = bad[i], .alpha = 1};
-        assert_int_equal(ps_lora_ops.tensors(&c, OUT, IN, t, &err), PS_EUSAGE);
+        struct ps_adapter_site site = {.config = &c, .out = OUT, .in = IN};
+        assert_int_equal(ps_lora_ops.tensors(&site, t, &err), PS_EUSAGE);
         assert_string_equal(err.field, "lora-r");
         assert_non_null(strstr(err.message, "1..21"));
     }
     struct ps_adapter_config c = {.method = "lora", .r = 21, .alpha = 1};
-    assert_int_equal(ps_lora_ops.tensors(&c, OUT, IN, t, NULL), 2);
+    struct ps_adapter_site site = {.config = &c, .out = OUT, .in = IN};
+    assert_int_equal(ps_lora_ops.tensors(&site, t, NULL), 2);
     assert_string_equal(t[0].suffix, "lora_A.weight");
     assert_int_equal(t[0].shape[0], 21);
     assert_int_equal(t[0].shape[1], IN);

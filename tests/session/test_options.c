@@ -232,7 +232,7 @@ static void options_of_later_versions_are_named_as_such(void **state)
 {
     (void)state;
     static const char *const later[] = {"commit-interval", "nvme-write-limit", "spill-mode",
-                                        "use-dora", "base_quant"};
+                                        "peft-exact", "base_quant"};
     for (size_t i = 0; i < COUNT(later); i++) {
         struct ps_options o;
         struct ps_error err = {0};
@@ -274,7 +274,7 @@ static void values_are_checked(void **state)
         {"storage", "floppy", "accepts auto/io_uring/threads/ram/null"},
         {"emu-clock", "slow", "accepts real/virtual"},
         {"serial", "yes", "true or false"},
-        {"method", "dora", "not in this version"},
+        {"method", "qlora", "accepts lora"},
         {"clip", "delayed", "not in this version"},
         {"optimizer", "adagrad", "accepts adamw/adamw8bit"},
         {"dtype", "fp16", "accepts bf16/fp32"},
