@@ -37,6 +37,7 @@ struct ps_spill_store_options {
     const struct ps_store_extent *extent; /* (extent_count,) copied */
     uint32_t extent_count;
     uint64_t run_state_max; /* bytes of run state a commit may carry; 0: 1 MiB */
+    uint64_t unit_bytes;    /* of the stripe over several paths, a multiple of 4096; 0: 4 MiB */
     /* Back end for the store's own reads and writes (superblocks, tables), opened like a lane's. */
     ps_storage_open_fn open;
     struct ps_storage_options storage;

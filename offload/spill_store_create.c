@@ -35,6 +35,9 @@ static int check_options(const struct ps_spill_store_options *opt, struct ps_err
     if (opt->path_count == 0 || opt->path_count > PS__SPILL_FILES_MAX)
         return ps_error_set(err, PS_EUSAGE, "a spill store needs 1 to %d paths",
                             PS__SPILL_FILES_MAX);
+    if (opt->unit_bytes % PS__SPILL_BLOCK != 0 || opt->unit_bytes > PS__SPILL_UNIT_MAX)
+        return ps_error_set(err, PS_EUSAGE, "a stripe unit of %llu bytes",
+                            (unsigned long long)opt->unit_bytes);
     if (!ps__spill_uuid_parse(run, opt->run_uuid))
         return ps_error_set(err, PS_EUSAGE,
                             "the run's UUID is not of the form "
@@ -352,7 +355,7 @@ static int set_up(struct ps_spill_store *s, const struct ps_spill_store_options 
     h->mode = opt->mode;
     h->run_state_max = opt->run_state_max ? opt->run_state_max : PS__SPILL_RUN_STATE;
     h->stripe.file_count = opt->path_count;
-    h->stripe.unit_bytes = PS__SPILL_UNIT;
+    h->stripe.unit_bytes = opt->unit_bytes ? opt->unit_bytes : PS__SPILL_UNIT;
     if (!ps__spill_uuid_parse(h->run, opt->run_uuid))
         assert(0 && "check_options has seen it");
     s->config_hash = opt->config_hash;

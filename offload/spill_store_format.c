@@ -199,11 +199,11 @@ enum ps__super_state ps__spill_super_decode(struct ps__spill_super *b, const voi
     memcpy(b->file_uuid, p + SUPER_UUIDS, sizeof b->file_uuid);
     if (run && memcmp(run, b->run, 16) != 0)
         return PS__SUPER_FOREIGN;
-    uint64_t mib = PS_STRIPE_UNIT_MULTIPLE, area = (uint64_t)1 << 34;
+    uint64_t area = (uint64_t)1 << 34;
     bool ok = b->index == index && b->generation > 0 && b->mode <= PS_SPILL_INPLACE &&
               b->file_count >= 1 && b->file_count <= PS__SPILL_FILES_MAX && b->extent_count >= 1 &&
-              b->extent_count <= PS__SPILL_EXTENTS_MAX && b->unit_bytes >= mib &&
-              b->unit_bytes <= mib << 20 && b->unit_bytes % mib == 0 &&
+              b->extent_count <= PS__SPILL_EXTENTS_MAX && b->unit_bytes >= BLOCK &&
+              b->unit_bytes <= PS__SPILL_UNIT_MAX && b->unit_bytes % BLOCK == 0 &&
               b->run_state_max <= PS__SPILL_STATE_MAX && b->layout_bytes <= area &&
               b->layout_bytes >= BLOCK && b->layout_bytes % BLOCK == 0 && b->table_bytes >= BLOCK &&
               b->table_bytes <= area && b->table_bytes % BLOCK == 0 && b->layout_at % BLOCK == 0 &&

@@ -24,6 +24,7 @@ extern "C" {
 #define PS__SPILL_BLOCK ((uint64_t)4096)
 #define PS__SPILL_SUPER_AT ((uint64_t)1 << 20) /* of superblock 0; 1 is as far behind it */
 #define PS__SPILL_UNIT ((uint64_t)4 << 20)
+#define PS__SPILL_UNIT_MAX ((uint64_t)1 << 40)
 #define PS__SPILL_FILES_MAX PS_STRIPE_PATHS_MAX
 #define PS__SPILL_EXTENTS_MAX ((uint64_t)1 << 20)
 #define PS__SPILL_CHUNKS_MAX ((uint64_t)1 << 26)

@@ -13,6 +13,13 @@
 
 #define RESTART "start the run anew, or from a checkpoint"
 
+static int give_error(struct ps_error *err, const struct ps_error *e)
+{
+    if (err)
+        *err = *e;
+    return e->code;
+}
+
 static void *page_aligned(uint64_t bytes)
 {
     uint64_t n = (bytes + PS__SPILL_BLOCK - 1) / PS__SPILL_BLOCK * PS__SPILL_BLOCK;
@@ -215,11 +222,8 @@ int ps__spill_find_files(struct ps_spill_store *s, struct ps_error *err)
                 wrong = now;
             rc = got == 0 ? set_file(s, d, i, &sb, &now) : rc;
         }
-        if (rc != 0 && wrong.code != 0) {
-            if (err)
-                *err = wrong;
-            return wrong.code;
-        }
+        if (rc != 0 && wrong.code != 0)
+            return give_error(err, &wrong);
         if (rc != 0)
             return missing(s, i, err);
         if (h.bytes != s->file[i].bytes)
@@ -404,10 +408,11 @@ int ps__spill_recover(struct ps_spill_store *s, const struct ps_spill_store_opti
                 memcpy(s->file[f].uuid, b[i].file_uuid[f], 16);
             return 0;
         }
-        if (i + 1 < count)
+        /* What cannot be read now may be whole: going back a generation would give it up. */
+        if (i + 1 < count && (rc == PS_ECHECKSUM || rc == PS_EFORMAT))
             note_damage(s, &e, damage);
-        else if (err)
-            *err = e;
+        else
+            return give_error(err, &e);
     }
     return rc;
 }

@@ -15,13 +15,15 @@
 #define OTHER_UUID "01234567-89ab-4def-8123-456789abcdee"
 #define STORE "p0/penstock-" UUID
 
-enum { EXTENTS = 5, CHUNKS_MAX = 4, CHUNK_MAX = 64 << 10 };
+enum { EXTENTS = 5, CHUNKS_MAX = 4, CHUNK_MAX = 64 << 10, PIECES = 8 };
 
 static const uint64_t ends_a[] = {0, 8192, 12288, 28672}, ends_b[] = {0, 65536, 131072, 135168};
 static const uint64_t ends_c[] = {0, 4096}, ends_d[] = {0, 16384, 32768, 49152, 65536};
 static const struct ps_store_extent extents[EXTENTS] = {
-    {"layer.0.weights", 28672, ends_a, 3}, {"layer.0.state", 135168, ends_b, 3},
-    {"nothing", 0, NULL, 0},               {"embed.weights", 4096, ends_c, 1},
+    {"layer.0.weights", 28672, ends_a, 3},
+    {"layer.0.state", 135168, ends_b, 3},
+    {"nothing", 0, NULL, 0},
+    {"embed.weights", 4096, ends_c, 1},
     {"embed.state", 65536, ends_d, 4},
 };
 
@@ -39,6 +41,7 @@ static inline struct ps_spill_store_options spill_options(uint32_t paths)
                                            .extent = extents,
                                            .extent_count = EXTENTS,
                                            .run_state_max = 256,
+                                           .unit_bytes = 20480,
                                            .open = ps_storage_open_threads};
 }
 
@@ -92,10 +95,10 @@ struct spill_run {
 static inline int lane_move(struct spill_run *r, bool write, uint32_t e, uint32_t c,
                             enum ps_store_copy copy, struct ps_error *err)
 {
-    struct ps_transfer x[8];
+    struct ps_transfer x[PIECES];
     const struct ps_state_store_ops *ops = r->state->ops;
-    int n = write ? ops->map_write(r->state, e, c, r->memory, x, 8)
-                  : ops->map_read(r->state, e, c, copy, r->memory, x, 8);
+    int n = write ? ops->map_write(r->state, e, c, r->memory, x, PIECES)
+                  : ops->map_read(r->state, e, c, copy, r->memory, x, PIECES);
     int rc = 0;
     for (int i = 0; rc == 0 && i < n; i++) {
         uint64_t ticket = 0;
@@ -215,8 +218,8 @@ static inline void poke(const char *path, uint64_t offset, void *memory, size_t 
 {
     int fd = open(path, O_RDWR | O_CLOEXEC);
     assert_true(fd >= 0);
-    ssize_t n = write ? pwrite(fd, memory, bytes, (off_t)offset)
-                      : pread(fd, memory, bytes, (off_t)offset);
+    ssize_t n =
+        write ? pwrite(fd, memory, bytes, (off_t)offset) : pread(fd, memory, bytes, (off_t)offset);
     assert_int_equal(n, (ssize_t)bytes);
     close(fd);
 }

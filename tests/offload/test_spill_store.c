@@ -114,6 +114,7 @@ static void two_paths_hold_one_store(void **state)
     struct ps_spill_store_options opt = spill_options(2);
     opt.extent = big;
     opt.extent_count = 2;
+    opt.unit_bytes = 0;
     struct spill_run r;
     OK(run_create(&r, &opt, err));
     free(r.memory);
