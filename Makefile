@@ -27,6 +27,7 @@ BENCH_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(filter-out %/gpu_bench.c,$(wildc
 EXAMPLE_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard examples/*.c)))
 TEST_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(filter-out tests/cuda/%,$(wildcard tests/*/test_*.c))))
 TEST_SH := $(sort $(wildcard tests/*/test_*.sh))
+CRASH := $(filter $(BUILD)/tests/offload/test_spill_store%,$(TEST_BIN)) $(foreach t,$(TEST_BIN) $(TEST_SH),$(if $(findstring /test_crash,$t),$t))
 FUZZ_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
 HELPER_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/helpers/*.c)))
 
@@ -67,7 +68,7 @@ endif
 all: $(BUILD)/penstock $(BUILD)/libpenstock.so $(EXAMPLE_BIN) $(CUDA_PLUGIN)
 
 help:
-	@echo "targets: all test demo bench bench-full bench-stream gpu-bundle gpu-check-dry asan tsan fuzz format tidy install clean (check is test)"
+	@echo "targets: all test crash demo bench bench-full bench-stream gpu-bundle gpu-check-dry asan tsan fuzz format tidy install clean (check is test)"
 	@echo "variables: BUILD=$(BUILD) CFLAGS='$(CFLAGS)' WERROR=0|1 V=1 PREFIX=$(PREFIX) CUDA=auto|0|1 CUDA_ARCH='$(CUDA_ARCH)' CUDA_PTX='$(CUDA_PTX)'"
 
 $(BUILD)/%_avx2.o: ISA_FLAGS = -mavx2 -mfma -mf16c
@@ -156,6 +157,10 @@ tests: $(TEST_BIN) $(HELPER_BIN) $(CUDA_TEST_BIN) $(if $(CUDA_TEST_BIN),$(EMU_PR
 test check: setup
 	$(Q)$(MAKE) --no-print-directory all tests $(if $(CUDA_PLUGIN),gpu-bundle)
 	$(Q)BUILD=$(BUILD) tests/run.sh $(TEST_BIN) $(CUDA_TEST_BIN) $(TEST_SH)
+# The crash tests whole: more seeds, kills and flips than `make test` has time for. Parts of it need root.
+crash: setup
+	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)PENSTOCK_CRASH=1 TEST_LIMIT=7200 BUILD=$(BUILD) tests/run.sh $(CRASH)
 demo: setup
 	$(Q)$(MAKE) --no-print-directory $(BUILD)/penstock $(EXAMPLE_BIN)
 	$(Q)BUILD=$(BUILD) examples/demo/run.sh
@@ -192,7 +197,7 @@ clean:
 	rm -rf $(BUILD)
 
 FORCE:
-.PHONY: FORCE cuda gpu-bundle gpu-check-dry all help setup tests test check demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
+.PHONY: FORCE cuda gpu-bundle gpu-check-dry all help setup tests test check crash demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
 .SECONDARY:
 -include $(EMU_CU:.o=.d) $(EMU_PROBE:.o=.d) $(EMU_PLUG:.o=.d) $(EMU_LIB:.o=.d) $(CUDA_OBJ:.o=.d) $(patsubst %,%.d,$(CUDA_TEST_BIN))
 -include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(BUILD)/tools/bench/gpu_bench.d $(patsubst %,%.d,$(TEST_BIN) $(EXAMPLE_BIN) $(BENCH_BIN))
