@@ -85,6 +85,7 @@ struct ps_spill_info {
     uint32_t file_count, extent_count;
     bool superblock_ok[2];
     bool locked;                    /* a process has it open now */
+    bool usable;                    /* recovery would succeed; false: damage says why not */
     struct ps_error damage;         /* what is wrong; code 0: nothing was found. Generation 0: no
                                        commit can be read, extents and run state are absent */
     struct ps_store_extent *extent; /* (extent_count,) names and bytes; malloc'd */

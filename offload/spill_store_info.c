@@ -139,7 +139,8 @@ int ps_spill_info_read(struct ps_spill_info *out, const char *dir, struct ps_err
     if (rc == 0) {
         rc = fill_info(out, s, &own);
         struct ps_error files = {0};
-        if (rc == 0 && ps__spill_find_files(s, &files) < 0 && out->damage.code == 0)
+        out->usable = rc == 0 && ps__spill_find_files(s, &files) == 0;
+        if (rc == 0 && !out->usable)
             out->damage = files;
     } else if (s && s->st && (rc == PS_EFORMAT || rc == PS_ECHECKSUM)) {
         out->damage = own; /* a store of ours, in which nothing can be read */

@@ -4,7 +4,8 @@
  *   spill_store_format.c   seeds of checksums; blocks and tables to bytes and back
  *   spill_store_dir.c      directories, locks, names, what may be removed
  *   spill_store_create.c   a new store
- *   spill_store_open.c     recovery
+ *   spill_store_open.c     memory, storage; a store that exists
+ *   spill_store_recover.c  its files, superblocks and table found
  *   spill_store.c          the table for the trainer; commit; close and remove
  *   spill_store_info.c     what `inspect` shows; verify */
 #ifndef PS_OFFLOAD_SPILL_STORE_INTERNAL_H
@@ -197,6 +198,8 @@ int ps__spill_alloc(struct ps_spill_store **out, const struct ps_spill_store_opt
                     struct ps_error *err) PS_WARN_UNUSED;
 /* Close everything; remove: the files that this process made or found, and the directories. */
 void ps__spill_destroy(struct ps_spill_store *s, bool remove);
+/* s->file, for shape.stripe.file_count files. */
+int ps__spill_alloc_files(struct ps_spill_store *s, struct ps_error *err) PS_WARN_UNUSED;
 /* Arrays and buffers by shape. */
 int ps__spill_alloc_tables(struct ps_spill_store *s, struct ps_error *err) PS_WARN_UNUSED;
 /* Open s->st and add file `first` and the following. */
@@ -207,6 +210,11 @@ int ps__spill_add_files(struct ps_spill_store *s, struct ps_storage *st, uint32_
 /* Transfer within file 0 and wait for it. */
 int ps__spill_move(struct ps_spill_store *s, bool write, uint64_t at, uint64_t bytes, void *memory,
                    struct ps_error *err) PS_WARN_UNUSED;
+void *ps__spill_page_aligned(uint64_t bytes);
+int ps__spill_no_memory(struct ps_error *err);
+
+/* --- spill_store_recover.c --- */
+
 /* Directories are open (and locked, where that is wanted): find file 0 there, the superblocks, the
  * layout and the table. damage: what did not hinder recovery; code 0: nothing. */
 int ps__spill_recover(struct ps_spill_store *s, const struct ps_spill_store_options *opt,

@@ -360,11 +360,15 @@ static int inspect_path(struct ps_inspect_report *r, struct ps_error *err)
         r->kind = "model";
         return inspect_model(r, path, err);
     }
+    if (has(path, "data-0")) {
+        r->kind = "spill";
+        return ps__inspect_spill(r, err);
+    }
     return ps_error_full(err, PS_EFORMAT, path, NULL,
                          "inspect takes a model directory, a safetensors file, a PEFT adapter "
-                         "directory or a checkpoint-N directory",
+                         "directory, a checkpoint-N directory or a spill store",
                          "the directory has neither config.json, adapter_config.json, "
-                         "manifest.json nor safetensors files");
+                         "manifest.json, safetensors files nor data-0");
 }
 
 static char *report_json(const struct ps_inspect_report *r)

@@ -20,4 +20,8 @@ struct ps_inspect_report {
 /* The report as lines of text, to be freed with free(); NULL without memory. */
 char *ps__inspect_text(const struct ps_inspect_report *r);
 
+/* A spill store, NVME_PATH/penstock-UUID (inspect_spill.c): its details, or why it cannot be used.
+ */
+int ps__inspect_spill(struct ps_inspect_report *r, struct ps_error *err) PS_WARN_UNUSED;
+
 #endif

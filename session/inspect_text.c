@@ -21,7 +21,7 @@ static void put_details(FILE *out, json_t *details)
     json_t *v;
     json_object_foreach(details, key, v)
     {
-        if (json_is_null(v))
+        if (json_is_null(v) || strcmp(key, "extents") == 0)
             continue;
         char *text = json_is_string(v) ? NULL : json_dumps(v, JSON_ENCODE_ANY);
         const char *shown = json_is_string(v) ? json_string_value(v) : text;
@@ -56,6 +56,25 @@ static void put_tensors(FILE *out, const json_t *tensors)
     }
 }
 
+/* A spill store's extents: where the committed copy lies. */
+static void put_extents(FILE *out, const json_t *extents)
+{
+    size_t i;
+    json_t *e;
+    json_array_foreach(extents, i, e)
+    {
+        json_t *slot = json_object_get(e, "slot");
+        fprintf(out, "  %-32s %14" JSON_INTEGER_FORMAT " bytes  %6" JSON_INTEGER_FORMAT " chunks  ",
+                json_string_value(json_object_get(e, "name")),
+                json_integer_value(json_object_get(e, "bytes")),
+                json_integer_value(json_object_get(e, "chunks")));
+        if (json_is_integer(slot))
+            fprintf(out, "slot %" JSON_INTEGER_FORMAT "\n", json_integer_value(slot));
+        else
+            fputs("never written\n", out);
+    }
+}
+
 char *ps__inspect_text(const struct ps_inspect_report *r)
 {
     char *text = NULL;
@@ -68,10 +87,16 @@ char *ps__inspect_text(const struct ps_inspect_report *r)
         fprintf(out, "%-24s no: %s\n", "supported", r->why_not);
     else
         fprintf(out, "%-24s yes\n", "supported");
-    fprintf(out, "%-24s %" PRIu64 "\n", "parameters", r->parameters);
+    const json_t *extents = json_object_get(r->details, "extents");
+    if (!extents)
+        fprintf(out, "%-24s %" PRIu64 "\n", "parameters", r->parameters);
     put_details(out, r->details);
-    fprintf(out, "%-24s %zu\n", "tensors", json_array_size(r->tensors));
-    put_tensors(out, r->tensors);
+    if (extents) {
+        put_extents(out, extents);
+    } else {
+        fprintf(out, "%-24s %zu\n", "tensors", json_array_size(r->tensors));
+        put_tensors(out, r->tensors);
+    }
     bool bad = ferror(out) != 0;
     if (fclose(out) != 0 || bad) {
         free(text);

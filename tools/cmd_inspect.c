@@ -1,4 +1,5 @@
-/* penstock inspect: what a model directory, safetensors file, adapter or checkpoint holds. */
+/* penstock inspect: what a model directory, safetensors file, adapter, checkpoint or spill store
+ * holds. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

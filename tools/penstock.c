@@ -23,7 +23,7 @@ static const struct {
      "what a data set holds and which tokens are trained"},
     {"data", "tokenize", PS_CMD_DATA_TOKENIZE, cmd_data_tokenize, "token ids of texts"},
     {"data", "render", PS_CMD_DATA_RENDER, cmd_data_render, "conversations as text"},
-    {"inspect", NULL, PS_CMD_INSPECT, cmd_inspect, "what a model, adapter or checkpoint holds"},
+    {"inspect", NULL, PS_CMD_INSPECT, cmd_inspect, "what a model, adapter, checkpoint or spill store holds"},
     {"bench", NULL, PS_CMD_BENCH, cmd_bench, "measure this machine, for plan"},
     {"doctor", NULL, PS_CMD_DOCTOR, cmd_doctor, "what to set right on this machine"},
     {"list", NULL, PS_CMD_LIST, cmd_list, "names of optimizers, models, schedules, ..."},
