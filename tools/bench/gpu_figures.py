@@ -52,6 +52,8 @@ class Bench:
         self.tiny, self.build = self.args.tiny, os.path.abspath(self.args.build)
         self.started = time.monotonic()
         self.out = open(self.args.out, "a") if self.args.out else None
+        if self.tiny:
+            os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads fight over few cores
         self.env = dict(os.environ)
         if not self.env.get("PENSTOCK_CUDA_PLUGIN"):
             emulated = self.tiny and not driver_is_there()

@@ -238,7 +238,8 @@ class Steps:
         if self.tiny:
             c += ["--mode", "eager", "--steps", "1"]
         try:
-            run = subprocess.run(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit + grace)
+            run = subprocess.run(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit + grace,
+                                 env=b.env)
             why = f"exit code {run.returncode}: {run.stderr.strip()[-200:]}" if run.returncode else None
         except subprocess.TimeoutExpired:
             why = "no time left"
