@@ -15,12 +15,15 @@
 static const char *const lane_name[PS_LANE_COUNT] = {
     "compute", "h2d", "d2h", "disk_weights", "disk_state", "disk_write", "commit", "cpu_optim"};
 static const char *const kind_name[PS_TASK_KIND_COUNT] = {
-    "embed",     "forward",     "head",       "recompute",  "backward",     "embed_backward",
-    "grad_norm", "clip",        "update",     "copy_batch", "read_weights", "copy_weights",
-    "spill_out", "spill_write", "spill_read", "spill_in"};
+    "embed",          "forward",      "head",        "recompute",     "backward",
+    "embed_backward", "grad_norm",    "clip",        "update",        "copy_batch",
+    "read_weights",   "copy_weights", "spill_out",   "spill_write",   "spill_read",
+    "spill_in",       "grad_out",     "grad_in",     "grad_write",    "grad_read",
+    "read_state",     "update_host",  "write_state", "write_weights", "commit"};
 static const char *const tier_name[PS_TIER_COUNT] = {"device", "host", "disk"};
-static const char *const arg_name[PS_ARG_COUNT] = {"slot",  "raw",   "block", "x_in",
-                                                   "x_out", "saved", "dx",    "host_x"};
+static const char *const arg_name[PS_ARG_COUNT] = {"slot",  "raw",       "block", "x_in",
+                                                   "x_out", "saved",     "dx",    "host_x",
+                                                   "grad",  "grad_host", "state", "granule"};
 
 const char *ps_lane_name(enum ps_lane l)
 {

@@ -64,6 +64,16 @@ enum ps_task_kind {
     PS_TASK_SPILL_WRITE,     /* disk_write: a layer boundary to the spill file */
     PS_TASK_SPILL_READ,      /* disk_state: and back */
     PS_TASK_SPILL_IN,        /* h2d: and back */
+    /* Full fine-tuning through the tiers: step.h says when each comes. */
+    PS_TASK_GRAD_OUT,      /* d2h (cpu_optim without a device memory): a unit's gradient to where it is kept */
+    PS_TASK_GRAD_IN,       /* h2d (cpu_optim): and back, to be added to by the next pass */
+    PS_TASK_GRAD_WRITE,    /* disk_write: a kept gradient to the spill file */
+    PS_TASK_GRAD_READ,     /* disk_state: and back */
+    PS_TASK_READ_STATE,    /* disk_state: optimizer states of a granule from the store */
+    PS_TASK_UPDATE_HOST,   /* cpu_optim: gradient, states, weights of a granule (or a unit) */
+    PS_TASK_WRITE_STATE,   /* disk_write: states of a granule to the store */
+    PS_TASK_WRITE_WEIGHTS, /* disk_write: weights of a granule to the store */
+    PS_TASK_COMMIT,        /* commit: all of it becomes the committed generation */
     PS_TASK_KIND_COUNT,
 };
 
@@ -82,6 +92,10 @@ enum ps_task_arg {
     PS_ARG_SAVED, /* saved set */
     PS_ARG_DX,
     PS_ARG_HOST_X, /* host buffer of a layer boundary; PS_TASK_SPILL_*: see step.h */
+    PS_ARG_GRAD,   /* near slot that the unit's gradient is made in; -1: a place of its own */
+    PS_ARG_GRAD_HOST, /* ring buffer of a kept gradient; -1: a place of its own */
+    PS_ARG_STATE,  /* ring buffer of a granule's states */
+    PS_ARG_GRANULE, /* update granule, counted over all units; -1: the whole unit */
     PS_ARG_COUNT,
 };
 

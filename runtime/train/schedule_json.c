@@ -208,7 +208,9 @@ static int read_ranges(const struct reader *r, struct ps_schedule *s, const json
 static bool is_disk_request(enum ps_task_kind kind)
 {
     return kind == PS_TASK_READ_WEIGHTS || kind == PS_TASK_SPILL_WRITE ||
-           kind == PS_TASK_SPILL_READ;
+           kind == PS_TASK_SPILL_READ || kind == PS_TASK_GRAD_WRITE || kind == PS_TASK_GRAD_READ ||
+           kind == PS_TASK_READ_STATE || kind == PS_TASK_WRITE_STATE ||
+           kind == PS_TASK_WRITE_WEIGHTS;
 }
 
 /* Add the task with id, lane, kind and unit; the rest is for read_task. */

@@ -8,8 +8,8 @@
  *   train     one pass of `group` micro-batches through all layers and back, all micro-batches of a
  *             layer before the next layer (group 1: the usual order). A step runs it
  *             ceil(micro-batches / group) times; micro-batches that a window lacks are empty tasks.
- *   update    norm, clip, update of every trained unit; no weights are moved.
- *   eval      forward and loss of `eval_group` micro-batches; also logits and generation.
+ *   update    norm, clip, update of every trained unit; no weights are moved. (Streamed updates:
+ * see below.) eval      forward and loss of `eval_group` micro-batches; also logits and generation.
  *   prologue_train, prologue_eval   bring into the slots what the segment expects there.
  *
  * Weights. Units in forward order: embedding (row blocks when streamed), layers, head with final
@@ -18,6 +18,19 @@
  * unit that is still in its slot when it is needed is not read again: that is the cache at the
  * turns, and between passes. The end of a pass reads what the next one needs first (trailing
  * tasks). Head and, when tied, embedding are pinned.
+ *
+ * Full fine-tuning. With layout.update RESIDENT weights, gradients and states of trained units lie
+ * near and segment update updates them there. Otherwise segment train holds the updates too; they
+ * run on the host (lane cpu_optim), in granules, and where states (and weights) lie on disk every
+ * granule's are read from the store, updated and written back: AFTER         after the backward
+ * pass, last layer first; norm and clipping before INSIDE        a layer as soon as its gradient is
+ * complete, embedding and head at the end. The coefficient is not known yet: where it turns out
+ * below 1, or a gradient not finite, the store's copies from before are taken again (and segment
+ * update redoes the step from the kept gradients) NEXT_FORWARD  a unit just before the forward pass
+ * of the next step uses it, from the kept gradient; segment update catches up where no next step
+ * comes Passes of a step but the last run segment train_inner (AFTER alone can have several). The
+ * gradient of a unit is made in a place of its own or in one of grad_slots near slots, and is kept
+ * until the update there (tier DEVICE), in host memory or on disk.
  *
  * Layer boundaries x[l][m] (input of layer l): kept near, or moved to host or disk and back for the
  * backward pass; the last ones that are still near then are not moved at all (forwarding). */
@@ -34,6 +47,25 @@
 extern "C" {
 #endif
 
+/* A piece of a trained tensor: elements [begin, begin + n). */
+struct ps_slice {
+    uint32_t tensor; /* number among the trained tensors */
+    uint64_t begin, n;
+    uint64_t weight_offset; /* bytes, in the unit's weight image (the layout of a pinned unit) */
+    uint64_t grad_offset;   /* elements, in the unit's gradient */
+    uint64_t state_offset; /* bytes, in the granule's states: | remainder | state 0 | state 1 | ...,
+                              64-aligned each */
+};
+
+/* What is updated together; a fixed function of model and optimizer. */
+struct ps_granule {
+    int32_t unit;
+    uint32_t slice_begin, slice_count;
+    uint64_t weight_offset, weight_bytes; /* in the unit's weight image, multiples of 4096 */
+    uint64_t state_offset, state_bytes;   /* in the unit's state image, multiples of 4096 */
+    uint64_t params;
+};
+
 /* Sizes in bytes; a pure function of model, method, batch and number formats. */
 struct ps_step_shape {
     int32_t n_layer;
@@ -48,6 +80,14 @@ struct ps_step_shape {
     uint64_t logits_bytes; /* of one prompt's last row (generation) */
     uint64_t partial_bytes;
     uint64_t workspace_bytes; /* of the optimizer, for one update */
+    /* update granules, units in index order; those of unit index i are granule_begin[i] ..
+     * granule_begin[i + 1] */
+    const struct ps_granule *granule;
+    const struct ps_slice *slice;
+    const uint32_t *granule_begin;     /* (n_layer + 3) */
+    const uint64_t *state_image_bytes; /* by unit index: all granules' states */
+    bool grad_rounds;                  /* gradients are rounded to bf16 before the norm */
+    int32_t micro_max;                 /* most micro-batches of a step */
     /* trained things by unit: index 0 embedding, 1 .. n_layer layers, n_layer + 1 head */
     const uint64_t *adapter_bytes, *grad_bytes, *state_bytes;
     const uint64_t *pinned_bytes; /* weights of a pinned unit, tensors 64-byte aligned */
@@ -75,6 +115,20 @@ enum ps_ablation {
 unsigned ps_ablation_find(const char *name);
 const char *ps_ablation_name(unsigned bit);
 
+enum ps_update_when {
+    PS_UPDATE_RESIDENT,
+    PS_UPDATE_AFTER,
+    PS_UPDATE_INSIDE,
+    PS_UPDATE_NEXT_FORWARD,
+    PS_UPDATE_WHEN_COUNT,
+};
+/* "resident", "after-backward", "inside-backward", "next-forward". */
+const char *ps_update_when_name(enum ps_update_when w);
+
+/* When gradients are scaled by the norm: exact by this step's, delayed by the step's before; each
+ * tensor by its own; not at all. */
+enum ps_clip_mode { PS_CLIP_EXACT, PS_CLIP_DELAYED, PS_CLIP_PER_TENSOR, PS_CLIP_NONE };
+
 struct ps_step_layout {
     const char *strategy;   /* static storage */
     bool discrete;          /* the device has memory of its own */
@@ -92,6 +146,19 @@ struct ps_step_layout {
      * for pinned weights (streamed ones would be read again for each lot). */
     int32_t interleave;
     int32_t host_ring; /* discrete, boundaries on disk: host buffers on the way; >= 2 */
+    /* full fine-tuning */
+    enum ps_update_when update;
+    enum ps_clip_mode clip;
+    enum ps_tier *state; /* (n_layer + 2) by unit index. Update RESIDENT: DEVICE. Otherwise where
+                            the states wait: in memory (HOST on discrete devices, DEVICE elsewhere)
+                            or DISK. All on disk: every step is committed; INSIDE asks for that */
+    enum ps_tier
+        *grad; /* (n_layer + 2) where a complete gradient waits for the update: DEVICE where
+                  it was made (not on discrete devices), HOST or DISK. DISK: layers only */
+    int32_t grad_slots;  /* near slots for the gradients of layers; 0: each has a place of its own.
+                            Without being kept elsewhere only INSIDE and not redone */
+    int32_t grad_ring;   /* host buffers of gradients on their way to and from the disk; >= 2 */
+    int32_t state_slots; /* host buffers of granules' states; >= 1 when any lies on disk */
     unsigned ablate;
 };
 
@@ -119,14 +186,19 @@ enum ps_step_buffer {
     PS_BUF_HOST_X,     /* boundaries in host memory, then the host ring */
     PS_BUF_DISK_X,     /* spill file */
     PS_BUF_ADAPTER,    /* by unit, 4096-aligned each */
-    PS_BUF_GRAD,
+    PS_BUF_GRAD,       /* by unit, then grad_slots slots */
     PS_BUF_STATE,
-    PS_BUF_WORKSPACE, /* of the optimizer */
-    PS_BUF_NORM,      /* partial square sums, then 4096 bytes for the coefficient */
-    PS_BUF_LOSS,      /* (batch_count) fp64 sums of losses, 64 bytes each */
-    PS_BUF_CACHE,     /* (eval_group, n_layer, cache_bytes) */
-    PS_BUF_LOGITS,    /* (eval_group, logits_bytes) */
-    PS_BUF_MIRROR,    /* host; discrete: adapters, states, gradients, trained weights, for files */
+    PS_BUF_WORKSPACE,    /* of the optimizer */
+    PS_BUF_NORM,         /* partial square sums, then 4096 bytes for the coefficient */
+    PS_BUF_LOSS,         /* (batch_count) fp64 sums of losses, 64 bytes each */
+    PS_BUF_CACHE,        /* (eval_group, n_layer, cache_bytes) */
+    PS_BUF_LOGITS,       /* (eval_group, logits_bytes) */
+    PS_BUF_STATE_RING,   /* (state_slots, state_slot_bytes) */
+    PS_BUF_GRAD_HOST,    /* kept gradients by unit, then grad_ring buffers */
+    PS_BUF_DISK_GRAD,    /* spill file, behind PS_BUF_DISK_X: kept gradients */
+    PS_BUF_DISK_WEIGHTS, /* the store: weight images of the trained units */
+    PS_BUF_DISK_STATE,   /* the store: state images */
+    PS_BUF_MIRROR, /* host; discrete: adapters, states, gradients, trained weights, for files */
     PS_BUF_COUNT,
 };
 
@@ -142,6 +214,13 @@ struct ps_step_map {
     uint64_t *pinned_offset; /* by unit index; UINT64_MAX: not pinned */
     uint64_t *host_offset;   /* by source unit number; UINT64_MAX: not in host memory */
     uint64_t *adapter_offset, *grad_offset, *state_offset; /* by unit index (n_layer + 2) */
+    uint64_t grad_slot_base, grad_slot_bytes, grad_ring_base, grad_ring_bytes, state_slot_bytes;
+    enum ps_dtype
+        keep_dtype;        /* of kept gradients: BF16 when rounded and made in one pass, else F32 */
+    bool several_passes;   /* a step may need more than one */
+    bool commits;          /* every step is committed: all states lie on disk */
+    uint64_t *keep_offset; /* by unit index, in PS_BUF_GRAD_HOST or PS_BUF_DISK_GRAD */
+    uint64_t *weight_image_offset, *state_image_offset; /* in PS_BUF_DISK_WEIGHTS and _STATE */
     int32_t *stream_idx; /* by source unit number: number among the streamed, -1: not streamed */
     int32_t stream_count;
 };
@@ -149,8 +228,14 @@ int ps_step_map_create(struct ps_step_map *m, const struct ps_step_shape *shape,
                        const struct ps_step_layout *layout, struct ps_error *err) PS_WARN_UNUSED;
 void ps_step_map_fini(struct ps_step_map *m);
 
-/* Bytes of a tier: device and host arenas (each buffer rounded up to 4096), spill on disk. */
+/* Bytes of a tier: device and host arenas (each buffer rounded up to 4096), spill on disk (the
+ * store is apart: ps_step_map_store_bytes gives one slot of it). */
 uint64_t ps_step_map_tier_bytes(const struct ps_step_map *m, enum ps_tier tier);
+
+uint64_t ps_step_map_store_bytes(const struct ps_step_map *m);
+/* Bytes of a unit's kept gradient. */
+uint64_t ps_step_keep_bytes(const struct ps_step_shape *shape, const struct ps_step_map *m,
+                            int32_t unit_idx);
 
 enum ps_segment {
     PS_SEGMENT_TRAIN,
@@ -158,6 +243,7 @@ enum ps_segment {
     PS_SEGMENT_EVAL,
     PS_SEGMENT_PROLOGUE_TRAIN,
     PS_SEGMENT_PROLOGUE_EVAL,
+    PS_SEGMENT_TRAIN_INNER, /* a pass that is not the step's last; empty when there is one pass */
     PS_SEGMENT_COUNT,
 };
 const char *ps_segment_name(enum ps_segment s);

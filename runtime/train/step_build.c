@@ -12,35 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "runtime/train/step_internal.h"
+#include "runtime/train/step_build_internal.h"
 
-/* What a ring buffer holds: boundary `layer` of micro-batch `micro`; layer -1: nothing of use. */
-struct ring {
-    int32_t layer, micro;
-    bool busy;      /* in use by the tasks being emitted */
-    uint32_t freed; /* when it was released: the order of releases */
-};
-
-struct build {
-    struct ps_schedule *s;
-    enum ps_segment segment;
-    const struct ps_step_shape *p;
-    const struct ps_step_layout *l;
-    const struct ps_step_map *m;
-    int32_t *content; /* (near_slots) source number in the slot now, -1: none */
-    int32_t *live_in; /* (near_slots) what it holds at the beginning and end of every pass */
-    int32_t *cur;     /* (group) x buffer of each micro-batch's boundary */
-    struct ring *ring;
-    bool *served; /* (n_layer, group) a moved boundary that is still near when backward wants it */
-    bool dry;     /* first walk: find `served`, emit nothing that counts */
-    int32_t raw_next, host_next;
-    uint32_t releases;    /* of ring buffers */
-    int64_t last_compute; /* -1: none */
-    uint32_t flags;
-};
-
-static uint32_t emit(struct build *b, enum ps_task_kind kind, enum ps_lane lane, int32_t unit,
-                     int32_t micro)
+uint32_t ps__emit(struct ps__build *b, enum ps_task_kind kind, enum ps_lane lane, int32_t unit,
+                  int32_t micro)
 {
     uint32_t id = ps_schedule_task(b->s, kind, lane, unit);
     if (b->s->fault)
@@ -50,13 +25,13 @@ static uint32_t emit(struct build *b, enum ps_task_kind kind, enum ps_lane lane,
     return id;
 }
 
-static void arg(struct build *b, enum ps_task_arg a, int32_t value)
+void ps__arg(struct ps__build *b, enum ps_task_arg a, int32_t value)
 {
     if (!b->s->fault)
         b->s->task[b->s->task_count - 1].arg[a] = value;
 }
 
-static void cost(struct build *b, double flops, uint64_t bytes)
+void ps__cost(struct ps__build *b, double flops, uint64_t bytes)
 {
     if (b->s->fault)
         return;
@@ -65,7 +40,7 @@ static void cost(struct build *b, double flops, uint64_t bytes)
 }
 
 /* The task is complete: declare what it touches. */
-static void done(struct build *b)
+void ps__done(struct ps__build *b)
 {
     if (b->s->fault)
         return;
@@ -77,7 +52,7 @@ static void done(struct build *b)
 
 /* --- weights --- */
 
-static void load_unit(struct build *b, int32_t number, int32_t slot)
+static void load_unit(struct ps__build *b, int32_t number, int32_t slot)
 {
     const struct ps_unit_source *u = &b->p->source->unit[number];
     bool host = b->m->host_offset[number] != UINT64_MAX;
@@ -87,26 +62,25 @@ static void load_unit(struct build *b, int32_t number, int32_t slot)
         raw = b->raw_next++ % b->l->raw_slots;
     if (!host) {
         int64_t after = b->last_compute;
-        emit(b, PS_TASK_READ_WEIGHTS, PS_LANE_DISK_WEIGHTS, u->unit, -1);
-        arg(b, PS_ARG_BLOCK, u->block);
-        arg(b, copied ? PS_ARG_RAW : PS_ARG_SLOT, copied ? raw : slot);
-        cost(b, 0, u->read_bytes);
-        done(b);
+        ps__emit(b, PS_TASK_READ_WEIGHTS, PS_LANE_DISK_WEIGHTS, u->unit, -1);
+        ps__arg(b, PS_ARG_BLOCK, u->block);
+        ps__arg(b, copied ? PS_ARG_RAW : PS_ARG_SLOT, copied ? raw : slot);
+        ps__cost(b, 0, u->read_bytes);
+        ps__done(b);
         if ((b->l->ablate & PS_ABLATE_PREFETCH) && after >= 0)
             ps_schedule_dep(b->s, (uint32_t)after, 0);
     }
     if (copied) {
-        emit(b, PS_TASK_COPY_WEIGHTS, PS_LANE_H2D, u->unit, -1);
-        arg(b, PS_ARG_BLOCK, u->block);
-        arg(b, PS_ARG_SLOT, slot);
-        arg(b, PS_ARG_RAW, raw);
-        cost(b, 0, u->near_bytes);
-        done(b);
+        ps__emit(b, PS_TASK_COPY_WEIGHTS, PS_LANE_H2D, u->unit, -1);
+        ps__arg(b, PS_ARG_BLOCK, u->block);
+        ps__arg(b, PS_ARG_SLOT, slot);
+        ps__arg(b, PS_ARG_RAW, raw);
+        ps__cost(b, 0, u->near_bytes);
+        ps__done(b);
     }
 }
 
-/* Make the unit's weights available to the tasks emitted next; returns the slot, -1: pinned. */
-static int32_t use_unit(struct build *b, int32_t unit, int32_t block)
+int32_t ps__use_unit(struct ps__build *b, int32_t unit, int32_t block)
 {
     int32_t number = (int32_t)ps__source_number(b->p, unit, block);
     int32_t j = b->m->stream_idx[number];
@@ -119,14 +93,14 @@ static int32_t use_unit(struct build *b, int32_t unit, int32_t block)
     return slot;
 }
 
-static void forget_slots(struct build *b)
+static void forget_slots(struct ps__build *b)
 {
     for (int32_t i = 0; i < b->l->near_slots; i++)
         b->content[i] = -1;
 }
 
 /* What every slot holds when a pass begins: the first unit that will use it. */
-static void find_live_in(struct build *b)
+static void find_live_in(struct ps__build *b)
 {
     for (int32_t i = 0; i < b->l->near_slots; i++)
         b->live_in[i] = -1;
@@ -140,7 +114,7 @@ static void find_live_in(struct build *b)
 }
 
 /* Bring the live-in into the slots that hold something else, in the order of use. */
-static void restore_live_in(struct build *b, uint32_t flags)
+static void restore_live_in(struct ps__build *b, uint32_t flags)
 {
     b->flags = flags;
     for (uint32_t n = 0; n < b->p->source->unit_count; n++) {
@@ -158,13 +132,13 @@ static void restore_live_in(struct build *b, uint32_t flags)
 
 /* --- layer boundaries --- */
 
-static bool moved(const struct build *b, int32_t l)
+static bool moved(const struct ps__build *b, int32_t l)
 {
     return b->m->x_host_idx[l] >= 0 || b->m->x_disk_idx[l] >= 0;
 }
 
 /* Is ring buffer i worth less than ring buffer j? */
-static bool cheaper(const struct ring *i, const struct ring *j)
+static bool cheaper(const struct ps__ring *i, const struct ps__ring *j)
 {
     if (i->layer != j->layer)
         return i->layer < j->layer;
@@ -172,18 +146,18 @@ static bool cheaper(const struct ring *i, const struct ring *j)
     return i->layer < 0 ? i->freed < j->freed : i->micro > j->micro;
 }
 
-static int32_t take_ring(struct build *b, int32_t layer, int32_t micro)
+static int32_t take_ring(struct ps__build *b, int32_t layer, int32_t micro)
 {
     int32_t best = -1;
     for (int32_t i = 0; i < b->l->x_ring; i++)
         if (!b->ring[i].busy && (best < 0 || cheaper(&b->ring[i], &b->ring[best])))
             best = i;
     assert(best >= 0); /* x_ring is large enough: checked with the layout */
-    b->ring[best] = (struct ring){.layer = layer, .micro = micro, .busy = true};
+    b->ring[best] = (struct ps__ring){.layer = layer, .micro = micro, .busy = true};
     return b->m->x_kept + best;
 }
 
-static void release_ring(struct build *b, int32_t x, bool forget)
+static void release_ring(struct ps__build *b, int32_t x, bool forget)
 {
     int32_t i = x - b->m->x_kept;
     if (i < 0)
@@ -194,7 +168,7 @@ static void release_ring(struct build *b, int32_t x, bool forget)
         b->ring[i].layer = -1;
 }
 
-static int32_t find_ring(const struct build *b, int32_t layer, int32_t micro)
+static int32_t find_ring(const struct ps__build *b, int32_t layer, int32_t micro)
 {
     for (int32_t i = 0; i < b->l->x_ring; i++)
         if (b->ring[i].layer == layer && b->ring[i].micro == micro)
@@ -202,7 +176,7 @@ static int32_t find_ring(const struct build *b, int32_t layer, int32_t micro)
     return -1;
 }
 
-static int32_t host_buffer(struct build *b, int32_t l, int32_t micro)
+static int32_t host_buffer(struct ps__build *b, int32_t l, int32_t micro)
 {
     if (b->m->x_host_idx[l] >= 0)
         return b->m->x_host_idx[l] * b->l->group + micro;
@@ -211,7 +185,7 @@ static int32_t host_buffer(struct build *b, int32_t l, int32_t micro)
 }
 
 /* Where boundary l of a micro-batch is written: a buffer of its own, or one of the ring. */
-static int32_t place_boundary(struct build *b, int32_t l, int32_t micro)
+static int32_t place_boundary(struct ps__build *b, int32_t l, int32_t micro)
 {
     if (l < b->p->n_layer && b->m->x_kept_idx[l] >= 0)
         return b->m->x_kept_idx[l] * b->l->group + micro;
@@ -219,29 +193,29 @@ static int32_t place_boundary(struct build *b, int32_t l, int32_t micro)
 }
 
 /* Boundary l has just been made in buffer x: send it where it waits for the backward pass. */
-static void spill(struct build *b, int32_t l, int32_t micro, int32_t x)
+static void spill(struct ps__build *b, int32_t l, int32_t micro, int32_t x)
 {
     if (!moved(b, l) || (!b->dry && b->served[(size_t)l * (size_t)b->l->group + (size_t)micro]))
         return;
     bool disk = b->m->x_disk_idx[l] >= 0;
     int32_t host = b->l->discrete ? host_buffer(b, l, micro) : -1;
     if (b->l->discrete) {
-        emit(b, PS_TASK_SPILL_OUT, PS_LANE_D2H, l, micro);
-        arg(b, PS_ARG_X_IN, x);
-        arg(b, PS_ARG_HOST_X, host);
-        cost(b, 0, b->m->x_stride);
-        done(b);
+        ps__emit(b, PS_TASK_SPILL_OUT, PS_LANE_D2H, l, micro);
+        ps__arg(b, PS_ARG_X_IN, x);
+        ps__arg(b, PS_ARG_HOST_X, host);
+        ps__cost(b, 0, b->m->x_stride);
+        ps__done(b);
     }
     if (disk) {
-        emit(b, PS_TASK_SPILL_WRITE, PS_LANE_DISK_WRITE, l, micro);
-        arg(b, b->l->discrete ? PS_ARG_HOST_X : PS_ARG_X_IN, b->l->discrete ? host : x);
-        cost(b, 0, b->m->x_stride);
-        done(b);
+        ps__emit(b, PS_TASK_SPILL_WRITE, PS_LANE_DISK_WRITE, l, micro);
+        ps__arg(b, b->l->discrete ? PS_ARG_HOST_X : PS_ARG_X_IN, b->l->discrete ? host : x);
+        ps__cost(b, 0, b->m->x_stride);
+        ps__done(b);
     }
 }
 
 /* Boundary l for the backward pass: where it was kept, where it still is, or fetched. */
-static int32_t fetch(struct build *b, int32_t l, int32_t micro)
+static int32_t fetch(struct ps__build *b, int32_t l, int32_t micro)
 {
     if (b->m->x_kept_idx[l] >= 0)
         return b->m->x_kept_idx[l] * b->l->group + micro;
@@ -260,72 +234,76 @@ static int32_t fetch(struct build *b, int32_t l, int32_t micro)
     bool disk = b->m->x_disk_idx[l] >= 0;
     int32_t host = b->l->discrete ? host_buffer(b, l, micro) : -1;
     if (disk) {
-        emit(b, PS_TASK_SPILL_READ, PS_LANE_DISK_STATE, l, micro);
-        arg(b, b->l->discrete ? PS_ARG_HOST_X : PS_ARG_X_OUT, b->l->discrete ? host : x);
-        cost(b, 0, b->m->x_stride);
-        done(b);
+        ps__emit(b, PS_TASK_SPILL_READ, PS_LANE_DISK_STATE, l, micro);
+        ps__arg(b, b->l->discrete ? PS_ARG_HOST_X : PS_ARG_X_OUT, b->l->discrete ? host : x);
+        ps__cost(b, 0, b->m->x_stride);
+        ps__done(b);
     }
     if (b->l->discrete) {
-        emit(b, PS_TASK_SPILL_IN, PS_LANE_H2D, l, micro);
-        arg(b, PS_ARG_X_OUT, x);
-        arg(b, PS_ARG_HOST_X, host);
-        cost(b, 0, b->m->x_stride);
-        done(b);
+        ps__emit(b, PS_TASK_SPILL_IN, PS_LANE_H2D, l, micro);
+        ps__arg(b, PS_ARG_X_OUT, x);
+        ps__arg(b, PS_ARG_HOST_X, host);
+        ps__cost(b, 0, b->m->x_stride);
+        ps__done(b);
     }
     return x;
 }
 
 /* --- the passes --- */
 
-static void copy_batches(struct build *b, int32_t group)
+static void copy_batches(struct ps__build *b, int32_t group)
 {
     for (int32_t m = 0; b->l->discrete && m < group; m++) {
-        emit(b, PS_TASK_COPY_BATCH, PS_LANE_H2D, PS_UNIT_ALL, m);
-        cost(b, 0, b->p->batch_bytes);
-        done(b);
+        ps__emit(b, PS_TASK_COPY_BATCH, PS_LANE_H2D, PS_UNIT_ALL, m);
+        ps__cost(b, 0, b->p->batch_bytes);
+        ps__done(b);
     }
 }
 
-static void embed(struct build *b, int32_t begin, int32_t end)
+static void embed(struct ps__build *b, int32_t begin, int32_t end)
 {
     bool pinned = b->m->stream_idx[ps__source_number(b->p, PS_UNIT_EMBED, 0)] < 0;
     int32_t blocks = pinned ? 1 : (int32_t)b->p->source->embed_block_count;
     for (int32_t block = 0; block < blocks; block++) {
-        int32_t slot = use_unit(b, PS_UNIT_EMBED, block);
+        int32_t slot = ps__use_unit(b, PS_UNIT_EMBED, block);
         for (int32_t m = begin; m < end; m++) {
-            emit(b, PS_TASK_EMBED, PS_LANE_COMPUTE, PS_UNIT_EMBED, m);
-            arg(b, PS_ARG_SLOT, slot);
-            arg(b, PS_ARG_BLOCK, pinned ? -1 : block);
-            arg(b, PS_ARG_X_OUT, b->cur[m]);
-            done(b);
+            ps__emit(b, PS_TASK_EMBED, PS_LANE_COMPUTE, PS_UNIT_EMBED, m);
+            ps__arg(b, PS_ARG_SLOT, slot);
+            ps__arg(b, PS_ARG_BLOCK, pinned ? -1 : block);
+            ps__arg(b, PS_ARG_X_OUT, b->cur[m]);
+            ps__done(b);
         }
     }
 }
 
-static int32_t saved_set(const struct build *b, int32_t l, int32_t micro)
+static int32_t saved_set(const struct ps__build *b, int32_t l, int32_t micro)
 {
-    if (b->segment == PS_SEGMENT_TRAIN && b->m->saved_idx[l] >= 0)
+    if (b->segment != PS_SEGMENT_EVAL && b->m->saved_idx[l] >= 0)
         return b->m->saved_idx[l] * b->l->group + micro;
     return b->m->saved_count - 1;
 }
 
-static void layer_task(struct build *b, enum ps_task_kind kind, int32_t l, int32_t micro,
-                       int32_t slot, int32_t x_in, int32_t x_out)
+static void layer_task(struct ps__build *b, enum ps_task_kind kind, int32_t l, int32_t micro,
+                       int32_t slot, int32_t x_in, int32_t x_out, int32_t grad_slot)
 {
-    emit(b, kind, PS_LANE_COMPUTE, l, micro);
-    arg(b, PS_ARG_SLOT, slot);
-    arg(b, PS_ARG_X_IN, x_in);
-    arg(b, PS_ARG_X_OUT, x_out);
-    arg(b, PS_ARG_SAVED, saved_set(b, l, micro));
-    if (kind == PS_TASK_LAYER_BACKWARD)
-        arg(b, PS_ARG_DX, micro);
-    cost(b, kind == PS_TASK_LAYER_BACKWARD ? b->p->layer_backward_flops : b->p->layer_flops, 0);
-    done(b);
+    ps__emit(b, kind, PS_LANE_COMPUTE, l, micro);
+    ps__arg(b, PS_ARG_SLOT, slot);
+    ps__arg(b, PS_ARG_X_IN, x_in);
+    ps__arg(b, PS_ARG_X_OUT, x_out);
+    ps__arg(b, PS_ARG_SAVED, saved_set(b, l, micro));
+    if (kind == PS_TASK_LAYER_BACKWARD) {
+        ps__arg(b, PS_ARG_DX, micro);
+        ps__arg(b, PS_ARG_GRAD, grad_slot);
+    }
+    ps__cost(b, kind == PS_TASK_LAYER_BACKWARD ? b->p->layer_backward_flops : b->p->layer_flops, 0);
+    ps__done(b);
 }
 
-static void forward_layer(struct build *b, int32_t l, int32_t begin, int32_t end)
+static void forward_layer(struct ps__build *b, int32_t l, int32_t begin, int32_t end)
 {
-    int32_t slot = use_unit(b, l, 0);
+    if (b->streams)
+        ps__update_before(b, l);
+    int32_t slot = ps__use_unit(b, l, 0);
     for (int32_t m = begin; m < end; m++) {
         int32_t in = b->cur[m];
         bool in_ring = in >= b->m->x_kept;
@@ -337,7 +315,7 @@ static void forward_layer(struct build *b, int32_t l, int32_t begin, int32_t end
         } else {
             out = place_boundary(b, l + 1, m);
         }
-        layer_task(b, PS_TASK_LAYER_FORWARD, l, m, slot, in, out);
+        layer_task(b, PS_TASK_LAYER_FORWARD, l, m, slot, in, out, -1);
         if (out != in)
             release_ring(b, in, !moved(b, l));
         b->cur[m] = out;
@@ -346,34 +324,37 @@ static void forward_layer(struct build *b, int32_t l, int32_t begin, int32_t end
     }
 }
 
-static void backward_layer(struct build *b, int32_t l, int32_t begin, int32_t end)
+static void backward_layer(struct ps__build *b, int32_t l, int32_t begin, int32_t end)
 {
-    int32_t slot = use_unit(b, l, 0);
+    int32_t slot = ps__use_unit(b, l, 0);
+    int32_t grad_slot = b->streams && ps__trained(b, l) ? ps__begin_gradient(b, l) : -1;
     for (int32_t m = begin; m < end; m++) {
         int32_t in = fetch(b, l, m);
         if (b->m->saved_idx[l] < 0)
-            layer_task(b, PS_TASK_LAYER_RECOMPUTE, l, m, slot, in, -1);
-        layer_task(b, PS_TASK_LAYER_BACKWARD, l, m, slot, in, -1);
+            layer_task(b, PS_TASK_LAYER_RECOMPUTE, l, m, slot, in, -1, -1);
+        layer_task(b, PS_TASK_LAYER_BACKWARD, l, m, slot, in, -1, grad_slot);
         release_ring(b, in, true);
     }
+    if (b->streams && ps__trained(b, l))
+        ps__finish_gradient(b, l, grad_slot);
 }
 
-static void head(struct build *b, int32_t micro, int32_t x, bool backward)
+static void head(struct ps__build *b, int32_t micro, int32_t x, bool backward)
 {
-    emit(b, PS_TASK_HEAD, PS_LANE_COMPUTE, PS_UNIT_HEAD, micro);
-    arg(b, PS_ARG_X_IN, x);
-    arg(b, PS_ARG_DX, backward ? micro : -1);
-    cost(b, b->p->head_flops + (backward ? b->p->head_backward_flops : 0), 0);
-    done(b);
+    ps__emit(b, PS_TASK_HEAD, PS_LANE_COMPUTE, PS_UNIT_HEAD, micro);
+    ps__arg(b, PS_ARG_X_IN, x);
+    ps__arg(b, PS_ARG_DX, backward ? micro : -1);
+    ps__cost(b, b->p->head_flops + (backward ? b->p->head_backward_flops : 0), 0);
+    ps__done(b);
 }
 
 /* Lots of micro-batches: the backward pass of one runs layer by layer beside the forward pass of
  * the next. One lot, the whole group, is plain forward and backward. */
-static void emit_train(struct build *b)
+static void emit_train(struct ps__build *b)
 {
     const struct ps_step_shape *p = b->p;
     for (int32_t i = 0; i < b->l->x_ring; i++)
-        b->ring[i] = (struct ring){.layer = -1};
+        b->ring[i] = (struct ps__ring){.layer = -1};
     memcpy(b->content, b->live_in, (size_t)b->l->near_slots * sizeof *b->content);
     copy_batches(b, b->l->group);
     int32_t sub = ps__layout_lot(b->l);
@@ -385,6 +366,8 @@ static void emit_train(struct build *b)
         if (k < subs) {
             for (int32_t m = begin; m < end; m++)
                 b->cur[m] = place_boundary(b, 0, m);
+            if (b->streams)
+                ps__update_before(b, PS_UNIT_EMBED);
             embed(b, begin, end);
             for (int32_t m = begin; m < end; m++)
                 spill(b, 0, m, b->cur[m]);
@@ -398,22 +381,30 @@ static void emit_train(struct build *b)
             if (k < subs)
                 forward_layer(b, i, begin, end);
         }
+        if (k < subs && b->streams)
+            ps__update_before(b, PS_UNIT_HEAD);
         for (int32_t m = begin; k < subs && m < end; m++) {
             head(b, m, b->cur[m], true);
             release_ring(b, b->cur[m], true);
         }
+        if (k < subs && b->streams && ps__trained(b, PS_UNIT_HEAD))
+            ps__finish_gradient(b, PS_UNIT_HEAD, ps__begin_gradient(b, PS_UNIT_HEAD));
     }
     for (int32_t m = 0; p->embed_trained && m < b->l->group; m++) {
-        emit(b, PS_TASK_EMBED_BACKWARD, PS_LANE_COMPUTE, PS_UNIT_EMBED, m);
-        arg(b, PS_ARG_DX, m);
-        done(b);
+        ps__emit(b, PS_TASK_EMBED_BACKWARD, PS_LANE_COMPUTE, PS_UNIT_EMBED, m);
+        ps__arg(b, PS_ARG_DX, m);
+        ps__done(b);
     }
+    if (b->streams && p->embed_trained)
+        ps__finish_gradient(b, PS_UNIT_EMBED, ps__begin_gradient(b, PS_UNIT_EMBED));
+    if (b->streams && b->segment == PS_SEGMENT_TRAIN)
+        ps__update_after(b);
     if (b->l->ablate & PS_ABLATE_TURNS)
         forget_slots(b);
     restore_live_in(b, PS_TASK_TRAILS);
 }
 
-static void emit_eval(struct build *b)
+static void emit_eval(struct ps__build *b)
 {
     int32_t group = b->l->eval_group;
     memcpy(b->content, b->live_in, (size_t)b->l->near_slots * sizeof *b->content);
@@ -422,45 +413,48 @@ static void emit_eval(struct build *b)
         b->cur[m] = m;
     embed(b, 0, group);
     for (int32_t l = 0; l < b->p->n_layer; l++) {
-        int32_t slot = use_unit(b, l, 0);
+        int32_t slot = ps__use_unit(b, l, 0);
         for (int32_t m = 0; m < group; m++)
-            layer_task(b, PS_TASK_LAYER_FORWARD, l, m, slot, m, m);
+            layer_task(b, PS_TASK_LAYER_FORWARD, l, m, slot, m, m, -1);
     }
     for (int32_t m = 0; m < group; m++)
         head(b, m, m, false);
     restore_live_in(b, PS_TASK_TRAILS);
 }
 
-static void emit_update(struct build *b)
+static void emit_update(struct ps__build *b)
 {
     const struct ps_step_shape *p = b->p;
     for (int pass = 0; pass < 3; pass++) {
         if (pass == 1) {
-            emit(b, PS_TASK_CLIP, PS_LANE_COMPUTE, PS_UNIT_ALL, -1);
-            done(b);
+            ps__emit(b, PS_TASK_CLIP, PS_LANE_COMPUTE, PS_UNIT_ALL, -1);
+            ps__done(b);
             continue;
         }
         for (int32_t i = 0; i < p->n_layer + 2; i++) {
             if (p->grad_bytes[i] == 0)
                 continue;
             int32_t unit = i == 0 ? PS_UNIT_EMBED : i == p->n_layer + 1 ? PS_UNIT_HEAD : i - 1;
-            emit(b, pass == 0 ? PS_TASK_GRAD_NORM : PS_TASK_UPDATE, PS_LANE_COMPUTE, unit, -1);
-            done(b);
+            ps__emit(b, pass == 0 ? PS_TASK_GRAD_NORM : PS_TASK_UPDATE, PS_LANE_COMPUTE, unit, -1);
+            ps__done(b);
         }
     }
 }
 
-static void emit_prologue(struct build *b)
+static void emit_prologue(struct ps__build *b)
 {
     forget_slots(b);
     restore_live_in(b, 0);
 }
 
-static int emit_segment(struct build *b)
+static int emit_segment(struct ps__build *b)
 {
     find_live_in(b);
     switch (b->segment) {
     case PS_SEGMENT_TRAIN:
+    case PS_SEGMENT_TRAIN_INNER:
+        if (b->segment == PS_SEGMENT_TRAIN_INNER && !(b->streams && b->m->several_passes))
+            break;
         b->dry = true;
         emit_train(b);
         b->dry = false;
@@ -471,10 +465,15 @@ static int emit_segment(struct build *b)
         b->releases = 0;
         b->host_next = 0;
         b->last_compute = -1;
+        b->grad_next = b->grad_host_next = b->state_next = 0;
         emit_train(b);
         break;
     case PS_SEGMENT_UPDATE:
-        emit_update(b);
+        forget_slots(b);
+        if (b->streams)
+            ps__update_all(b);
+        else
+            emit_update(b);
         break;
     case PS_SEGMENT_EVAL:
         emit_eval(b);
@@ -492,10 +491,11 @@ static int emit_segment(struct build *b)
 static void add_buffers(struct ps_schedule *s, const struct ps_step_map *m)
 {
     static const char *const name[PS_BUF_COUNT] = {
-        "batch",      "batch_host", "rope",   "x",       "dx",        "saved",
-        "scratch",    "head",       "gemm",   "pinned",  "slots",     "raw",
-        "host_units", "host_x",     "disk_x", "adapter", "gradients", "states",
-        "workspace",  "norm",       "loss",   "cache",   "logits",    "mirror"};
+        "batch",      "batch_host", "rope",         "x",          "dx",        "saved",
+        "scratch",    "head",       "gemm",         "pinned",     "slots",     "raw",
+        "host_units", "host_x",     "disk_x",       "adapter",    "gradients", "states",
+        "workspace",  "norm",       "loss",         "cache",      "logits",    "state_ring",
+        "grad_host",  "disk_grad",  "disk_weights", "disk_state", "mirror"};
     for (int b = 0; b < PS_BUF_COUNT; b++)
         ps_schedule_buffer(s, m->tier[b], m->bytes[b], "%s", name[b]);
 }
@@ -507,17 +507,18 @@ int ps_step_build(struct ps_schedule *s, enum ps_segment segment, const struct p
     size_t slots = (size_t)layout->near_slots;
     size_t group =
         (size_t)(layout->group > layout->eval_group ? layout->group : layout->eval_group);
-    struct build b = {.s = s,
-                      .segment = segment,
-                      .p = shape,
-                      .l = layout,
-                      .m = map,
-                      .last_compute = -1,
-                      .content = calloc(slots + 1, sizeof *b.content),
-                      .live_in = calloc(slots + 1, sizeof *b.live_in),
-                      .cur = calloc(group + 1, sizeof *b.cur),
-                      .ring = calloc((size_t)layout->x_ring + 1, sizeof *b.ring),
-                      .served = calloc((size_t)shape->n_layer * group + 1, sizeof *b.served)};
+    struct ps__build b = {.s = s,
+                          .segment = segment,
+                          .p = shape,
+                          .l = layout,
+                          .m = map,
+                          .last_compute = -1,
+                          .streams = layout->update != PS_UPDATE_RESIDENT && shape->trains,
+                          .content = calloc(slots + 1, sizeof *b.content),
+                          .live_in = calloc(slots + 1, sizeof *b.live_in),
+                          .cur = calloc(group + 1, sizeof *b.cur),
+                          .ring = calloc((size_t)layout->x_ring + 1, sizeof *b.ring),
+                          .served = calloc((size_t)shape->n_layer * group + 1, sizeof *b.served)};
     ps_schedule_init(s, ps_segment_name(segment));
     int ret = -ENOMEM;
     if (b.content && b.live_in && b.cur && b.ring && b.served) {

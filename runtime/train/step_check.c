@@ -46,7 +46,11 @@ static int in_range(const struct flow *f, const struct ps_task *t)
                                          [PS_ARG_X_OUT] = f->m->x_count,
                                          [PS_ARG_SAVED] = f->m->saved_count,
                                          [PS_ARG_DX] = f->l->group,
-                                         [PS_ARG_HOST_X] = f->m->host_x_count};
+                                         [PS_ARG_HOST_X] = f->m->host_x_count,
+                                         [PS_ARG_GRAD] = f->l->grad_slots,
+                                         [PS_ARG_GRAD_HOST] = f->l->grad_ring,
+                                         [PS_ARG_STATE] = f->l->state_slots,
+                                         [PS_ARG_GRANULE] = INT32_MAX};
     for (int a = 0; a < PS_ARG_COUNT; a++)
         if (t->arg[a] < -1 || t->arg[a] >= limit[a])
             return ps_error_full(f->err, PS_EUSAGE, NULL, ps_task_arg_name((enum ps_task_arg)a),
@@ -189,7 +193,7 @@ static int step(struct flow *f, const struct ps_task *t)
     case PS_TASK_HEAD:
         if (f->x[t->arg[PS_ARG_X_IN]] != boundary(f, f->p->n_layer, t->micro))
             return wrong(f, t, "input");
-        if (f->segment == PS_SEGMENT_TRAIN)
+        if (f->segment != PS_SEGMENT_EVAL)
             f->dx[t->arg[PS_ARG_DX]] = boundary(f, f->p->n_layer, t->micro);
         return 0;
     case PS_TASK_EMBED_BACKWARD:

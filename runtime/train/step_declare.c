@@ -64,10 +64,150 @@ static void adapter(const struct declare *d, bool write)
         by_unit(d, PS_BUF_ADAPTER, false, PS_UNIT_EMBED, d->m->adapter_offset, d->p->adapter_bytes);
 }
 
+/* The gradient of a unit where it is made: a place of its own, or the task's near slot. */
 static void grad(const struct declare *d, int32_t unit, bool write)
 {
-    if (d->p->trains)
-        by_unit(d, PS_BUF_GRAD, write, unit, d->m->grad_offset, d->p->grad_bytes);
+    int32_t i = ps_step_unit_idx(d->p, unit);
+    if (!d->p->trains || d->p->grad_bytes[i] == 0)
+        return;
+    uint64_t at = d->m->grad_offset[i];
+    if (at == UINT64_MAX)
+        at = d->m->grad_slot_base + (uint64_t)d->t->arg[PS_ARG_GRAD] * d->m->grad_slot_bytes;
+    ps_schedule_access(d->s, PS_BUF_GRAD, write, at, d->p->grad_bytes[i]);
+}
+
+/* The kept gradient in host memory: a place of its own, or a ring buffer. */
+static void kept(const struct declare *d, bool write)
+{
+    int32_t i = ps_step_unit_idx(d->p, d->t->unit);
+    int32_t ring = d->t->arg[PS_ARG_GRAD_HOST];
+    uint64_t at = ring < 0 ? d->m->keep_offset[i]
+                           : d->m->grad_ring_base + (uint64_t)ring * d->m->grad_ring_bytes;
+    ps_schedule_access(d->s, PS_BUF_GRAD_HOST, write, at, ps_step_keep_bytes(d->p, d->m, i));
+}
+
+static void kept_disk(const struct declare *d, bool write)
+{
+    int32_t i = ps_step_unit_idx(d->p, d->t->unit);
+    ps_schedule_access(d->s, PS_BUF_DISK_GRAD, write, d->m->keep_offset[i],
+                       ps_step_keep_bytes(d->p, d->m, i));
+}
+
+static const struct ps_granule *granule(const struct declare *d)
+{
+    int32_t g = d->t->arg[PS_ARG_GRANULE];
+    return g < 0 ? NULL : &d->p->granule[g];
+}
+
+static void state_ring(const struct declare *d, bool write)
+{
+    element(d, PS_BUF_STATE_RING, write, d->t->arg[PS_ARG_STATE], d->m->state_slot_bytes);
+}
+
+/* The weights of a granule, or of the whole unit, where the host updates them. */
+static void host_weights(const struct declare *d, bool write)
+{
+    const struct ps_task *t = d->t;
+    int32_t i = ps_step_unit_idx(d->p, t->unit);
+    const struct ps_granule *g = granule(d);
+    uint64_t offset = g ? g->weight_offset : 0;
+    uint64_t bytes = g ? g->weight_bytes : d->p->pinned_bytes[i];
+    if (offset + bytes > d->p->pinned_bytes[i])
+        bytes = d->p->pinned_bytes[i] - offset;
+    enum ps_step_buffer b = PS_BUF_PINNED;
+    uint64_t base = d->m->pinned_offset[i];
+    if (t->arg[PS_ARG_RAW] >= 0) {
+        b = PS_BUF_RAW;
+        base = (uint64_t)t->arg[PS_ARG_RAW] * d->m->raw_slot_bytes;
+    } else if (d->l->discrete) {
+        b = PS_BUF_HOST_UNITS;
+        base = d->m->host_offset[ps__source_number(d->p, t->unit, 0)];
+    } else if (t->arg[PS_ARG_SLOT] >= 0) {
+        b = PS_BUF_SLOTS;
+        base = (uint64_t)t->arg[PS_ARG_SLOT] * d->m->slot_bytes;
+    }
+    ps_schedule_access(d->s, (uint32_t)b, write, base + offset, bytes);
+}
+
+static void stored_weights(const struct declare *d, bool write)
+{
+    const struct ps_granule *g = granule(d);
+    int32_t i = ps_step_unit_idx(d->p, d->t->unit);
+    ps_schedule_access(d->s, PS_BUF_DISK_WEIGHTS, write,
+                       d->m->weight_image_offset[i] + (g ? g->weight_offset : 0),
+                       g ? g->weight_bytes : d->p->pinned_bytes[i]);
+}
+
+static void stored_state(const struct declare *d, bool write)
+{
+    const struct ps_granule *g = granule(d);
+    int32_t i = ps_step_unit_idx(d->p, d->t->unit);
+    ps_schedule_access(d->s, PS_BUF_DISK_STATE, write,
+                       d->m->state_image_offset[i] + g->state_offset, g->state_bytes);
+}
+
+static void update_host(const struct declare *d)
+{
+    const struct ps_task *t = d->t;
+    int32_t i = ps_step_unit_idx(d->p, t->unit);
+    ps_schedule_access(d->s, PS_BUF_NORM, false, ps__page_up(d->p->partial_bytes), 4096);
+    whole(d, PS_BUF_WORKSPACE, true);
+    if (d->l->grad[i] == PS_TIER_DEVICE)
+        grad(d, t->unit, false);
+    else
+        kept(d, false);
+    if (t->arg[PS_ARG_STATE] >= 0)
+        state_ring(d, true);
+    else
+        by_unit(d, PS_BUF_STATE, true, t->unit, d->m->state_offset, d->p->state_bytes);
+    host_weights(d, true);
+}
+
+static void commit(const struct declare *d)
+{
+    whole(d, PS_BUF_DISK_WEIGHTS, false);
+    whole(d, PS_BUF_DISK_STATE, false);
+    ps_schedule_access(d->s, PS_BUF_NORM, false, ps__page_up(d->p->partial_bytes), 4096);
+}
+
+/* Tasks of streamed updates. */
+static void streamed(const struct declare *d)
+{
+    switch (d->t->kind) {
+    case PS_TASK_GRAD_OUT:
+        grad(d, d->t->unit, false);
+        kept(d, true);
+        break;
+    case PS_TASK_GRAD_IN:
+        kept(d, false);
+        grad(d, d->t->unit, true);
+        break;
+    case PS_TASK_GRAD_WRITE:
+        kept(d, false);
+        kept_disk(d, true);
+        break;
+    case PS_TASK_GRAD_READ:
+        kept_disk(d, false);
+        kept(d, true);
+        break;
+    case PS_TASK_READ_STATE:
+        stored_state(d, false);
+        state_ring(d, true);
+        break;
+    case PS_TASK_UPDATE_HOST:
+        update_host(d);
+        break;
+    case PS_TASK_WRITE_STATE:
+        state_ring(d, false);
+        stored_state(d, true);
+        break;
+    case PS_TASK_WRITE_WEIGHTS:
+        host_weights(d, false);
+        stored_weights(d, true);
+        break;
+    default:
+        commit(d);
+    }
 }
 
 static void layer(const struct declare *d)
@@ -129,6 +269,11 @@ static void copy_weights(const struct declare *d)
 static void read_weights(const struct declare *d)
 {
     const struct ps_task *t = d->t;
+    if (d->l->update != PS_UPDATE_RESIDENT) {
+        int32_t i = ps_step_unit_idx(d->p, t->unit);
+        ps_schedule_access(d->s, PS_BUF_DISK_WEIGHTS, false, d->m->weight_image_offset[i],
+                           d->p->pinned_bytes[i]);
+    }
     uint32_t number = ps__source_number(d->p, t->unit, t->arg[PS_ARG_BLOCK]);
     if (t->arg[PS_ARG_RAW] >= 0)
         ps_schedule_access(d->s, PS_BUF_RAW, true,
@@ -167,6 +312,8 @@ static void update(const struct declare *d)
     if (t->kind == PS_TASK_CLIP) {
         ps_schedule_access(d->s, PS_BUF_NORM, false, 0, partials);
         ps_schedule_access(d->s, PS_BUF_NORM, true, partials, 4096);
+        if (d->l->update != PS_UPDATE_RESIDENT)
+            whole(d, PS_BUF_LOSS, false);
         return;
     }
     ps_schedule_access(d->s, PS_BUF_NORM, false, partials, 4096);
@@ -222,6 +369,17 @@ void ps_step_declare(struct ps_schedule *s, const struct ps_task *task, enum ps_
     case PS_TASK_SPILL_READ:
     case PS_TASK_SPILL_IN:
         spill(&d);
+        break;
+    case PS_TASK_GRAD_OUT:
+    case PS_TASK_GRAD_IN:
+    case PS_TASK_GRAD_WRITE:
+    case PS_TASK_GRAD_READ:
+    case PS_TASK_READ_STATE:
+    case PS_TASK_UPDATE_HOST:
+    case PS_TASK_WRITE_STATE:
+    case PS_TASK_WRITE_WEIGHTS:
+    case PS_TASK_COMMIT:
+        streamed(&d);
         break;
     case PS_TASK_KIND_COUNT:
         assert(task->kind < PS_TASK_KIND_COUNT);

@@ -35,10 +35,18 @@ const char *ps_ablation_name(unsigned bit)
 
 const char *ps_segment_name(enum ps_segment s)
 {
-    static const char *const name[PS_SEGMENT_COUNT] = {"train", "update", "eval", "prologue_train",
-                                                       "prologue_eval"};
+    static const char *const name[PS_SEGMENT_COUNT] = {
+        "train", "update", "eval", "prologue_train", "prologue_eval", "train_inner"};
     assert(s < PS_SEGMENT_COUNT);
     return name[s];
+}
+
+const char *ps_update_when_name(enum ps_update_when w)
+{
+    static const char *const name[PS_UPDATE_WHEN_COUNT] = {"resident", "after-backward",
+                                                           "inside-backward", "next-forward"};
+    assert(w < PS_UPDATE_WHEN_COUNT);
+    return name[w];
 }
 
 int ps_step_layout_init(struct ps_step_layout *l, const struct ps_step_shape *shape)
@@ -52,7 +60,9 @@ int ps_step_layout_init(struct ps_step_layout *l, const struct ps_step_shape *sh
     l->weight = calloc(layers + 2, sizeof *l->weight);
     l->keep = calloc(layers + 1, sizeof *l->keep);
     l->boundary = calloc(layers + 1, sizeof *l->boundary);
-    if (l->weight && l->keep && l->boundary)
+    l->state = calloc(layers + 2, sizeof *l->state);
+    l->grad = calloc(layers + 2, sizeof *l->grad);
+    if (l->weight && l->keep && l->boundary && l->state && l->grad)
         return 0;
     ps_step_layout_fini(l);
     return -ENOMEM;
@@ -69,7 +79,11 @@ int ps_step_layout_copy(struct ps_step_layout *to, const struct ps_step_layout *
     memcpy(made.weight, from->weight, (layers + 2) * sizeof *made.weight);
     memcpy(made.keep, from->keep, layers * sizeof *made.keep);
     memcpy(made.boundary, from->boundary, layers * sizeof *made.boundary);
+    memcpy(made.state, from->state, (layers + 2) * sizeof *made.state);
+    memcpy(made.grad, from->grad, (layers + 2) * sizeof *made.grad);
     *to = *from;
+    to->state = made.state;
+    to->grad = made.grad;
     to->weight = made.weight;
     to->keep = made.keep;
     to->boundary = made.boundary;
@@ -81,6 +95,8 @@ void ps_step_layout_fini(struct ps_step_layout *l)
     free(l->weight);
     free(l->keep);
     free(l->boundary);
+    free(l->state);
+    free(l->grad);
     memset(l, 0, sizeof *l);
 }
 
@@ -124,10 +140,11 @@ static int check_layout(const struct ps_step_shape *p, const struct ps_step_layo
     }
     for (int32_t i = 0; i < p->n_layer + 2; i++) {
         bool off = l->weight[i] != PS_TIER_DEVICE;
-        if (off && !p->frozen)
+        if (off && !p->frozen && l->update == PS_UPDATE_RESIDENT)
             return ps_error_full(err, PS_EUSAGE, NULL, "strategy",
-                                 "use --strategy resident, or train an adapter",
-                                 "weights that are trained cannot be streamed in this version");
+                                 "use a strategy that updates on the host (see penstock list "
+                                 "strategies), or --strategy resident",
+                                 "weights that are trained cannot be streamed and updated near");
         if (l->weight[i] == PS_TIER_HOST && !l->discrete)
             return ps_error_full(err, PS_EUSAGE, NULL, "placement", "use device or disk",
                                  "weights are placed on the host, which this device has no tier "
@@ -150,6 +167,81 @@ static int check_layout(const struct ps_step_shape *p, const struct ps_step_layo
     return 0;
 }
 
+/* The units that have something to train, and whether their gradients wait elsewhere. */
+static bool trained(const struct ps_step_shape *p, int32_t i)
+{
+    return p->grad_bytes && p->grad_bytes[i] > 0;
+}
+
+static int bad_update(struct ps_error *err, const char *what, const char *remedy)
+{
+    return ps_error_full(err, PS_EUSAGE, NULL, "placement", remedy, "%s", what);
+}
+
+static int check_update_unit(const struct ps_step_shape *p, const struct ps_step_layout *l,
+                             int32_t i, struct ps_error *err)
+{
+    bool layer = i > 0 && i <= p->n_layer;
+    enum ps_tier near = l->discrete ? PS_TIER_HOST : PS_TIER_DEVICE;
+    if (l->state[i] != near && l->state[i] != PS_TIER_DISK)
+        return bad_update(err, "optimizer states are placed where updates on the host cannot be",
+                          "place them on the host or on disk");
+    if (l->weight[i] == PS_TIER_DISK && l->state[i] != PS_TIER_DISK)
+        return bad_update(err, "weights are on disk, but the optimizer states are in memory",
+                          "place the states on disk too");
+    if (l->discrete && l->grad[i] == PS_TIER_DEVICE)
+        return bad_update(err, "gradients stay on the device, but updates run on the host",
+                          "place the gradients on the host");
+    if (!layer && l->grad[i] == PS_TIER_DISK)
+        return bad_update(err, "the gradients of embedding and head cannot wait on disk",
+                          "place them on the host");
+    bool slot = layer && l->grad_slots > 0;
+    bool redone = l->update != PS_UPDATE_INSIDE || l->clip == PS_CLIP_EXACT;
+    if (slot && l->grad[i] == PS_TIER_DEVICE && redone)
+        return bad_update(err,
+                          "gradients are made in shared slots and must wait, but are kept "
+                          "nowhere",
+                          "place the gradients on the host or on disk, or give grad_slots 0");
+    if (l->update == PS_UPDATE_INSIDE && l->state[i] != PS_TIER_DISK)
+        return bad_update(err,
+                          "updates inside the backward pass must be revocable, but states are "
+                          "in memory",
+                          "place all optimizer states on disk, or use another strategy");
+    return 0;
+}
+
+/* Streamed updates: does the layout hold together? */
+static int check_update(const struct ps_step_shape *p, const struct ps_step_layout *l,
+                        struct ps_error *err)
+{
+    if (l->update == PS_UPDATE_RESIDENT || !p->trains)
+        return 0;
+    if (p->frozen)
+        return bad_update(err, "adapters are updated where they lie", "use update resident");
+    bool disk_state = false;
+    bool disk_grad = false;
+    for (int32_t i = 0; i < p->n_layer + 2; i++) {
+        int ret = trained(p, i) ? check_update_unit(p, l, i, err) : 0;
+        if (ret < 0)
+            return ret;
+        disk_state |= trained(p, i) && l->state[i] == PS_TIER_DISK;
+        disk_grad |= trained(p, i) && l->grad[i] == PS_TIER_DISK;
+    }
+    if (disk_state && l->state_slots < 1)
+        return bad_update(err, "optimizer states are on disk without a buffer", "give state_slots");
+    if (disk_grad && l->grad_ring < 1)
+        return bad_update(err, "gradients are on disk without a buffer", "give grad_ring");
+    if (l->interleave > 0)
+        return bad_update(err, "interleave does not go with streamed updates", "leave it out");
+    if (l->update != PS_UPDATE_AFTER && l->group < p->micro_max)
+        return bad_update(err,
+                          "this strategy takes all micro-batches of a step in one pass, but the "
+                          "group is smaller",
+                          "raise the memory budget, lower --grad-accum, or use --strategy "
+                          "zero-infinity");
+    return 0;
+}
+
 /* Which units are streamed, and the sizes of slots. */
 static int place_weights(struct ps_step_map *m, const struct ps_step_shape *p,
                          const struct ps_step_layout *l, struct ps_error *err)
@@ -166,6 +258,16 @@ static int place_weights(struct ps_step_map *m, const struct ps_step_shape *p,
         enum ps_tier tier = l->weight[ps_step_unit_idx(p, u->unit)];
         m->stream_idx[i] = tier == PS_TIER_DEVICE ? -1 : m->stream_count++;
         m->host_offset[i] = UINT64_MAX;
+        /* updated on the host while the device computes with its own copy */
+        int32_t unit = ps_step_unit_idx(p, u->unit);
+        bool imaged = l->discrete && l->update != PS_UPDATE_RESIDENT && trained(p, unit) &&
+                      tier == PS_TIER_DEVICE;
+        if (imaged && l->state[unit] == PS_TIER_HOST) {
+            m->host_offset[i] = host;
+            host += page_up(u->raw_bytes);
+        } else if (imaged) {
+            m->raw_slot_bytes = at_least(m->raw_slot_bytes, page_up(u->raw_bytes));
+        }
         if (tier == PS_TIER_DEVICE)
             continue;
         m->slot_bytes = at_least(m->slot_bytes, page_up(u->near_bytes));
@@ -226,29 +328,106 @@ static void place_activations(struct ps_step_map *m, const struct ps_step_shape 
     m->bytes[PS_BUF_LOGITS] = page_up(p->logits_bytes) * (uint64_t)l->eval_group;
 }
 
-static void place_rest(struct ps_step_map *m, const struct ps_step_shape *p, bool discrete)
+uint64_t ps_step_keep_bytes(const struct ps_step_shape *p, const struct ps_step_map *m, int32_t i)
 {
+    return p->grad_bytes[i] / sizeof(float) * ps_dtype_size(m->keep_dtype);
+}
+
+/* Gradients: near places and slots, and where they are kept; rings; the store's images. */
+static void place_updates(struct ps_step_map *m, const struct ps_step_shape *p,
+                          const struct ps_step_layout *l)
+{
+    uint64_t near = 0;
+    uint64_t host = 0;
+    uint64_t disk = 0;
+    int32_t group = l->group > 0 ? l->group : 1;
+    m->several_passes = p->micro_max > group;
+    /* a device copies gradients as they are */
+    m->keep_dtype =
+        p->grad_rounds && !m->several_passes && !l->discrete ? PS_DTYPE_BF16 : PS_DTYPE_F32;
+    m->commits = true;
+    for (int32_t i = 0; i < p->n_layer + 2; i++) {
+        bool slot = i > 0 && i <= p->n_layer && l->grad_slots > 0;
+        m->grad_offset[i] = UINT64_MAX;
+        m->keep_offset[i] = UINT64_MAX;
+        if (!trained(p, i))
+            continue;
+        if (slot) {
+            m->grad_slot_bytes = at_least(m->grad_slot_bytes, page_up(p->grad_bytes[i]));
+        } else {
+            m->grad_offset[i] = near;
+            near += page_up(p->grad_bytes[i]);
+        }
+        uint64_t keep = page_up(ps_step_keep_bytes(p, m, i));
+        if (l->grad[i] == PS_TIER_HOST) {
+            m->keep_offset[i] = host;
+            host += keep;
+        } else if (l->grad[i] == PS_TIER_DISK) {
+            m->keep_offset[i] = disk;
+            disk += keep;
+            m->grad_ring_bytes = at_least(m->grad_ring_bytes, keep);
+        }
+        m->commits &= l->state[i] == PS_TIER_DISK;
+        for (uint32_t g = p->granule_begin[i]; g < p->granule_begin[i + 1]; g++)
+            if (l->state[i] == PS_TIER_DISK)
+                m->state_slot_bytes = at_least(m->state_slot_bytes, p->granule[g].state_bytes);
+    }
+    m->grad_slot_base = near;
+    m->grad_ring_base = host;
+    m->bytes[PS_BUF_GRAD] = near + m->grad_slot_bytes * (uint64_t)l->grad_slots;
+    m->bytes[PS_BUF_GRAD_HOST] = host + m->grad_ring_bytes * (uint64_t)l->grad_ring;
+    m->bytes[PS_BUF_DISK_GRAD] = disk;
+    m->bytes[PS_BUF_STATE_RING] = m->state_slot_bytes * (uint64_t)l->state_slots;
+    m->bytes[PS_BUF_DISK_WEIGHTS] =
+        place_units(m->weight_image_offset, p->pinned_bytes, p->n_layer + 2);
+    m->bytes[PS_BUF_DISK_STATE] =
+        place_units(m->state_image_offset, p->state_image_bytes, p->n_layer + 2);
+    uint64_t state = 0;
+    for (int32_t i = 0; i < p->n_layer + 2; i++) {
+        m->state_offset[i] = l->state[i] == PS_TIER_DISK ? UINT64_MAX : state;
+        state += l->state[i] == PS_TIER_DISK ? 0 : page_up(p->state_bytes[i]);
+    }
+    m->bytes[PS_BUF_STATE] = state;
+}
+
+static void place_rest(struct ps_step_map *m, const struct ps_step_shape *p,
+                       const struct ps_step_layout *l)
+{
+    bool discrete = l->discrete;
+    bool streams = l->update != PS_UPDATE_RESIDENT;
     int32_t units = p->n_layer + 2;
     m->bytes[PS_BUF_ROPE] = p->rope_bytes;
     m->bytes[PS_BUF_SCRATCH] = p->scratch_bytes;
     m->bytes[PS_BUF_HEAD_SCRATCH] = p->head_bytes;
     m->bytes[PS_BUF_GEMM] = p->gemm_bytes;
     m->bytes[PS_BUF_ADAPTER] = place_units(m->adapter_offset, p->adapter_bytes, units);
-    m->bytes[PS_BUF_GRAD] = place_units(m->grad_offset, p->grad_bytes, units);
-    m->bytes[PS_BUF_STATE] = place_units(m->state_offset, p->state_bytes, units);
+    if (streams && p->trains) {
+        place_updates(m, p, l);
+    } else {
+        m->bytes[PS_BUF_GRAD] = place_units(m->grad_offset, p->grad_bytes, units);
+        m->bytes[PS_BUF_STATE] = place_units(m->state_offset, p->state_bytes, units);
+    }
     m->bytes[PS_BUF_WORKSPACE] = p->workspace_bytes;
     m->bytes[PS_BUF_NORM] = p->trains ? page_up(p->partial_bytes) + PAGE : 0;
-    if (discrete)
+    if (discrete && !streams)
         m->bytes[PS_BUF_MIRROR] = m->bytes[PS_BUF_ADAPTER] + m->bytes[PS_BUF_STATE] +
                                   m->bytes[PS_BUF_GRAD] + (p->frozen ? 0 : m->bytes[PS_BUF_PINNED]);
     for (int b = 0; b < PS_BUF_COUNT; b++)
         m->tier[b] = PS_TIER_DEVICE;
-    m->tier[PS_BUF_DISK_X] = PS_TIER_DISK;
+    static const enum ps_step_buffer disk[] = {PS_BUF_DISK_X, PS_BUF_DISK_GRAD, PS_BUF_DISK_WEIGHTS,
+                                               PS_BUF_DISK_STATE};
+    for (size_t i = 0; i < sizeof disk / sizeof *disk; i++)
+        m->tier[disk[i]] = PS_TIER_DISK;
     /* without a device memory of its own there is one tier for all */
-    static const enum ps_step_buffer host[] = {PS_BUF_BATCH_HOST, PS_BUF_RAW, PS_BUF_HOST_UNITS,
-                                               PS_BUF_HOST_X, PS_BUF_MIRROR};
+    static const enum ps_step_buffer host[] = {PS_BUF_BATCH_HOST, PS_BUF_RAW,    PS_BUF_HOST_UNITS,
+                                               PS_BUF_HOST_X,     PS_BUF_MIRROR, PS_BUF_STATE_RING,
+                                               PS_BUF_GRAD_HOST};
     for (size_t i = 0; discrete && i < sizeof host / sizeof *host; i++)
         m->tier[host[i]] = PS_TIER_HOST;
+    if (discrete && streams) {
+        m->tier[PS_BUF_STATE] = PS_TIER_HOST;
+        m->tier[PS_BUF_WORKSPACE] = PS_TIER_HOST;
+    }
 }
 
 int ps_step_map_create(struct ps_step_map *m, const struct ps_step_shape *p,
@@ -258,9 +437,11 @@ int ps_step_map_create(struct ps_step_map *m, const struct ps_step_shape *p,
     size_t sources = p->source->unit_count;
     memset(m, 0, sizeof *m);
     int ret = check_layout(p, l, err);
+    if (ret == 0)
+        ret = check_update(p, l, err);
     if (ret < 0)
         return ret;
-    m->pinned_offset = calloc(4 * units, sizeof *m->pinned_offset);
+    m->pinned_offset = calloc(7 * units, sizeof *m->pinned_offset);
     m->host_offset = calloc(sources + 1, sizeof *m->host_offset);
     m->stream_idx = calloc(sources + 4 * (size_t)p->n_layer + 1, sizeof *m->stream_idx);
     if (!m->pinned_offset || !m->host_offset || !m->stream_idx) {
@@ -270,6 +451,9 @@ int ps_step_map_create(struct ps_step_map *m, const struct ps_step_shape *p,
     m->adapter_offset = m->pinned_offset + units;
     m->grad_offset = m->adapter_offset + units;
     m->state_offset = m->grad_offset + units;
+    m->keep_offset = m->state_offset + units;
+    m->weight_image_offset = m->keep_offset + units;
+    m->state_image_offset = m->weight_image_offset + units;
     m->x_kept_idx = m->stream_idx + sources;
     m->x_host_idx = m->x_kept_idx + p->n_layer;
     m->x_disk_idx = m->x_host_idx + p->n_layer;
@@ -280,7 +464,7 @@ int ps_step_map_create(struct ps_step_map *m, const struct ps_step_shape *p,
         return ret;
     }
     place_activations(m, p, l);
-    place_rest(m, p, l->discrete);
+    place_rest(m, p, l);
     return 0;
 }
 
@@ -296,7 +480,12 @@ uint64_t ps_step_map_tier_bytes(const struct ps_step_map *m, enum ps_tier tier)
 {
     uint64_t sum = 0;
     for (int b = 0; b < PS_BUF_COUNT; b++)
-        if (m->tier[b] == tier)
+        if (m->tier[b] == tier && b != PS_BUF_DISK_WEIGHTS && b != PS_BUF_DISK_STATE)
             sum += page_up(m->bytes[b]);
     return sum;
+}
+
+uint64_t ps_step_map_store_bytes(const struct ps_step_map *m)
+{
+    return m->bytes[PS_BUF_DISK_WEIGHTS] + m->bytes[PS_BUF_DISK_STATE];
 }

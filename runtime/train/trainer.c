@@ -19,6 +19,7 @@ int ps_trainer_create(struct ps_trainer **out, const struct ps_trainer_options *
         return ps_error_set(err, -ENOMEM, "out of memory");
     t->opt = *opt;
     t->loaded = PS_SEGMENT_COUNT;
+    t->norm_before = -1;
     if (!t->opt.device)
         t->opt.device = &ps_device_cpu;
     int ret = ps_model_config_load(&t->cfg, opt->model_dir, err);
@@ -71,6 +72,7 @@ int ps_trainer_set_layout(struct ps_trainer *t, const struct ps_step_layout *lay
     int ret = ps_step_layout_copy(&t->layout, layout, &t->shape);
     if (ret < 0)
         return ps_error_set(err, ret, "out of memory");
+    t->layout.clip = t->opt.max_grad_norm > 0 ? t->opt.clip_mode : PS_CLIP_NONE;
     ret = ps_step_map_create(&t->map, &t->shape, &t->layout, err);
     for (int i = 0; ret == 0 && i < PS_SEGMENT_COUNT; i++) {
         bool training = i != PS_SEGMENT_EVAL && i != PS_SEGMENT_PROLOGUE_EVAL;
@@ -128,6 +130,7 @@ static int open_executor(struct ps_trainer *t, struct ps_error *err)
     memcpy(o.throttle, t->opt.throttle, sizeof o.throttle);
     ps__trainer_task_ops(o.ops);
     ps__trainer_io_ops(o.ops);
+    ps__trainer_update_ops(o.ops);
     o.queue_ops = t->opt.cuda ? t->opt.cuda->queues : NULL;
     int ret = o.queue_ops ? o.queue_ops->open(&t->queues, t->near, &t->cx, PS_EXECUTOR_MARKS,
                                               ps__trainer_trains(t), err)
@@ -161,6 +164,20 @@ static int open_cuda(struct ps_trainer *t, struct ps_error *err)
     return 0;
 }
 
+/* What streamed updates need beside the arenas. */
+static int open_updates(struct ps_trainer *t, struct ps_error *err)
+{
+    size_t units = (size_t)t->cfg.n_layer + 2;
+    t->tensor_coef = calloc(t->trainable_count + 1, sizeof *t->tensor_coef);
+    t->unit_updated = calloc(units, sizeof *t->unit_updated);
+    t->grad_sum = calloc(units, sizeof *t->grad_sum);
+    t->run_state = calloc(1, PS_TRAINER_RUN_STATE_MAX);
+    bool ok = t->tensor_coef && t->unit_updated && t->grad_sum && t->run_state;
+    int ret =
+        ok && ps__trainer_streams(t) ? ps_pool_create(&t->optim_pool, t->opt.thread_count) : 0;
+    return ok && ret == 0 ? 0 : ps_error_set(err, ret < 0 ? ret : -ENOMEM, "out of memory");
+}
+
 int ps_trainer_commit(struct ps_trainer *t, struct ps_error *err)
 {
     assert(!t->committed && t->has_layout && !t->opt.plan_only);
@@ -173,12 +190,16 @@ int ps_trainer_commit(struct ps_trainer *t, struct ps_error *err)
     if (ret == 0)
         ret = ps__trainer_clear_states(t, err);
     if (ret == 0)
+        ret = open_updates(t, err);
+    if (ret == 0)
         ret = ps__trainer_io_open(t, err);
     if (ret == 0)
         ret = ps__trainer_load_pinned(t, err);
     if (ret < 0)
         return ret;
     ret = ps__trainer_init_adapter(t, err);
+    if (ret == 0)
+        ret = ps__trainer_store_load(t, err);
     if (ret == 0)
         ret = open_executor(t, err);
     t->committed = ret == 0;
@@ -191,6 +212,8 @@ void ps_trainer_destroy(struct ps_trainer *t)
         return;
     ps_executor_destroy(t->ex);
     ps__trainer_io_close(t);
+    ps__trainer_store_close(t);
+    ps_pool_destroy(t->optim_pool);
     if (t->queues)
         t->opt.cuda->queues->close(t->queues);
     if (t->pinned)
@@ -221,6 +244,20 @@ void ps_trainer_destroy(struct ps_trainer *t)
     free(t->extra_host);
     free(t->partial_host);
     free(t->row_host);
+    free(t->home);
+    free(t->trainable_param);
+    free(t->granule);
+    free(t->slice);
+    free(t->granule_begin);
+    free(t->state_image_bytes);
+    free(t->chunk_offset);
+    free(t->extent);
+    free(t->store_source.unit);
+    free(t->store_tensor);
+    free(t->grad_sum);
+    free(t->unit_updated);
+    free(t->run_state);
+    free(t->tensor_coef);
     free(t->n_past);
     free(t);
 }
@@ -235,7 +272,9 @@ void ps_trainer_set_codec(struct ps_trainer *t, const struct ps_unit_codec *code
     assert(!t->committed && (!codec || codec->source->unit_count == t->source.unit_count));
     drop_layout(t);
     t->codec = codec;
-    t->shape.source = codec ? codec->source : &t->source;
+    t->shape.source = codec                         ? codec->source
+                      : t->opt.mode == PS_MODE_FULL ? &t->store_source
+                                                    : &t->source;
 }
 
 const struct ps_step_shape *ps_trainer_shape(const struct ps_trainer *t)
@@ -371,10 +410,41 @@ static int read_streamed(const struct ps_trainer *t, int32_t param_idx, size_t b
     return 0;
 }
 
+/* The exact value of a parameter whose updates are streamed, wherever its parts lie. */
+static int read_trained(const struct ps_trainer *t, int32_t param_idx, size_t begin, size_t n,
+                        float *out, struct ps_error *err)
+{
+    struct ps_trainer *own = (struct ps_trainer *)(uintptr_t)t; /* bounce buffers */
+    size_t idx = SIZE_MAX;
+    for (size_t k = 0; k < t->trainable_count && idx == SIZE_MAX; k++)
+        if (t->trainable_param[k] == param_idx)
+            idx = k;
+    if (idx == SIZE_MAX)
+        return read_streamed(t, param_idx, begin, n, out, err);
+    const struct ps_trainable *x = &t->trainable[idx];
+    size_t e = ps_dtype_size(x->dtype);
+    unsigned char *weight = malloc(n * (e + sizeof(uint16_t)) + 1);
+    if (!weight)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    uint16_t *rest = (uint16_t *)(void *)(weight + n * e);
+    int ret = ps_trainer_part_read(own, idx, PS_PART_WEIGHT, begin, n, weight, err);
+    if (ret == 0 && ps__trainer_has_remainder(x))
+        ret = ps_trainer_part_read(own, idx, PS_PART_REMAINDER, begin, n, rest, err);
+    if (ret == 0 && ps__trainer_has_remainder(x))
+        for (size_t i = 0; i < n; i++)
+            out[i] = t->opt.master_join(((const uint16_t *)(const void *)weight)[i], rest[i]);
+    else if (ret == 0)
+        ps_dtype_convert(out, PS_DTYPE_F32, weight, x->dtype, n);
+    free(weight);
+    return ret;
+}
+
 int ps_trainer_param_read(const struct ps_trainer *t, int32_t param_idx, size_t begin, size_t n,
                           float *out, struct ps_error *err)
 {
     const struct ps_weight *w = &t->weight[param_idx];
+    if (ps__trainer_streams(t))
+        return read_trained(t, param_idx, begin, n, out, err);
     if (!w->data)
         return read_streamed(t, param_idx, begin, n, out, err);
     const struct ps_trainable *x = NULL;

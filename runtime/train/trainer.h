@@ -21,6 +21,7 @@
 #include "runtime/train/executor.h"
 #include "runtime/train/optimizer.h"
 #include "runtime/train/step.h"
+#include "runtime/train/state_store.h"
 #include "runtime/train/storage.h"
 
 #ifdef __cplusplus
@@ -70,6 +71,20 @@ struct ps_unit_codec {
     void *arg;
 };
 
+/* Elements of an update granule: 2 Mi, 20 MiB of bf16 remainder and fp32 moments. */
+/* Most bytes of a commit.s run state. */
+#define PS_TRAINER_RUN_STATE_MAX ((size_t)1 << 20)
+#define PS_TRAINER_GRANULE_DEFAULT ((uint64_t)2 << 20)
+
+/* Where a run is when a step has been decided, for the state that is committed with it. */
+struct ps_run_point {
+    uint64_t step;    /* of the batcher: the next one to do is step + 1 */
+    uint64_t updates; /* completed, this step's included */
+    double loss, grad_norm, learning_rate;
+    float clip_coef;
+    bool skipped;
+};
+
 struct ps_trainer_options {
     const char *model_dir;
     enum ps_train_mode mode;
@@ -81,7 +96,8 @@ struct ps_trainer_options {
     const struct ps_adapter_ops *adapter;
     struct ps_adapter_config adapter_config;
     const bool *site_on; /* (n_layer * 7): which linears are adapted; NULL: all */
-    const struct ps_adapter_config *site_config; /* (n_layer * 7): ranks and alphas that differ; NULL */
+    const struct ps_adapter_config
+        *site_config;    /* (n_layer * 7): ranks and alphas that differ; NULL */
     bool adapter_loaded; /* values will be read from a file: leave out the initial ones */
     /* FULL: which layers are trained; NULL: everything, embedding, head and final norm included */
     const bool *layer_on; /* (n_layer,) */
@@ -89,6 +105,7 @@ struct ps_trainer_options {
     const struct ps_optimizer_ops *optimizer;
     struct ps_optimizer_hyper hyper;
     double max_grad_norm; /* <= 0: no clipping */
+    enum ps_clip_mode clip_mode;
     /* From partial square sums of the gradient, tensors in order, to norm and coefficient; returns
      * false when the norm is not finite. */
     bool (*clip)(const double *partial, size_t count, double max_norm, double *norm, float *coef);
@@ -108,6 +125,11 @@ struct ps_trainer_options {
     const struct ps_device_ops *device; /* NULL: cpu */
     const struct ps_cuda_plugin *cuda;  /* not NULL: its device and kernels */
     struct ps_trainer_io io;
+    /* The state that a commit carries, into out (at most max bytes); returns its bytes. On the
+     * compute lane's thread, or the caller's. NULL: none. */
+    size_t (*run_state)(void *arg, const struct ps_run_point *p, void *out, size_t max);
+    void *run_state_arg;
+    uint64_t granule_elements; /* 0: the default; else a multiple of 2048 (tests) */
     double throttle[PS_LANE_COUNT];
     bool serial;
     uint64_t delay_seed, delay_max_ns;
@@ -122,8 +144,9 @@ struct ps_trainable {
     int32_t rank;
     int64_t shape[2];
     size_t n;
-    /* Addresses in the arena, or, on a device with memory of its own, in the host mirror of it: see
-     * ps_trainer_pull. */
+    /* NULL for what lies on disk, and on a device whose updates run on the host: see
+     * ps_trainer_part_read. Else addresses in the arena, or, on a device with memory of its own, in
+     * the host mirror of it: see ps_trainer_pull. */
     void *weight;
     enum ps_dtype dtype; /* F32, or BF16 with remainder */
     uint16_t *remainder;
@@ -140,6 +163,7 @@ struct ps_trainable {
 
 /* One tensor of an adapter, trained or not. */
 struct ps_adapter_entry {
+    size_t offset;    /* bytes, in its unit's adapters */
     const char *name; /* PEFT's, or the method's own */
     int32_t unit, rank;
     int64_t shape[2];
@@ -160,6 +184,7 @@ struct ps_trainer_stats {
     double seconds, compute_s, data_s, update_s;
     bool skipped;
     struct ps_lane_stats lane[PS_LANE_COUNT];
+    uint64_t redo_bytes; /* moved because an update inside the backward pass was taken back */
     uint64_t read_bytes, write_bytes; /* of the storage lanes, in this step */
 };
 
@@ -244,6 +269,36 @@ unsigned char *ps_trainer_buffer(const struct ps_trainer *t, enum ps_step_buffer
 
 /* Executor, and the handle of a segment in it, for traces and checks; NULL before commit. */
 struct ps_executor *ps_trainer_executor(struct ps_trainer *t, enum ps_segment segment, int *handle);
+
+/* The store of mutable state (borrowed until destroy); before commit. Its extents are those given
+ * here, the same for every layout. One that holds a generation is what the run goes on from:
+ * weights, states (and adapters) come from it; an empty one is filled with the model. A layout with
+ * states on disk needs one. */
+const struct ps_store_extent *ps_trainer_store_extents(const struct ps_trainer *t, uint32_t *count);
+void ps_trainer_set_store(struct ps_trainer *t, struct ps_state_store *store);
+/* Bring the run to rest: an update that waits for the next step is done now, all that trails has
+ * ended. Call it before reading states or weights, or closing a run. */
+int ps_trainer_settle(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+/* Put what lies in memory into the store and commit, with this run state; settles first. For runs
+ * that do not commit every step (ps_step_map.commits). */
+int ps_trainer_store_commit(struct ps_trainer *t, const void *run_state, size_t bytes,
+                            struct ps_error *err) PS_WARN_UNUSED;
+
+/* Raw values of a trained tensor wherever they lie: its weight, remainder or state k, entries
+ * [begin, begin + n) of it (of a state by block: of its entries, whole tensors only). Settle first.
+ */
+enum { PS_PART_WEIGHT = -2, PS_PART_REMAINDER = -1 };
+int ps_trainer_part_read(struct ps_trainer *t, size_t idx, int part, size_t begin, size_t n,
+                         void *out, struct ps_error *err) PS_WARN_UNUSED;
+/* Set every part of every trained tensor: get delivers entries [begin, begin + n) of a part. What
+ * lies on disk is written into the store (not committed). Settles first. */
+typedef int (*ps_trainer_get_fn)(void *arg, size_t idx, int part, size_t begin, size_t n, void *out,
+                                 struct ps_error *err);
+int ps_trainer_put_parts(struct ps_trainer *t, ps_trainer_get_fn get, void *arg,
+                         struct ps_error *err) PS_WARN_UNUSED;
+/* The per-tensor counts and the norm that delayed clipping uses, for resuming. */
+double ps_trainer_norm_before(const struct ps_trainer *t);
+void ps_trainer_set_norm_before(struct ps_trainer *t, double norm);
 
 /* Completed updates (the schedule's clock); settable for resuming. */
 uint64_t ps_trainer_updates(const struct ps_trainer *t);

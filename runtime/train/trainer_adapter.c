@@ -57,7 +57,7 @@ static struct ps_adapter_entry *add_entry(struct ps_trainer *t, int32_t unit,
         .param_idx = -1,
         .trainable = -1};
     t->entry_count++;
-    ps__trainer_place_adapter(t, unit, e->n * sizeof(float));
+    e->offset = ps__trainer_place_adapter(t, unit, e->n * sizeof(float));
     return e;
 }
 
@@ -67,6 +67,7 @@ static void train_entry(struct ps_trainer *t, struct ps_adapter_entry *e,
     const struct ps_adapter_config *c = &t->opt.adapter_config;
     struct ps_trainable *x = ps__trainer_add_trainable(t, e->name, e->unit, e->rank, tensor->shape);
     e->trainable = (int32_t)t->trainable_count - 1;
+    t->home[e->trainable].weight_offset = e->offset;
     x->tensor.layer = e->unit >= 0 ? e->unit : -1;
     x->tensor.hidden = e->rank == 2;
     x->tensor.adapter = true;

@@ -16,8 +16,10 @@
 /* Where the mirror of a buffer begins, or the buffer itself where there is no mirror. */
 static unsigned char *host_view(const struct ps_trainer *t, enum ps_step_buffer b)
 {
-    if (!t->opt.device->discrete)
+    if (!t->opt.device->discrete || (ps__trainer_streams(t) && t->map.tier[b] == PS_TIER_HOST))
         return t->buffer[b];
+    if (ps__trainer_streams(t))
+        return NULL;
     const uint64_t *bytes = t->map.bytes;
     unsigned char *at = t->buffer[PS_BUF_MIRROR];
     switch (b) {
@@ -60,9 +62,10 @@ struct cursor {
 static void next(struct cursor *c, size_t unit, size_t bytes, void **device, void **host)
 {
     size_t at = (size_t)c->offset[unit] + c->used[unit];
+    bool there = c->offset[unit] != UINT64_MAX; /* else in a slot, or on disk */
     c->used[unit] += ps_align_up(bytes, TENSOR_ALIGN);
-    *device = c->device + at;
-    *host = c->host ? c->host + at : NULL;
+    *device = there ? c->device + at : NULL;
+    *host = there && c->host ? c->host + at : NULL;
 }
 
 static void bind_states(struct ps_trainer *t, struct cursor *grad, struct cursor *state)
@@ -95,11 +98,12 @@ static void bind_trained_params(struct ps_trainer *t)
     for (size_t i = 0; i < t->params.count; i++) {
         if (!ps__trainer_param_trained(t, &t->params.param[i]))
             continue;
+        t->trainable_param[at] = (int32_t)i;
         struct ps_trainable *x = &t->trainable[at];
         struct ps_trainable *d = &t->trainable_device[at++];
         unsigned char *w = t->weight[i].data;
         d->weight = w;
-        x->weight = host + (w - t->buffer[PS_BUF_PINNED]);
+        x->weight = w && host ? host + (w - t->buffer[PS_BUF_PINNED]) : NULL;
         t->grad[i] = d->grad;
         t->remainder[i] = d->remainder;
     }
@@ -190,6 +194,19 @@ void ps__trainer_block(const struct ps_trainer *t, int32_t layer, int32_t slot, 
         if (t->vector[x->param_idx].data)
             continue;
         b->weight[role] = (struct ps_weight){.data = base + x->near_offset, .dtype = x->near_dtype};
+    }
+}
+
+/* Gradients of a layer that are made in a near slot. */
+void ps__trainer_block_grads(const struct ps_trainer *t, struct ps_block *b, int32_t near_slot)
+{
+    if (near_slot < 0)
+        return;
+    for (size_t k = 0; k < t->trainable_count; k++) {
+        if (t->trainable[k].unit != b->layer)
+            continue;
+        enum ps_role role = t->params.param[t->trainable_param[k]].role;
+        b->grad[role] = ps__trainer_grad(t, k, near_slot);
     }
 }
 

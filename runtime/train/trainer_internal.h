@@ -25,6 +25,20 @@ struct ps__batch_extra {
     size_t rows;
 };
 
+/* Where a trainable's weight and gradient begin: bytes in its unit's image, and in its gradients.
+ */
+struct ps__home {
+    size_t weight_offset, grad_offset;
+};
+
+/* What a step decides, for updates that run later. */
+struct ps__order {
+    bool go;    /* gradients and loss are finite */
+    float coef; /* of every gradient; per tensor: see tensor_coef */
+    double lr;
+    uint64_t step; /* completed updates before */
+};
+
 struct ps_trainer {
     struct ps_trainer_options opt; /* constant after create */
     struct ps_model_config cfg;
@@ -42,6 +56,17 @@ struct ps_trainer {
     size_t *param_offset; /* (params.count) in its pinned unit */
     size_t saved_bytes, adapter_scratch;
     size_t cache_half; /* bytes of the keys of one layer and sequence */
+
+    int32_t *trainable_param; /* (trainable_capacity,) full training: its parameter */
+    struct ps__home *home;    /* (trainable_capacity,) */
+    struct ps_granule *granule;
+    struct ps_slice *slice;
+    uint32_t *granule_begin;
+    uint64_t *state_image_bytes;
+    uint64_t *chunk_offset;
+    struct ps_store_extent *extent;      /* (2 * (n_layer + 2)): weights and states by unit index */
+    struct ps_unit_sources store_source; /* full training: units as the store holds them */
+    struct ps_unit_tensor *store_tensor;
 
     /* where everything lies: set_layout */
     struct ps_step_layout layout;
@@ -65,8 +90,8 @@ struct ps_trainer {
 
     struct ps_block *block; /* (n_layer,) */
     struct ps_head head;
-    struct ps_adapter_site *site;      /* (n_layer * 7,), ops NULL: not adapted */
-    struct ps_adapter_site *site_host; /* the same with host addresses (mirror), for files */
+    struct ps_adapter_site *site;          /* (n_layer * 7,), ops NULL: not adapted */
+    struct ps_adapter_site *site_host;     /* the same with host addresses (mirror), for files */
     struct ps_adapter_config *site_config; /* (n_layer * 7,) */
     struct ps_adapter_entry *entry;        /* tensors of adapters */
     char (*entry_name)[192];
@@ -93,6 +118,7 @@ struct ps_trainer {
     /* storage, by lane; each used by its lane's thread alone after commit */
     struct ps_storage *storage[PS_LANE_COUNT];
     struct {
+        struct ps_storage *st;
         uint64_t first, last; /* tickets */
     } in_flight[PS_LANE_COUNT][4];
     uint32_t in_flight_head[PS_LANE_COUNT], in_flight_tail[PS_LANE_COUNT];
@@ -102,7 +128,25 @@ struct ps_trainer {
     struct ps_transfer *cut[PS_LANE_COUNT]; /* (cut_max,) of the spill lanes; lane thread only */
     int cut_max;
     bool checksums_kept;
-    bool *unit_seen;     /* (source units) read and checked once; disk_weights lane only */
+    bool *unit_seen;              /* (source units) read and checked once; disk_weights lane only */
+    struct ps_state_store *store; /* set_store; NULL: none */
+    struct ps_storage *store_storage[PS_LANE_COUNT]; /* COMMIT: of the caller's thread */
+    struct ps_transfer *store_cut[PS_LANE_COUNT];    /* (store_cut_max,) */
+    int store_cut_max;
+    unsigned char *bounce_weight, *bounce_state; /* one granule each; caller's thread only */
+    size_t bounce_weight_bytes, bounce_state_bytes;
+    uint64_t *grad_sum;         /* (n_layer + 2) XXH3 of kept gradients on disk, as spill_sum */
+    bool redoing;               /* segment update runs */
+    bool *unit_updated;         /* (n_layer + 2) by the last update task of the unit */
+    struct ps_pool *optim_pool; /* streamed updates; cpu_optim lane only */
+    void *run_state;            /* of the next commit; written by clip, read by commit */
+    size_t run_state_bytes;
+    bool commit_due;
+    struct ps__order now, pending_order;
+    bool pending;        /* NEXT_FORWARD: an update waits */
+    bool revoked;        /* INSIDE: what this step stored must be taken back */
+    double norm_before;  /* of the last step that updated; < 0: none (delayed clipping) */
+    float *tensor_coef;  /* (trainable_count,) per-tensor clipping */
     uint64_t *spill_sum; /* XXH3 of each boundary as it was written; disk_write sets it, disk_state
                             reads it, one after the other as the schedule says */
     unsigned char
@@ -118,9 +162,7 @@ struct ps_trainer {
     float dscale;
     double loss_sum;
     int64_t label_count;
-    double norm, lr;
-    float clip_coef;
-    bool skip;
+    double norm;
 };
 
 /* Some tensor of this trainer is trained. */
@@ -140,7 +182,7 @@ size_t ps__trainer_carve_batch(const struct ps_trainer *t, struct ps_batch *b,
 struct ps_trainable *ps__trainer_add_trainable(struct ps_trainer *t, const char *name, int32_t unit,
                                                int32_t rank, const int64_t *shape);
 /* Room in the adapter buffer of a unit, in the order of the entries. */
-void ps__trainer_place_adapter(struct ps_trainer *t, int32_t unit, size_t bytes);
+size_t ps__trainer_place_adapter(struct ps_trainer *t, int32_t unit, size_t bytes);
 
 /* trainer_adapter.c */
 int ps__trainer_alloc_adapter(struct ps_trainer *t) PS_WARN_UNUSED;
@@ -158,6 +200,8 @@ int ps__trainer_bind(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
 /* Weights of a layer, those of a slot included (slot -1: pinned), in *b. */
 void ps__trainer_block(const struct ps_trainer *t, int32_t layer, int32_t slot, struct ps_block *b);
 
+void ps__trainer_block_grads(const struct ps_trainer *t, struct ps_block *b, int32_t near_slot);
+
 /* Zero states (before the weights are loaded: remainders are states) and the initial adapters, to
  * the device. */
 int ps__trainer_clear_states(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
@@ -169,6 +213,56 @@ void ps__trainer_io_close(struct ps_trainer *t);
 int ps__trainer_load_pinned(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
 void ps__trainer_io_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT]);
 void ps__trainer_io_bytes(const struct ps_trainer *t, uint64_t *read, uint64_t *written);
+
+/* trainer_granules.c. -ENOMEM. */
+int ps__trainer_plan_granules(struct ps_trainer *t) PS_WARN_UNUSED;
+int ps__trainer_plan_store_sources(struct ps_trainer *t) PS_WARN_UNUSED;
+
+/* Are updates streamed? */
+static inline bool ps__trainer_streams(const struct ps_trainer *t)
+{
+    return t->layout.update != PS_UPDATE_RESIDENT && t->shape.trains;
+}
+
+/* Before a step: what updates inside its backward pass go by. */
+void ps__trainer_begin_order(struct ps_trainer *t);
+/* Losses of the pass that has just run. */
+int ps__trainer_add_losses(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+/* The step has been decided (clip, on the compute lane): prepare its commit. */
+void ps__trainer_decided(struct ps_trainer *t);
+
+/* trainer_store.c: the store, from the caller's thread while no lane works. */
+int ps__trainer_store_open(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+void ps__trainer_store_close(struct ps_trainer *t);
+/* Do weights and states come from the store (else from the model's files)? */
+bool ps__trainer_from_store(const struct ps_trainer *t);
+/* Fill an empty store with the model; bring what lies in memory from it. */
+int ps__trainer_store_load(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+/* The near copies of pinned weights, anew. */
+int ps__trainer_store_reload_pinned(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+/* Queue one chunk's transfers on a lane; *first, *last: tickets (first > last: none). */
+int ps__trainer_store_submit(struct ps_trainer *t, enum ps_lane lane, uint32_t extent,
+                             uint32_t chunk, bool write, void *memory, uint64_t *first,
+                             uint64_t *last, struct ps_error *err) PS_WARN_UNUSED;
+
+/* trainer_update.c: the tasks of streamed updates. */
+void ps__trainer_update_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT]);
+/* Where the host updates a unit's weights. */
+unsigned char *ps__trainer_host_weights(const struct ps_trainer *t, int32_t unit, int32_t slot,
+                                        int32_t raw);
+/* A trainable's gradient where it is made (near slot, -1: its own place). */
+float *ps__trainer_grad(const struct ps_trainer *t, size_t idx, int32_t near_slot);
+void ps__trainer_push_tickets(struct ps_trainer *t, enum ps_lane l, struct ps_storage *st,
+                              uint64_t first, uint64_t last);
+int ps__trainer_wait_tickets(struct ps_trainer *t, enum ps_lane l,
+                             struct ps_error *err) PS_WARN_UNUSED;
+/* Copies between the host and an address of the device's threads; queued where the device has
+ * queues. */
+int ps__trainer_to_device(struct ps_trainer *t, void *mapped, const void *host, size_t bytes,
+                          struct ps_error *err) PS_WARN_UNUSED;
+int ps__trainer_to_host(struct ps_trainer *t, void *host, const void *mapped, size_t bytes,
+                        struct ps_error *err) PS_WARN_UNUSED;
+void *ps__trainer_device_address(const struct ps_trainer *t, const void *mapped);
 
 /* trainer_task.c: the tasks that compute. */
 void ps__trainer_task_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT]);

@@ -71,18 +71,23 @@ static int open_weights(struct ps_trainer *t, struct ps_error *err)
 
 int ps__trainer_io_open(struct ps_trainer *t, struct ps_error *err)
 {
-    int ret = reads_weights(t) ? open_weights(t, err) : 0;
-    if (ret < 0 || t->map.bytes[PS_BUF_DISK_X] == 0)
+    bool frozen = !ps__trainer_streams(t);
+    uint64_t spill = t->map.bytes[PS_BUF_DISK_X] + t->map.bytes[PS_BUF_DISK_GRAD];
+    int ret = frozen && reads_weights(t) ? open_weights(t, err) : 0;
+    if (ret >= 0)
+        ret = ps__trainer_store_open(t, err);
+    if (ret < 0 || spill == 0)
         return ret;
-    ret = t->opt.io.spill_create
-              ? t->opt.io.spill_create(t->opt.io.arg, t->map.bytes[PS_BUF_DISK_X], err)
-              : ps_error_set(err, PS_EUSAGE, "this run has no spill file");
+    ret = t->opt.io.spill_create ? t->opt.io.spill_create(t->opt.io.arg, spill, err)
+                                 : ps_error_set(err, PS_EUSAGE, "this run has no spill file");
     t->spill_sum =
-        calloc((size_t)(t->map.bytes[PS_BUF_DISK_X] / t->map.x_stride), sizeof *t->spill_sum);
+        calloc((size_t)(t->map.bytes[PS_BUF_DISK_X] / t->map.x_stride) + 1, sizeof *t->spill_sum);
     if (ret >= 0 && !t->spill_sum)
         return ps_error_set(err, -ENOMEM, "out of memory");
     static const enum ps_lane lane[] = {PS_LANE_DISK_STATE, PS_LANE_DISK_WRITE};
-    t->cut_max = (int)(t->map.x_stride / SPILL_PIECE_MIN) + 2;
+    uint64_t largest =
+        t->map.x_stride > t->map.grad_ring_bytes ? t->map.x_stride : t->map.grad_ring_bytes;
+    t->cut_max = (int)(largest / SPILL_PIECE_MIN) + 2;
     for (int i = 0; ret >= 0 && i < 2; i++) {
         t->cut[lane[i]] = calloc((size_t)t->cut_max, sizeof *t->cut[0]);
         if (!t->cut[lane[i]])
@@ -120,27 +125,37 @@ void ps__trainer_io_bytes(const struct ps_trainer *t, uint64_t *read, uint64_t *
  */
 static void publish_bytes(struct ps_trainer *t, enum ps_lane l)
 {
-    struct ps_storage_counters c = {0};
-    t->storage[l]->ops->counters(t->storage[l], &c);
-    atomic_store_explicit(&t->moved[l].read, c.read_bytes, memory_order_relaxed);
-    atomic_store_explicit(&t->moved[l].written, c.write_bytes, memory_order_relaxed);
+    struct ps_storage *both[] = {t->storage[l], t->store_storage[l]};
+    uint64_t read = 0;
+    uint64_t written = 0;
+    for (int i = 0; i < 2; i++) {
+        struct ps_storage_counters c = {0};
+        if (both[i])
+            both[i]->ops->counters(both[i], &c);
+        read += c.read_bytes;
+        written += c.write_bytes;
+    }
+    atomic_store_explicit(&t->moved[l].read, read, memory_order_relaxed);
+    atomic_store_explicit(&t->moved[l].written, written, memory_order_relaxed);
 }
 
 /* Remember the tickets of a task that has been started; tasks finish in the order of their start.
  */
-static void push_tickets(struct ps_trainer *t, enum ps_lane l, uint64_t first, uint64_t last)
+void ps__trainer_push_tickets(struct ps_trainer *t, enum ps_lane l, struct ps_storage *st,
+                              uint64_t first, uint64_t last)
 {
     assert(t->in_flight_head[l] - t->in_flight_tail[l] < 4);
     uint32_t at = t->in_flight_head[l]++ % 4;
+    t->in_flight[l][at].st = st;
     t->in_flight[l][at].first = first;
     t->in_flight[l][at].last = last;
 }
 
-static int wait_tickets(struct ps_trainer *t, enum ps_lane l, struct ps_error *err)
+int ps__trainer_wait_tickets(struct ps_trainer *t, enum ps_lane l, struct ps_error *err)
 {
     assert(t->in_flight_tail[l] != t->in_flight_head[l]);
     uint32_t at = t->in_flight_tail[l]++ % 4;
-    struct ps_storage *st = t->storage[l];
+    struct ps_storage *st = t->in_flight[l][at].st;
     for (uint64_t k = t->in_flight[l][at].first; k <= t->in_flight[l][at].last; k++) {
         int ret = st->ops->wait(st, k, err);
         if (ret < 0)
@@ -186,7 +201,7 @@ static int submit_unit(struct ps_trainer *t, const struct ps_unit_source *u, uns
         if (i == 0)
             first = last;
     }
-    push_tickets(t, PS_LANE_DISK_WEIGHTS, first, last);
+    ps__trainer_push_tickets(t, PS_LANE_DISK_WEIGHTS, st, first, last);
     return 0;
 }
 
@@ -210,23 +225,61 @@ static int check_unit(struct ps_trainer *t, const struct ps_unit_source *u,
     return ps_unit_check_finite(u, raw, &t->params, t->opt.model_dir, err);
 }
 
+/* A unit of a model that is trained comes from the store, chunk by chunk. */
+static int submit_stored(struct ps_trainer *t, const struct ps_task *task, struct ps_error *err)
+{
+    uint32_t extent = 2 * (uint32_t)ps_step_unit_idx(&t->shape, task->unit);
+    const struct ps_store_extent *e = &t->extent[extent];
+    unsigned char *raw = raw_of(t, task);
+    uint64_t all_first = 1;
+    uint64_t all_last = 0;
+    for (uint32_t c = 0; c < e->chunk_count; c++) {
+        uint64_t first;
+        uint64_t last;
+        int ret = ps__trainer_store_submit(t, task->lane, extent, c, false,
+                                           raw + e->chunk_offset[c], &first, &last, err);
+        if (ret < 0)
+            return ret;
+        all_first = c == 0 ? first : all_first;
+        all_last = last;
+    }
+    ps__trainer_push_tickets(t, task->lane, t->store_storage[task->lane], all_first, all_last);
+    return 0;
+}
+
+static int check_stored(struct ps_trainer *t, const struct ps_task *task, struct ps_error *err)
+{
+    uint32_t extent = 2 * (uint32_t)ps_step_unit_idx(&t->shape, task->unit);
+    const struct ps_store_extent *e = &t->extent[extent];
+    const unsigned char *raw = raw_of(t, task);
+    int ret = 0;
+    for (uint32_t c = 0; ret == 0 && c < e->chunk_count; c++)
+        ret = t->store->ops->check(t->store, extent, c, PS_COPY_LATEST, raw + e->chunk_offset[c],
+                                   err);
+    return ret;
+}
+
 static int read_start(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
+    if (ps__trainer_streams(t))
+        return submit_stored(t, task, err);
     return submit_unit(t, source_of(t, task), raw_of(t, task), err);
 }
 
 static int read_finish(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
-    int ret = wait_tickets(t, PS_LANE_DISK_WEIGHTS, err);
+    int ret = ps__trainer_wait_tickets(t, PS_LANE_DISK_WEIGHTS, err);
     if (ret < 0 || t->opt.io.moves_nothing)
         return ret;
+    if (ps__trainer_streams(t))
+        return check_stored(t, task, err);
     return check_unit(t, source_of(t, task), raw_of(t, task), err);
 }
 
 /* The device address of an address of the device's threads. */
-static void *device_address(const struct ps_trainer *t, const void *mapped)
+void *ps__trainer_device_address(const struct ps_trainer *t, const void *mapped)
 {
     unsigned char *base = t->near->ops->base(t->near);
     return base +
@@ -234,20 +287,20 @@ static void *device_address(const struct ps_trainer *t, const void *mapped)
 }
 
 /* Copies of a task: on a device with queues they are queued, and done when the task ends. */
-static int to_device(struct ps_trainer *t, void *mapped, const void *host, size_t bytes,
-                     struct ps_error *err)
+int ps__trainer_to_device(struct ps_trainer *t, void *mapped, const void *host, size_t bytes,
+                          struct ps_error *err)
 {
     const struct ps_device_ops *ops = t->near->ops;
-    return (t->queues ? ops->queue_h2d : ops->copy_h2d)(t->near, device_address(t, mapped), host,
-                                                        bytes, err);
+    return (t->queues ? ops->queue_h2d : ops->copy_h2d)(
+        t->near, ps__trainer_device_address(t, mapped), host, bytes, err);
 }
 
-static int to_host(struct ps_trainer *t, void *host, const void *mapped, size_t bytes,
-                   struct ps_error *err)
+int ps__trainer_to_host(struct ps_trainer *t, void *host, const void *mapped, size_t bytes,
+                        struct ps_error *err)
 {
     const struct ps_device_ops *ops = t->near->ops;
-    return (t->queues ? ops->queue_d2h : ops->copy_d2h)(t->near, host, device_address(t, mapped),
-                                                        bytes, err);
+    return (t->queues ? ops->queue_d2h : ops->copy_d2h)(
+        t->near, host, ps__trainer_device_address(t, mapped), bytes, err);
 }
 
 /* One tensor from host memory to the device, converted on the way in pieces. */
@@ -256,9 +309,9 @@ static int copy_tensor(struct ps_trainer *t, void *near, const struct ps_unit_te
 {
     size_t src = ps_dtype_size(x->src_dtype);
     size_t dst = ps_dtype_size(x->near_dtype);
-    unsigned char *to = device_address(t, near);
+    unsigned char *to = ps__trainer_device_address(t, near);
     if (x->src_dtype == x->near_dtype)
-        return to_device(t, near, raw, (size_t)x->elements * src, err);
+        return ps__trainer_to_device(t, near, raw, (size_t)x->elements * src, err);
     size_t piece = CONVERT_PIECE_BYTES / dst;
     for (size_t at = 0; at < x->elements; at += piece) {
         size_t n = x->elements - at < piece ? (size_t)x->elements - at : piece;
@@ -276,7 +329,7 @@ static int copy_decoded(struct ps_trainer *t, uint32_t number, void *near, const
 {
     const struct ps_unit_codec *c = t->codec;
     uint64_t bytes = c->source->unit[number].near_bytes;
-    unsigned char *to = device_address(t, near);
+    unsigned char *to = ps__trainer_device_address(t, near);
     int ret = 0;
     for (uint64_t at = 0; ret == 0 && at < bytes; at += c->piece_bytes) {
         uint64_t n = bytes - at < c->piece_bytes ? bytes - at : c->piece_bytes;
@@ -296,7 +349,10 @@ static int copy_weights(void *ctx, const struct ps_task *task, struct ps_error *
                                    ? raw_of(t, task)
                                    : t->buffer[PS_BUF_HOST_UNITS] + t->map.host_offset[number];
     unsigned char *near =
-        t->buffer[PS_BUF_SLOTS] + (size_t)task->arg[PS_ARG_SLOT] * t->map.slot_bytes;
+        task->arg[PS_ARG_SLOT] >= 0
+            ? t->buffer[PS_BUF_SLOTS] + (size_t)task->arg[PS_ARG_SLOT] * t->map.slot_bytes
+            : t->buffer[PS_BUF_PINNED] +
+                  t->map.pinned_offset[ps_step_unit_idx(&t->shape, task->unit)];
     bool discrete = t->opt.device->discrete;
     if (t->codec)
         return discrete ? copy_decoded(t, number, near, raw, err)
@@ -319,8 +375,8 @@ static int copy_batch(void *ctx, const struct ps_task *task, struct ps_error *er
     struct ps_trainer *t = ctx;
     if (task->micro >= t->present)
         return 0;
-    return to_device(t, t->batch[task->micro].ids, t->batch_host[task->micro].ids,
-                     (size_t)t->shape.batch_bytes, err);
+    return ps__trainer_to_device(t, t->batch[task->micro].ids, t->batch_host[task->micro].ids,
+                                 (size_t)t->shape.batch_bytes, err);
 }
 
 static unsigned char *host_x(const struct ps_trainer *t, const struct ps_task *task)
@@ -334,7 +390,7 @@ static int spill_out(void *ctx, const struct ps_task *task, struct ps_error *err
     if (task->micro >= t->present)
         return 0;
     const void *x = ps__trainer_x(t, task->arg[PS_ARG_X_IN]);
-    return to_host(t, host_x(t, task), x, (size_t)t->map.x_stride, err);
+    return ps__trainer_to_host(t, host_x(t, task), x, (size_t)t->map.x_stride, err);
 }
 
 static int spill_in(void *ctx, const struct ps_task *task, struct ps_error *err)
@@ -343,7 +399,7 @@ static int spill_in(void *ctx, const struct ps_task *task, struct ps_error *err)
     if (task->micro >= t->present)
         return 0;
     void *x = ps__trainer_x(t, task->arg[PS_ARG_X_OUT]);
-    return to_device(t, x, host_x(t, task), (size_t)t->map.x_stride, err);
+    return ps__trainer_to_device(t, x, host_x(t, task), (size_t)t->map.x_stride, err);
 }
 
 /* A layer boundary on its way to or from the spill file. */
@@ -375,7 +431,7 @@ static int spill_start(void *ctx, const struct ps_task *task, struct ps_error *e
     struct ps_trainer *t = ctx;
     struct ps_storage *st = t->storage[task->lane];
     if (task->micro >= t->present) {
-        push_tickets(t, task->lane, 1, 0);
+        ps__trainer_push_tickets(t, task->lane, st, 1, 0);
         return 0;
     }
     bool write = task->kind == PS_TASK_SPILL_WRITE;
@@ -397,20 +453,20 @@ static int spill_start(void *ctx, const struct ps_task *task, struct ps_error *e
             first = last;
     }
     if (ret == 0)
-        push_tickets(t, task->lane, first, last);
+        ps__trainer_push_tickets(t, task->lane, st, first, last);
     return ret;
 }
 
 static int spill_finish(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
-    return wait_tickets(ctx, task->lane, err);
+    return ps__trainer_wait_tickets(ctx, task->lane, err);
 }
 
 /* What has come back is what was handed over. */
 static int spill_read_finish(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
-    int ret = wait_tickets(t, task->lane, err);
+    int ret = ps__trainer_wait_tickets(t, task->lane, err);
     if (ret < 0 || task->micro >= t->present || t->opt.io.moves_nothing)
         return ret;
     struct spilled s = spilled_by(t, task);
@@ -449,6 +505,7 @@ void ps__trainer_io_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT])
 struct pinned {
     struct ps_trainer *t;
     unsigned char *weight;
+    unsigned char *host; /* where the host has them too, with the remainders; NULL: nowhere */
     uint16_t *remainder;
     size_t element;
     struct ps_error *err;
@@ -459,10 +516,10 @@ static int put_pinned(void *arg, size_t begin, size_t count, const void *values,
 {
     const struct pinned *p = arg;
     struct ps_device *d = p->t->near;
-    int ret = d->ops->copy_h2d(d, device_address(p->t, p->weight + begin * p->element), values,
-                               count * p->element, p->err);
+    int ret = d->ops->copy_h2d(d, ps__trainer_device_address(p->t, p->weight + begin * p->element),
+                               values, count * p->element, p->err);
     if (ret == 0 && remainder)
-        ret = d->ops->copy_h2d(d, device_address(p->t, p->remainder + begin), remainder,
+        ret = d->ops->copy_h2d(d, ps__trainer_device_address(p->t, p->remainder + begin), remainder,
                                count * sizeof *remainder, p->err);
     return ret;
 }
@@ -473,16 +530,21 @@ static int load_pinned(struct ps_trainer *t, struct ps_error *err)
         const struct ps_st_tensor *tensor;
         const struct ps_st_file *file;
         const struct ps_weight *w = &t->weight[i];
-        if (!w->data)
-            continue;
+        if (!w->data || ps__trainer_from_store(t))
+            continue; /* the store has it */
         int ret =
             ps_weights_find(t->files, t->opt.model_dir, &t->params.param[i], &tensor, &file, err);
         if (ret == 0 && !t->opt.device->discrete) {
             ret = ps_weights_read(file, tensor, w->data, w->dtype, t->remainder[i],
                                   t->opt.master_split, err);
         } else if (ret == 0) {
+            int32_t unit = ps__trainer_param_unit(&t->params.param[i]);
             struct pinned p = {.t = t,
                                .weight = w->data,
+                               .host = ps__trainer_streams(t) && t->grad[i]
+                                           ? ps__trainer_host_weights(t, unit, -1, -1) +
+                                                 t->param_offset[i]
+                                           : NULL,
                                .remainder = t->remainder[i],
                                .element = ps_dtype_size(w->dtype),
                                .err = err};
@@ -500,12 +562,12 @@ static int load_host_units(struct ps_trainer *t, struct ps_error *err)
 {
     for (uint32_t i = 0; i < t->shape.source->unit_count; i++) {
         const struct ps_unit_source *u = &t->shape.source->unit[i];
-        if (t->map.host_offset[i] == UINT64_MAX)
+        if (t->map.host_offset[i] == UINT64_MAX || ps__trainer_streams(t))
             continue;
         unsigned char *raw = t->buffer[PS_BUF_HOST_UNITS] + t->map.host_offset[i];
         int ret = submit_unit(t, u, raw, err);
         if (ret == 0)
-            ret = wait_tickets(t, PS_LANE_DISK_WEIGHTS, err);
+            ret = ps__trainer_wait_tickets(t, PS_LANE_DISK_WEIGHTS, err);
         if (ret == 0)
             ret = check_unit(t, u, raw, err);
         if (ret < 0)
@@ -528,7 +590,7 @@ static int load_rope(struct ps_trainer *t, struct ps_error *err)
     ps_rope_table((float *)(void *)(made + skip), inv_freq, (size_t)t->opt.position_max, half);
     if (made == rope)
         return 0;
-    int ret = t->near->ops->copy_h2d(t->near, device_address(t, rope), made,
+    int ret = t->near->ops->copy_h2d(t->near, ps__trainer_device_address(t, rope), made,
                                      (size_t)t->shape.rope_bytes, err);
     free(made);
     return ret;

@@ -52,9 +52,11 @@ static int alloc_tables(struct ps_trainer *t)
     t->block = calloc(layers, sizeof *t->block);
     t->trainable = calloc(t->trainable_capacity, sizeof *t->trainable);
     t->trainable_device = calloc(t->trainable_capacity, sizeof *t->trainable_device);
+    t->home = calloc(t->trainable_capacity, sizeof *t->home);
+    t->trainable_param = calloc(t->trainable_capacity, sizeof *t->trainable_param);
     t->unit_bytes = calloc(4 * (layers + 2), sizeof *t->unit_bytes);
-    bool ok = t->weight && t->remainder && t->grad && t->param_offset && t->block &&
-              t->trainable && t->trainable_device && t->unit_bytes;
+    bool ok = t->weight && t->remainder && t->grad && t->param_offset && t->block && t->trainable &&
+              t->trainable_device && t->unit_bytes && t->home && t->trainable_param;
     return ok ? 0 : -ENOMEM;
 }
 
@@ -90,18 +92,21 @@ static uint64_t *bytes_of(const struct ps_trainer *t, int what, int32_t unit)
 
 enum { ADAPTER, GRAD, STATE, PINNED };
 
-/* Put `bytes` behind what the unit already has of this; returns the offset. */
+/* Put `bytes` behind what the unit already has of this; returns the offset. Weights that are
+ * trained begin on pages: the store and the updates on the host take them in pieces of whole pages.
+ */
 static size_t place(struct ps_trainer *t, int what, int32_t unit, size_t bytes)
 {
     uint64_t *at = bytes_of(t, what, unit);
     size_t offset = (size_t)*at;
-    *at += ps_align_up(bytes, TENSOR_ALIGN);
+    bool pages = what == PINNED && t->opt.mode == PS_MODE_FULL;
+    *at += ps_align_up(bytes, pages ? (size_t)4096 : TENSOR_ALIGN);
     return offset;
 }
 
-void ps__trainer_place_adapter(struct ps_trainer *t, int32_t unit, size_t bytes)
+size_t ps__trainer_place_adapter(struct ps_trainer *t, int32_t unit, size_t bytes)
 {
-    PS_IGNORE(place(t, ADAPTER, unit, bytes) != 0, "binding finds it in the same order");
+    return place(t, ADAPTER, unit, bytes);
 }
 
 /* Weights of the base model; trained ones get a trainable entry. */
@@ -133,6 +138,7 @@ static int plan_params(struct ps_trainer *t, struct ps_error *err)
         x->tensor.dtype = w->dtype;
         x->tensor.layer = p->layer;
         x->tensor.hidden = p->layer >= 0 && p->rank == 2;
+        t->home[t->trainable_count - 1].weight_offset = t->param_offset[i];
         x->decay = p->decay;
     }
     return 0;
@@ -146,7 +152,7 @@ static int plan_training(struct ps_trainer *t, struct ps_error *err)
         return 0;
     for (size_t i = 0; i < t->trainable_count; i++) {
         struct ps_trainable *x = &t->trainable[i];
-        place(t, GRAD, x->unit, x->n * sizeof(float));
+        t->home[i].grad_offset = place(t, GRAD, x->unit, x->n * sizeof(float));
         int ret = t->opt.optimizer->layout(&t->opt.hyper, &x->tensor, &x->layout, err);
         if (ret < 0)
             return ret;
@@ -295,7 +301,12 @@ int ps_trainer_staged_sources(const struct ps_trainer *t, struct ps_unit_sources
 static int plan_sources(struct ps_trainer *t, struct ps_error *err)
 {
     t->shape.source = &t->source;
-    return find_sources(t, t->opt.device->discrete, &t->source, err);
+    int ret = find_sources(t, t->opt.device->discrete, &t->source, err);
+    if (ret < 0 || t->opt.mode != PS_MODE_FULL)
+        return ret;
+    t->shape.source = &t->store_source;
+    ret = ps__trainer_plan_store_sources(t);
+    return ret < 0 ? ps_error_set(err, ret, "out of memory") : 0;
 }
 
 static void plan_shape(struct ps_trainer *t)
@@ -311,6 +322,8 @@ static void plan_shape(struct ps_trainer *t)
     p->embed_trained = *bytes_of(t, GRAD, PS_UNIT_EMBED) > 0;
     p->head_trained = *bytes_of(t, GRAD, PS_UNIT_HEAD) > 0;
     p->tied = t->cfg.tie_word_embeddings;
+    p->grad_rounds = t->opt.mode == PS_MODE_FULL && t->opt.dtype == PS_DTYPE_BF16;
+    p->micro_max = t->opt.micro_max > 0 ? t->opt.micro_max : 1;
     p->adapter_bytes = bytes_of(t, ADAPTER, PS_UNIT_EMBED);
     p->grad_bytes = bytes_of(t, GRAD, PS_UNIT_EMBED);
     p->state_bytes = bytes_of(t, STATE, PS_UNIT_EMBED);
@@ -333,5 +346,8 @@ int ps__trainer_plan(struct ps_trainer *t, struct ps_error *err)
     plan_activations(t);
     plan_shape(t);
     plan_flops(t);
+    ret = ps__trainer_plan_granules(t);
+    if (ret < 0)
+        return ps_error_set(err, ret, "out of memory");
     return plan_sources(t, err);
 }

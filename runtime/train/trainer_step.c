@@ -39,7 +39,7 @@ static void batch_filled(struct ps_trainer *t, int32_t i)
     t->batch[i].label_count = h->label_count;
 }
 
-/* Make the slots hold what a segment expects. */
+/* Make the slots hold what a segment expects. Inner and last passes expect the same. */
 static int enter(struct ps_trainer *t, enum ps_segment segment, struct ps_error *err)
 {
     if (t->loaded == segment)
@@ -47,12 +47,13 @@ static int enter(struct ps_trainer *t, enum ps_segment segment, struct ps_error 
     int ret = ps_executor_drain(t->ex, err);
     if (ret < 0)
         return ret;
-    bool train = segment == PS_SEGMENT_TRAIN;
+    bool train = segment == PS_SEGMENT_TRAIN || segment == PS_SEGMENT_TRAIN_INNER;
+    bool there = train && (t->loaded == PS_SEGMENT_TRAIN || t->loaded == PS_SEGMENT_TRAIN_INNER);
     enum ps_segment prologue = train ? PS_SEGMENT_PROLOGUE_TRAIN : PS_SEGMENT_PROLOGUE_EVAL;
     t->loaded = PS_SEGMENT_COUNT;
     ps_executor_restart(t->ex, t->handle[segment]);
     ps_executor_restart(t->ex, t->handle[prologue]);
-    if (t->segment[prologue].task_count > 0)
+    if (!there && t->segment[prologue].task_count > 0)
         ret = ps_executor_run(t->ex, t->handle[prologue], err);
     if (ret == 0)
         t->loaded = segment;
@@ -63,6 +64,93 @@ static int run_segment(struct ps_trainer *t, enum ps_segment segment, struct ps_
 {
     int ret = enter(t, segment, err);
     return ret < 0 ? ret : ps_executor_run(t->ex, t->handle[segment], err);
+}
+
+/* --- streamed updates --- */
+
+/* Tensors that the update `o` has changed have one more behind them. */
+static void count_updates(struct ps_trainer *t, const struct ps__order *o)
+{
+    for (size_t i = 0; i < t->trainable_count; i++)
+        if (!t->opt.optimizer->active ||
+            t->opt.optimizer->active(&t->opt.hyper, &t->trainable[i].tensor, o->step))
+            t->trainable[i].t++;
+}
+
+void ps__trainer_decided(struct ps_trainer *t)
+{
+    if (!ps__trainer_streams(t) || !t->map.commits)
+        return;
+    struct ps_run_point p = {.step = t->step,
+                             .updates = t->updates + (t->now.go ? 1 : 0),
+                             .loss = t->label_count > 0 ? t->loss_sum / (double)t->label_count : 0,
+                             .grad_norm = t->norm,
+                             .learning_rate = t->now.lr,
+                             .clip_coef = t->now.coef,
+                             .skipped = !t->now.go};
+    if (t->opt.run_state)
+        t->run_state_bytes =
+            t->opt.run_state(t->opt.run_state_arg, &p, t->run_state, PS_TRAINER_RUN_STATE_MAX);
+    t->commit_due = !t->revoked;
+}
+
+/* All updates by themselves; the slots hold anything afterwards. */
+static int update_all(struct ps_trainer *t, struct ps_error *err)
+{
+    t->redoing = true;
+    int ret = ps_executor_run(t->ex, t->handle[PS_SEGMENT_UPDATE], err);
+    if (ret == 0)
+        ret = ps_executor_drain(t->ex, err);
+    t->redoing = false;
+    t->loaded = PS_SEGMENT_COUNT;
+    return ret;
+}
+
+/* Updates inside the backward pass went by a wrong coefficient, or should not have been: take the
+ * copies from before, and do the step's update again where there is one. */
+static int revoke(struct ps_trainer *t, struct ps_trainer_stats *stats, struct ps_error *err)
+{
+    int ret = ps_executor_drain(t->ex, err);
+    if (ret < 0)
+        return ret;
+    uint64_t read;
+    uint64_t written;
+    ps__trainer_io_bytes(t, &read, &written);
+    stats->redo_bytes -= read + written;
+    t->store->ops->revert(t->store);
+    t->loaded = PS_SEGMENT_COUNT;
+    t->revoked = false;
+    t->commit_due = true;
+    ret = ps__trainer_store_reload_pinned(t, err);
+    if (ret == 0 && t->now.go)
+        ret = update_all(t, err);
+    if (ret == 0 && t->commit_due) {
+        t->commit_due = false;
+        ret = t->store->ops->commit(t->store, t->run_state, t->run_state_bytes, err);
+    }
+    ps__trainer_io_bytes(t, &read, &written);
+    stats->redo_bytes += read + written;
+    return ret;
+}
+
+/* The update of the step before has been made in the pass that has just ended. */
+static void pending_done(struct ps_trainer *t)
+{
+    if (!t->pending)
+        return;
+    count_updates(t, &t->pending_order);
+    t->pending = false;
+}
+
+int ps_trainer_settle(struct ps_trainer *t, struct ps_error *err)
+{
+    int ret = t->ex ? ps_executor_drain(t->ex, err) : 0;
+    if (ret < 0 || !t->pending)
+        return ret;
+    ret = update_all(t, err);
+    if (ret == 0)
+        pending_done(t);
+    return ret;
 }
 
 /* The first pass over every unit has been made: keep the table of checksums. The step stands
@@ -82,7 +170,7 @@ static void keep_checksums(struct ps_trainer *t)
 }
 
 /* The losses of the pass that has just run, in the order of the micro-batches. */
-static int add_losses(struct ps_trainer *t, struct ps_error *err)
+int ps__trainer_add_losses(struct ps_trainer *t, struct ps_error *err)
 {
     for (int32_t i = 0; i < t->present; i++) {
         double sum = 0;
@@ -101,7 +189,9 @@ static int train_passes(struct ps_trainer *t, struct ps_batcher *b, struct ps_tr
 {
     int32_t micros = ps_batcher_micro_count(b);
     assert(micros <= (t->opt.micro_max > 0 ? t->opt.micro_max : micros));
-    int ret = enter(t, PS_SEGMENT_TRAIN, err);
+    bool streams = ps__trainer_streams(t);
+    bool first_inner = streams && t->map.several_passes && t->layout.group < micros;
+    int ret = enter(t, first_inner ? PS_SEGMENT_TRAIN_INNER : PS_SEGMENT_TRAIN, err);
     for (int32_t begin = 0; ret == 0 && begin < micros; begin += t->layout.group) {
         double before = now_s(t);
         t->micro_base = begin;
@@ -113,9 +203,12 @@ static int train_passes(struct ps_trainer *t, struct ps_batcher *b, struct ps_tr
         }
         double filled = now_s(t);
         stats->data_s += filled - before;
-        ret = run_segment(t, PS_SEGMENT_TRAIN, err);
+        bool inner = streams && t->map.several_passes && begin + t->layout.group < micros;
+        ret = run_segment(t, inner ? PS_SEGMENT_TRAIN_INNER : PS_SEGMENT_TRAIN, err);
+        if (ret == 0 && (!streams || inner))
+            ret = ps__trainer_add_losses(t, err);
         if (ret == 0)
-            ret = add_losses(t, err);
+            pending_done(t);
         stats->compute_s += now_s(t) - filled;
     }
     return ret;
@@ -139,15 +232,26 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
     t->dscale = labels > 0 ? (float)(1.0 / (double)labels) : 0.0f;
     t->loss_sum = 0;
     t->label_count = 0;
+    ps__trainer_begin_order(t);
     int ret = train_passes(t, b, stats, err);
     if (ret < 0)
         return ret;
     double computed = now_s(t);
-    ret = ps_executor_run(t->ex, t->handle[PS_SEGMENT_UPDATE], err);
+    if (!ps__trainer_streams(t))
+        ret = ps_executor_run(t->ex, t->handle[PS_SEGMENT_UPDATE], err);
+    else if (t->revoked)
+        ret = revoke(t, stats, err);
     if (ret < 0)
         return ret;
-    if (!t->skip)
+    if (t->now.go) {
         t->updates++;
+        t->norm_before = t->norm;
+        t->pending = ps__trainer_streams(t) && t->layout.update == PS_UPDATE_NEXT_FORWARD;
+        if (t->pending)
+            t->pending_order = t->now;
+        else
+            count_updates(t, &t->now);
+    }
     t->training = false;
     keep_checksums(t);
     double end = now_s(t);
@@ -156,9 +260,9 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
     stats->loss = t->label_count > 0 ? t->loss_sum / (double)t->label_count : 0;
     stats->labels = t->label_count;
     stats->grad_norm = t->norm;
-    stats->clip_coef = t->clip_coef;
-    stats->learning_rate = t->lr;
-    stats->skipped = t->skip;
+    stats->clip_coef = t->now.coef;
+    stats->learning_rate = t->now.lr;
+    stats->skipped = !t->now.go;
     ps_executor_stats(t->ex, stats->lane);
     ps__trainer_io_bytes(t, &stats->read_bytes, &stats->write_bytes);
     stats->read_bytes -= read;
@@ -171,6 +275,9 @@ int ps_trainer_eval(struct ps_trainer *t, struct ps_batcher *b, double *loss_sum
                     int64_t *tokens, struct ps_error *err)
 {
     assert(t->committed);
+    int settled = ps_trainer_settle(t, err);
+    if (settled < 0)
+        return settled;
     t->training = false;
     t->head_mode = PS__HEAD_LOSS;
     t->loss_sum = 0;
@@ -193,7 +300,7 @@ int ps_trainer_eval(struct ps_trainer *t, struct ps_batcher *b, double *loss_sum
             count = 0;
             ret = run_segment(t, PS_SEGMENT_EVAL, err);
             if (ret == 0)
-                ret = add_losses(t, err);
+                ret = ps__trainer_add_losses(t, err);
         }
     }
     *loss_sum = t->loss_sum;
@@ -227,6 +334,9 @@ static int forward_pass(struct ps_trainer *t, const struct ps_trainer_seq *seq, 
                         enum ps__head_mode mode, struct ps_error *err)
 {
     assert(t->committed && count <= t->layout.eval_group);
+    int settled = ps_trainer_settle(t, err);
+    if (settled < 0)
+        return settled;
     t->training = false;
     t->head_mode = mode;
     t->micro_base = 0;

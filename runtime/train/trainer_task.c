@@ -121,6 +121,7 @@ static int task_backward(void *ctx, const struct ps_task *task, struct ps_error 
     ps__trainer_block(t, task->unit, task->arg[PS_ARG_SLOT], &b);
     struct ps_block_run run = block_run(t, task);
     struct ps_block_saved saved = saved_set(t, task, &b);
+    ps__trainer_block_grads(t, &b, task->arg[PS_ARG_GRAD]);
     bool need_dx = task->unit > t->shape.first_trained || t->shape.embed_trained;
     ps_block_backward(&b, &run, ps__trainer_x(t, task->arg[PS_ARG_X_IN]), &saved, dx_of(t, task),
                       need_dx);
@@ -181,65 +182,118 @@ static double *partials(const struct ps_trainer *t)
     return (double *)(void *)t->buffer[PS_BUF_NORM];
 }
 
+/* Clipping by a tensor's own norm: its share of the whole is 1 / sqrt(tensors). */
+static int clip_tensor(struct ps_trainer *t, size_t i)
+{
+    const struct ps_trainable *x = &t->trainable[i];
+    double *part = t->partial_host + x->partial_begin;
+    int ret = t->cx.k->fetch(&t->cx, part, partials(t) + x->partial_begin,
+                             x->partial_count * sizeof *part);
+    double norm;
+    double most = t->opt.max_grad_norm / sqrt((double)t->trainable_count);
+    if (ret == 0 && !t->opt.clip(part, x->partial_count, most, &norm, &t->tensor_coef[i]))
+        t->tensor_coef[i] = 1;
+    return ret;
+}
+
 static int task_grad_norm(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
     (void)err;
-    bool rounds = t->opt.mode == PS_MODE_FULL && t->opt.dtype == PS_DTYPE_BF16;
-    for (size_t i = 0; i < t->trainable_count; i++) {
+    bool inside = t->layout.update == PS_UPDATE_INSIDE && t->opt.clip_mode == PS_CLIP_PER_TENSOR;
+    int ret = 0;
+    for (size_t i = 0; ret == 0 && i < t->trainable_count; i++) {
         struct ps_trainable *x = &t->trainable_device[i];
         if (x->unit != task->unit)
             continue;
-        if (rounds)
-            t->cx.k->round_bf16(&t->cx, x->grad, x->n);
-        t->cx.k->square_sum(&t->cx, partials(t) + x->partial_begin, x->grad, x->n);
+        float *grad =
+            ps__trainer_streams(t) ? ps__trainer_grad(t, i, task->arg[PS_ARG_GRAD]) : x->grad;
+        if (t->shape.grad_rounds)
+            t->cx.k->round_bf16(&t->cx, grad, x->n);
+        t->cx.k->square_sum(&t->cx, partials(t) + x->partial_begin, grad, x->n);
+        if (inside && task->unit >= 0)
+            ret = clip_tensor(t, i);
     }
-    return 0;
+    return ret;
+}
+
+/* The coefficient of every gradient, from the norm of this step, or of the one before. */
+static float coefficient(const struct ps_trainer *t, float exact)
+{
+    if (t->opt.clip_mode == PS_CLIP_EXACT)
+        return exact;
+    if (t->opt.clip_mode != PS_CLIP_DELAYED || t->norm_before < 0 || t->opt.max_grad_norm <= 0)
+        return 1;
+    double coef = t->opt.max_grad_norm / (t->norm_before + 1e-6);
+    return coef < 1 ? (float)coef : 1;
+}
+
+void ps__trainer_begin_order(struct ps_trainer *t)
+{
+    t->now = (struct ps__order){.go = false,
+                                .coef = coefficient(t, 1),
+                                .lr = t->opt.lr_at(t->opt.lr_arg, t->updates),
+                                .step = t->updates};
+    t->revoked = false;
 }
 
 static int task_clip(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
     (void)task;
-    (void)err;
     int ret =
         t->cx.k->fetch(&t->cx, t->partial_host, partials(t), t->partial_count * sizeof(double));
+    if (ret == 0 && ps__trainer_streams(t))
+        ret = ps__trainer_add_losses(t, err); /* of the last pass, which this task ends */
     if (ret < 0)
         return ret;
-    bool finite = t->opt.clip(t->partial_host, t->partial_count, t->opt.max_grad_norm, &t->norm,
-                              &t->clip_coef);
-    t->skip = !finite || !isfinite(t->loss_sum);
-    t->lr = t->opt.lr_at(t->opt.lr_arg, t->updates);
-    return 0;
+    float exact;
+    bool finite =
+        t->opt.clip(t->partial_host, t->partial_count, t->opt.max_grad_norm, &t->norm, &exact);
+    t->now.go = finite && isfinite(t->loss_sum);
+    t->now.coef = coefficient(t, exact);
+    for (size_t i = 0;
+         ret == 0 && t->opt.clip_mode == PS_CLIP_PER_TENSOR && t->now.go && i < t->trainable_count;
+         i++)
+        ret = clip_tensor(t, i);
+    bool early = t->layout.update == PS_UPDATE_INSIDE && ps__trainer_streams(t);
+    t->revoked =
+        early && (!t->now.go || (t->opt.clip_mode == PS_CLIP_EXACT && t->now.coef != 1.0f));
+    if (ret == 0)
+        ps__trainer_decided(t);
+    return ret;
 }
 
 static int task_update(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
-    if (t->skip)
+    if (!t->now.go)
         return 0;
     for (size_t i = 0; i < t->trainable_count; i++) {
         const struct ps_trainable *x = &t->trainable_device[i];
         if (x->unit != task->unit)
             continue;
-        t->trainable[i].t++;
-        struct ps_update u = {.cx = &t->cx,
-                              .pool = t->pool,
-                              .isa = t->cx.isa,
-                              .hyper = &t->opt.hyper,
-                              .tensor = &x->tensor,
-                              .layout = &x->layout,
-                              .weight = x->weight,
-                              .remainder = x->remainder,
-                              .grad = x->grad,
-                              .grad_dtype = PS_DTYPE_F32,
-                              .n = x->n,
-                              .workspace = t->buffer[PS_BUF_WORKSPACE],
-                              .t = t->trainable[i].t,
-                              .step = t->updates,
-                              .lr = t->lr * x->rate,
-                              .decay = x->decay,
-                              .grad_scale = t->clip_coef};
+        if (t->opt.optimizer->active &&
+            !t->opt.optimizer->active(&t->opt.hyper, &x->tensor, t->now.step))
+            continue;
+        struct ps_update u = {
+            .cx = &t->cx,
+            .pool = t->pool,
+            .isa = t->cx.isa,
+            .hyper = &t->opt.hyper,
+            .tensor = &x->tensor,
+            .layout = &x->layout,
+            .weight = x->weight,
+            .remainder = x->remainder,
+            .grad = x->grad,
+            .grad_dtype = PS_DTYPE_F32,
+            .n = x->n,
+            .workspace = t->buffer[PS_BUF_WORKSPACE],
+            .t = t->trainable[i].t + 1,
+            .step = t->now.step,
+            .lr = t->now.lr * x->rate,
+            .decay = x->decay,
+            .grad_scale = t->opt.clip_mode == PS_CLIP_PER_TENSOR ? t->tensor_coef[i] : t->now.coef};
         memcpy(u.state, x->state, sizeof u.state);
         int ret = t->opt.optimizer->update(&u, err);
         if (ret < 0)

@@ -1,0 +1,62 @@
+/* What step_build.c (passes) and step_update.c (streamed updates) share: see step.h. */
+#ifndef PS_TRAIN_STEP_BUILD_INTERNAL_H
+#define PS_TRAIN_STEP_BUILD_INTERNAL_H
+
+#include "runtime/train/step_internal.h"
+
+/* What a ring buffer holds: boundary `layer` of micro-batch `micro`; layer -1: nothing of use. */
+struct ps__ring {
+    int32_t layer, micro;
+    bool busy;      /* in use by the tasks being emitted */
+    uint32_t freed; /* when it was released: the order of releases */
+};
+
+struct ps__build {
+    struct ps_schedule *s;
+    enum ps_segment segment;
+    const struct ps_step_shape *p;
+    const struct ps_step_layout *l;
+    const struct ps_step_map *m;
+    int32_t *content; /* (near_slots) source number in the slot now, -1: none */
+    int32_t *live_in; /* (near_slots) what it holds at the beginning and end of every pass */
+    int32_t *cur;     /* (group) x buffer of each micro-batch's boundary */
+    struct ps__ring *ring;
+    bool *served; /* (n_layer, group) a moved boundary that is still near when backward wants it */
+    bool dry;     /* first walk: find `served`, emit nothing that counts */
+    int32_t raw_next, host_next;
+    int32_t grad_next, grad_host_next, state_next; /* ring positions of streamed updates */
+    uint32_t releases;                             /* of ring buffers */
+    int64_t last_compute;                          /* -1: none */
+    uint32_t flags;
+    bool streams; /* updates run on the host, in granules */
+};
+
+/* Add a task with a micro-batch and the present flags; set an argument of the task added last; its
+ * cost; declare what it touches: in this order. */
+uint32_t ps__emit(struct ps__build *b, enum ps_task_kind kind, enum ps_lane lane, int32_t unit,
+                  int32_t micro);
+void ps__arg(struct ps__build *b, enum ps_task_arg a, int32_t value);
+void ps__cost(struct ps__build *b, double flops, uint64_t bytes);
+void ps__done(struct ps__build *b);
+
+/* Make a unit's weights available to the tasks emitted next; returns the slot, -1: pinned. */
+int32_t ps__use_unit(struct ps__build *b, int32_t unit, int32_t block);
+
+/* step_update.c. The gradient of a unit is complete but for this pass's part: bring the sum of the
+ * passes before into the near slot that is returned (-1: a place of its own). */
+int32_t ps__begin_gradient(struct ps__build *b, int32_t unit);
+/* This pass's part is there too: norm (in the last pass), to where it is kept, and with INSIDE the
+ * update. */
+void ps__finish_gradient(struct ps__build *b, int32_t unit, int32_t near_slot);
+/* Updates before the forward pass uses a unit (NEXT_FORWARD); of every unit after the backward pass
+ * (AFTER), or of those that are left (INSIDE), with clipping and commit; of all, by themselves. */
+void ps__update_before(struct ps__build *b, int32_t unit);
+void ps__update_after(struct ps__build *b);
+void ps__update_all(struct ps__build *b);
+
+static inline bool ps__trained(const struct ps__build *b, int32_t unit)
+{
+    return b->p->grad_bytes && b->p->grad_bytes[ps_step_unit_idx(b->p, unit)] > 0;
+}
+
+#endif
