@@ -48,15 +48,14 @@ static inline void tiny_config(const struct tiny_model *m, char *text, size_t si
     assert_true(len > 0 && (size_t)len < size);
 }
 
-/* Values on the grid of `grid`, stored as m->dtype. */
-static inline void tiny_model_write_grid(const struct tiny_model *m, enum ps_dtype grid)
+/* A model of this config: values on the grid of `grid`, stored as m->dtype. */
+static inline void tiny_model_write_config(const struct tiny_model *m, const char *text,
+                                           enum ps_dtype grid)
 {
-    char text[1024];
     char path[256];
     struct ps_error err = {0};
     struct ps_model_config cfg;
     struct ps_param_table table;
-    tiny_config(m, text, sizeof text);
     assert_int_equal(ps_file_make_dirs(m->dir, &err), 0);
     snprintf(path, sizeof path, "%s/config.json", m->dir);
     assert_int_equal(ps_file_write(path, text, strlen(text), &err), 0);
@@ -94,6 +93,13 @@ static inline void tiny_model_write_grid(const struct tiny_model *m, enum ps_dty
     assert_int_equal(ps_st_writer_close(w, &err), 0);
     free(spec);
     ps_param_table_fini(&table);
+}
+
+static inline void tiny_model_write_grid(const struct tiny_model *m, enum ps_dtype grid)
+{
+    char text[1024];
+    tiny_config(m, text, sizeof text);
+    tiny_model_write_config(m, text, grid);
 }
 
 static inline void tiny_model_write(const struct tiny_model *m)
@@ -193,8 +199,7 @@ static inline struct ps_trainer *tiny_trainer_resident(const struct ps_trainer_o
     struct ps_trainer *t = NULL;
     struct ps_error err = {0};
     struct ps_step_layout l = {0};
-    if (ps_trainer_create(&t, opt, &err) < 0 ||
-        ps_step_layout_init(&l, ps_trainer_shape(t)) < 0)
+    if (ps_trainer_create(&t, opt, &err) < 0 || ps_step_layout_init(&l, ps_trainer_shape(t)) < 0)
         fail_msg("%s (%s)", err.message, err.field);
     for (int32_t i = 0; i < ps_trainer_config(t)->n_layer; i++)
         l.keep[i] = !recompute;
