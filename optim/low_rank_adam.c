@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "optim/adamw.h"
+#include "optim/lapack.h"
 #include "optim/tile_internal.h"
 
 #define ALIGN 64
@@ -116,6 +117,8 @@ int ps_low_rank_layout(const struct ps_low_rank_method *method,
     struct ps_low_rank l;
     struct scratch s;
     int ret = ps_projector_plan(hyper, tensor, method->rank, method->update_gap, &l.p, err);
+    if (ret == 0 && !method->random && hyper->basis == PS_BASIS_SVD)
+        ret = ps_lapack_check(err);
     if (ret < 0)
         return ret;
     out->granule = 0;
