@@ -305,11 +305,14 @@ static void adamw_agrees_bit_for_bit(void **state)
         {
             struct ps_opt_tensor tensor = {
                 .name = "w", .rank = 1, .rows = N, .cols = 1, .n = N, .dtype = type};
+            struct ps_opt_layout layout;
+            assert_int_equal(ps_adamw_ops.layout(&hyper, &tensor, &layout, NULL), 0);
             struct ps_update u = {.cx = cx,
                                   .tensor = &tensor,
                                   .pool = w->cx[CPU].pool,
                                   .isa = PS_ISA_PORTABLE,
                                   .hyper = &hyper,
+                                  .layout = &layout,
                                   .weight = p.at[i],
                                   .remainder = type == PS_DTYPE_BF16 ? rest.at[i] : NULL,
                                   .grad = g.at[i],
