@@ -64,7 +64,7 @@ check "fifty steps were run on both" has '^b  ok +50 steps bf16 lora.* 50 steps,
 check "equal bits were compared" has '^c  ok +lora bf16.* [0-9]+ the same, 0 not'
 check "benchmarks ran" has '^d  ok +gpu_ceilings.py'
 check "steps among them" has '^d  ok +gpu_steps.py'
-check "nothing failed" has ' [0-9]+ ok, 0 failed|^[0-9]+ ok, 0 failed'
+check "nothing failed" has '^[0-9]+ ok, 0 failed'
 check "the table says that no GPU was used" has '^EMULATED'
 few_files() { [ "$(find out -type f | wc -l)" -le 8 ]; }
 check "the logs are at most eight files" few_files
