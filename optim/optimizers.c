@@ -18,6 +18,8 @@ const struct ps_optimizer_ops *const *ps_optimizers(void)
         &ps_apollo_ops,
         &ps_apollo_mini_ops,
         &ps_muon_ops,
+        &ps_adafactor_ops,
+        &ps_microadam_ops,
         NULL,
         /* clang-format on */
     };

@@ -25,6 +25,8 @@ extern const struct ps_optimizer_ops ps_fira_ops;
 extern const struct ps_optimizer_ops ps_apollo_ops;
 extern const struct ps_optimizer_ops ps_apollo_mini_ops;
 extern const struct ps_optimizer_ops ps_muon_ops;
+extern const struct ps_optimizer_ops ps_adafactor_ops;
+extern const struct ps_optimizer_ops ps_microadam_ops;
 
 #ifdef __cplusplus
 }

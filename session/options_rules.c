@@ -90,6 +90,11 @@ static bool rounds_nothing(const struct ps_options *o)
     return trains(o) && (!is(o->method, "full") || o->dtype == PS_DTYPE_F32);
 }
 
+static bool steps_alone(const struct ps_options *o)
+{
+    return trains(o) && is(o->optimizer, "adafactor") && o->relative_step;
+}
+
 static bool exports_model(const struct ps_options *o)
 {
     return o->command == PS_CMD_EXPORT && is(o->format, "hf");
@@ -237,6 +242,8 @@ static const struct {
      continues_adapter, "has no effect with `--adapter`: the adapter's own configuration counts"},
     {"stochastic-rounding", rounds_nothing,
      "has no effect without bf16 weights that train (`--method full`)"},
+    {"learning-rate,lr-scheduler,min-lr-ratio,warmup-steps,warmup-ratio,wsd-decay-ratio",
+     steps_alone, "has no effect with `--relative-step`, which has its own"},
     {"min-lr-ratio", is_constant, "has no effect with `--lr-scheduler constant`"},
     {"wsd-decay-ratio", is_not_wsd, "has no effect without `--lr-scheduler wsd`"},
     {"epochs", counts_steps, "has no effect with `--max-steps`"},

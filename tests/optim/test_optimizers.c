@@ -29,6 +29,8 @@ static void make(struct subject *s, const struct ps_optimizer_ops *ops, int form
     h.stochastic_rounding = forms[form].stochastic;
     if (h.state_dtype == PS_DTYPE_F32)
         h.state_dtype = state;
+    if (ops == &ps_adafactor_ops && h.state_dtype == PS_DTYPE_BF16)
+        h.beta1 = 0.9; /* bf16 is for its momentum */
     if (h.rank > 4)
         h.rank = 4;
     if (h.update_gap > 3)
