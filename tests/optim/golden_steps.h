@@ -11,6 +11,8 @@ struct golden {
     struct ps_optimizer_hyper hyper;
     double lr;
     double atol, rtol; /* of a weight after t steps: (atol + rtol |weight|) t */
+    int flips;         /* so many may be off by flip_size: a rounding to few bits fell otherwise */
+    double flip_size;
 };
 
 enum { GOLDEN_TENSORS = 5, GOLDEN_STEPS = 20 };
@@ -49,7 +51,7 @@ static inline double golden_check(const struct golden *c)
     for (int k = 0; k < GOLDEN_TENSORS; k++)
         golden_make(&s[k], c, k);
     bool here = false;
-    int compared = 0;
+    int compared = 0, flips = 0;
     double worst = 0;
     while (fgets(line, sizeof line, f)) {
         int k;
@@ -66,6 +68,10 @@ static inline double golden_check(const struct golden *c)
         while (s[k].t < t)
             golden_step(&s[k], c, k);
         double got = master(&s[k], i), allowed = (c->atol + c->rtol * fabs(want)) * t;
+        if (fabs(got - want) > allowed && fabs(got - want) <= c->flip_size && flips < c->flips) {
+            flips++;
+            allowed = c->flip_size;
+        }
         if (!(fabs(got - want) <= allowed))
             fail_msg(
                 "%s: tensor %d, step %u, weight %u: %.9g, want %.9g (error %.3g, allowed %.3g)",
