@@ -24,7 +24,7 @@ static const struct {
                      "[CONFIG.yaml] [--flag value ...]",
                      "penstock init --config config.json --output tiny --seed 1 --dtype fp32"},
     [PS_CMD_INSPECT] =
-        {"Say what a model directory, safetensors file, adapter or checkpoint holds.",
+        {"Say what a model, safetensors file, adapter, checkpoint or spill store holds.",
          "PATH [--json]", "penstock inspect SmolLM2-135M"},
     [PS_CMD_LIST] = {"Names of what this version has.",
                      "optimizers|adapters|strategies|models|schedules|quant|methods [--json]",
