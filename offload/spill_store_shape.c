@@ -23,7 +23,7 @@ bool ps__spill_uuid_parse(uint8_t out[16], const char *text)
         const char *d = strchr(digits, text[i]);
         if (!d)
             return false;
-        uuid[n / 2] = (uint8_t)(uuid[n / 2] << 4 | (unsigned)(d - digits));
+        uuid[n / 2] = (uint8_t)((unsigned)uuid[n / 2] << 4 | (unsigned)(d - digits));
         n++;
     }
     memcpy(out, uuid, sizeof uuid);
