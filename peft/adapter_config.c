@@ -223,19 +223,14 @@ static int read_own(struct ps_adapter_file *f, const char *path, struct ps_error
         ret = ps_error_full(err, PS_EUNSUPPORTED, path, "method",
                             "remove the file, and the adapter is what its other files say",
                             "there is no method '%s'", name);
+    if (ret == 0)
+        ret = read_pattern(root, "rank_pattern", path, &f->rank, &f->rank_count, err);
+    if (ret == 0)
+        ret = read_pattern(root, "alpha_pattern", path, &f->alpha, &f->alpha_count, err);
     if (ret == 0) {
         c->method = ops->name;
         c->r = (int32_t)r;
         c->use_rslora = rslora;
-        for (size_t i = 0; i < f->rank_count; i++)
-            f->rank[i].value /= ps_peft_method_of(ops)->has_pair ? 2 : 1;
-        if (ps_peft_method_of(ops)->folds) { /* those in PEFT's file are of its own scale, 1 */
-            for (size_t i = 0; i < f->alpha_count; i++)
-                free(f->alpha[i].key);
-            f->alpha_count = 0;
-        }
-        if (ret == 0 && ps_peft_method_of(ops)->folds)
-            ret = read_pattern(root, "alpha_pattern", path, &f->alpha, &f->alpha_count, err);
     }
     json_decref(root);
     return ret;
@@ -245,20 +240,20 @@ int ps_adapter_file_read(struct ps_adapter_file *out, const char *dir, struct ps
 {
     memset(out, 0, sizeof *out);
     char path[1024];
+    char own[1024];
     json_t *root = NULL;
     int ret = join(path, sizeof path, dir, PS_ADAPTER_CONFIG_NAME, err);
-    if (ret == 0) {
-        ret = ps_json_load(path, CONFIG_BYTES_MAX, &root, err);
-        if (ret < 0)
-            return ps_error_advice(err, ret, "--adapter takes a PEFT adapter directory");
-    }
     if (ret == 0)
-        ret = read_type(out, root, path, err);
+        ret = join(own, sizeof own, dir, PS_ADAPTER_OWN_CONFIG_NAME, err);
+    if (ret < 0)
+        return ret;
+    if (access(own, F_OK) == 0)
+        return read_own(out, own, err);
+    ret = ps_json_load(path, CONFIG_BYTES_MAX, &root, err);
+    if (ret < 0)
+        return ps_error_advice(err, ret, "--adapter takes a PEFT adapter directory");
+    ret = read_type(out, root, path, err);
     json_decref(root);
-    if (ret == 0)
-        ret = join(path, sizeof path, dir, PS_ADAPTER_OWN_CONFIG_NAME, err);
-    if (ret == 0 && access(path, F_OK) == 0)
-        ret = read_own(out, path, err);
     return ret;
 }
 
@@ -332,7 +327,7 @@ static void in_file(const struct ps_adapter_ops *ops, const struct ps_adapter_co
                     double *alpha)
 {
     const struct ps_peft_method *m = ps_peft_method_of(ops);
-    *r = m->has_pair ? 2 * c->r : c->r;
+    *r = ops->vector ? 1 : m->has_pair ? 2 * c->r : c->r;
     *alpha = m->folds ? (double)*r : c->alpha;
 }
 
@@ -341,12 +336,16 @@ static void in_file(const struct ps_adapter_ops *ops, const struct ps_adapter_co
  */
 static json_t *pattern(const struct ps_trainer *t, bool alpha, bool own)
 {
+    const struct ps_adapter_config *all = ps_trainer_adapter_config(t);
     const struct ps_adapter_ops *ops = ps_trainer_adapter_ops(t);
     json_t *object = json_object();
     int32_t r;
     double a;
-    in_file(ops, ps_trainer_adapter_config(t), &r, &a);
-    a = own ? ps_trainer_adapter_config(t)->alpha : a;
+    in_file(ops, all, &r, &a);
+    if (own) {
+        r = all->r;
+        a = all->alpha;
+    }
     for (int32_t i = 0; i < ps_trainer_config(t)->n_layer * PS_LINEAR_COUNT; i++) {
         enum ps_role role = (enum ps_role)(i % PS_LINEAR_COUNT);
         const struct ps_adapter_site *s = ps_trainer_site(t, i / PS_LINEAR_COUNT, role);
@@ -355,7 +354,10 @@ static json_t *pattern(const struct ps_trainer *t, bool alpha, bool own)
         int32_t site_r;
         double site_a;
         in_file(ops, s->config, &site_r, &site_a);
-        site_a = own ? s->config->alpha : site_a;
+        if (own) {
+            site_r = s->config->r;
+            site_a = s->config->alpha;
+        }
         char path[96];
         PS_IGNORE(snprintf(path, sizeof path, "model.layers.%d.%s.%s", s->layer,
                            ps_linear_parent(role), ps_linear_name(role)) < 0,
@@ -366,6 +368,22 @@ static json_t *pattern(const struct ps_trainer *t, bool alpha, bool own)
     return object;
 }
 
+/* Paths of the modules whose vectors are trained. */
+static json_t *vector_modules(const struct ps_trainer *t)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < ps_trainer_adapter_count(t); i++) {
+        const struct ps_param_info *p =
+            &ps_trainer_params(t)->param[ps_trainer_adapter_at(t, i)->param_idx];
+        char path[128];
+        PS_IGNORE(snprintf(path, sizeof path, "%.*s", (int)(strrchr(p->name, '.') - p->name),
+                           p->name) < 0,
+                  "cannot fail");
+        json_array_append_new(list, json_string(path));
+    }
+    return list;
+}
+
 static json_t *lora_config(const struct ps_trainer *t, json_t *base)
 {
     const struct ps_adapter_config *c = ps_trainer_adapter_config(t);
@@ -373,7 +391,11 @@ static json_t *lora_config(const struct ps_trainer *t, json_t *base)
     bool uniform;
     bool every_layer;
     json_t *targets = target_modules(t, &uniform, &every_layer);
-    json_t *layers = uniform && !every_layer ? adapted_layers(t) : json_null();
+    json_t *layers = uniform && !every_layer && !ops->vector ? adapted_layers(t) : json_null();
+    if (ops->vector) {
+        json_decref(targets);
+        targets = vector_modules(t);
+    }
     int32_t r;
     double alpha;
     in_file(ops, c, &r, &alpha);
@@ -383,12 +405,12 @@ static json_t *lora_config(const struct ps_trainer *t, json_t *base)
         " s:o, s:o, s:n, s:n, s:s, s:n, s:{}}",
         "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", base, "revision",
         "inference_mode", 1, "r", (int)r, "lora_alpha", number(alpha), "lora_dropout", c->dropout,
-        "target_modules", targets, "exclude_modules", "bias", "none", "fan_in_fan_out", 0,
-        "use_rslora", (int)rslora, "use_dora", (int)(strcmp(ops->name, "dora") == 0),
-        "init_lora_weights", 1, "modules_to_save", "layers_to_transform", layers, "layers_pattern",
-        "rank_pattern", pattern(t, false, false), "alpha_pattern", pattern(t, true, false),
-        "auto_mapping", "megatron_config", "megatron_core", "megatron.core", "layer_replication",
-        "loftq_config");
+        "target_modules", targets, "exclude_modules", "bias", ops->vector ? "all" : "none",
+        "fan_in_fan_out", 0, "use_rslora", (int)rslora, "use_dora",
+        (int)(strcmp(ops->name, "dora") == 0), "init_lora_weights", 1, "modules_to_save",
+        "layers_to_transform", layers, "layers_pattern", "rank_pattern", pattern(t, false, false),
+        "alpha_pattern", pattern(t, true, false), "auto_mapping", "megatron_config",
+        "megatron_core", "megatron.core", "layer_replication", "loftq_config");
 }
 
 static json_t *ia3_config(const struct ps_trainer *t, json_t *base)
@@ -442,21 +464,11 @@ static json_t *vera_config(const struct ps_trainer *t, json_t *base)
                      "modules_to_save", "layers_to_transform", layers, "layers_pattern");
 }
 
-/* Names of the modules whose vectors are trained. */
 static json_t *norms_config(const struct ps_trainer *t, json_t *base)
 {
-    json_t *targets = json_array();
-    for (size_t i = 0; i < ps_trainer_adapter_count(t); i++) {
-        const struct ps_adapter_entry *e = ps_trainer_adapter_at(t, i);
-        const char *hf = ps_trainer_params(t)->param[e->param_idx].name;
-        char path[128];
-        PS_IGNORE(snprintf(path, sizeof path, "%.*s", (int)(strrchr(hf, '.') - hf), hf) < 0,
-                  "cannot fail");
-        json_array_append_new(targets, json_string(path));
-    }
     return json_pack("{s:s, s:s, s:o, s:n, s:b, s:o, s:n, s:n}", "peft_type", "LN_TUNING",
                      "task_type", "CAUSAL_LM", "base_model_name_or_path", base, "revision",
-                     "inference_mode", 1, "target_modules", targets, "exclude_modules",
+                     "inference_mode", 1, "target_modules", vector_modules(t), "exclude_modules",
                      "modules_to_save");
 }
 
@@ -475,10 +487,11 @@ static int write_json(const char *path, json_t *root, struct ps_error *err)
 static int write_own(const char *path, const struct ps_trainer *t, struct ps_error *err)
 {
     const struct ps_adapter_config *c = ps_trainer_adapter_config(t);
-    json_t *root = json_pack("{s:i, s:s, s:i, s:o, s:f, s:b, s:o}", "version", 1, "method",
-                             ps_trainer_adapter_ops(t)->name, "r", (int)c->r, "alpha",
-                             number(c->alpha), "dropout", c->dropout, "use_rslora",
-                             (int)c->use_rslora, "alpha_pattern", pattern(t, true, true));
+    json_t *root =
+        json_pack("{s:i, s:s, s:i, s:o, s:f, s:b, s:o, s:o}", "version", 1, "method",
+                  ps_trainer_adapter_ops(t)->name, "r", (int)c->r, "alpha", number(c->alpha),
+                  "dropout", c->dropout, "use_rslora", (int)c->use_rslora, "rank_pattern",
+                  pattern(t, false, true), "alpha_pattern", pattern(t, true, true));
     return write_json(path, root, err);
 }
 

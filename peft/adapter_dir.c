@@ -181,7 +181,8 @@ static int check_finite(const char *name, const float *w, size_t n, enum ps_dtyp
     return 0;
 }
 
-/* One tensor of a file that is to be written: an entry as it is, or a factor of a folded site. */
+/* One tensor of a file that is to be written: an entry as it is, a factor of a folded site, or,
+ * with neither, zeros. */
 struct piece {
     char name[192];
     int32_t rank;
@@ -225,6 +226,27 @@ static void add_factors(struct pieces *p, const struct ps_adapter_site *s)
     }
 }
 
+/* PEFT takes biases only beside a LoRA: one of rank 1 that adds nothing. */
+static void add_zeros(struct pieces *p, const struct ps_trainer *t,
+                      const struct ps_adapter_entry *e)
+{
+    const struct ps_param_info *info = &ps_trainer_params(t)->param[e->param_idx];
+    enum ps_role role = (enum ps_role)((int)info->role - (int)PS_ROLE_Q_BIAS);
+    int64_t out;
+    int64_t in;
+    ps_linear_shape(ps_trainer_config(t), role, &out, &in);
+    for (int f = 0; f < 2; f++) {
+        struct piece *x = &p->item[p->count++];
+        *x = (struct piece){.rank = 2, .n = (size_t)(f ? out : in)};
+        x->shape[0] = f ? out : 1;
+        x->shape[1] = f ? 1 : in;
+        PS_IGNORE(snprintf(x->name, sizeof x->name,
+                           "base_model.model.model.layers.%d.%s.%s.lora_%c.weight", info->layer,
+                           ps_linear_parent(role), ps_linear_name(role), f ? 'B' : 'A') < 0,
+                  "fits");
+    }
+}
+
 static void pieces_fini(struct pieces *p)
 {
     free(p->item);
@@ -241,11 +263,15 @@ static int pieces_init(struct pieces *p, const struct ps_trainer *t, bool folded
     int32_t sites = ps_trainer_config(t)->n_layer * PS_LINEAR_COUNT;
     size_t entries = ps_trainer_adapter_count(t);
     memset(p, 0, sizeof *p);
-    p->item = calloc(entries + 2 * (size_t)sites, sizeof *p->item);
+    const struct ps_adapter_ops *ops = ps_trainer_adapter_ops(t);
+    p->item = calloc(3 * entries + 2 * (size_t)sites, sizeof *p->item);
     if (!p->item)
         return ps_error_set(err, -ENOMEM, "out of memory");
-    for (size_t i = 0; !folded && i < entries; i++)
+    for (size_t i = 0; (!folded || ops->vector) && i < entries; i++) {
         add_entry(p, ps_trainer_adapter_at(t, i));
+        if (folded)
+            add_zeros(p, t, ps_trainer_adapter_at(t, i));
+    }
     for (int32_t i = 0; folded && i < sites; i++) {
         const struct ps_adapter_site *s =
             ps_trainer_site(t, i / PS_LINEAR_COUNT, (enum ps_role)(i % PS_LINEAR_COUNT));
@@ -255,12 +281,12 @@ static int pieces_init(struct pieces *p, const struct ps_trainer *t, bool folded
     size_t most[3] = {1, 1, 1};
     for (size_t i = 0; i < p->count; i++) {
         const struct piece *x = &p->item[i];
-        int kind = x->site ? x->factor : 2;
+        int kind = x->site ? x->factor : x->entry ? 2 : 0;
         most[kind] = x->n > most[kind] ? x->n : most[kind];
         most[2] = x->n > most[2] ? x->n : most[2];
     }
     for (int f = 0; folded && f < 2; f++)
-        p->fold[f] = malloc(most[f] * sizeof(float));
+        p->fold[f] = calloc(most[f], sizeof(float));
     p->want = malloc(most[2] * sizeof(float));
     p->got = malloc(most[2] * sizeof(float));
     bool ok = p->want && p->got && (!folded || (p->fold[0] && p->fold[1]));
@@ -272,7 +298,7 @@ static const float *piece_value(struct pieces *p, const struct piece *x)
 {
     if (x->entry)
         return x->entry->value;
-    if (p->folded != x->site) {
+    if (x->site && p->folded != x->site) {
         struct ps_lowrank v = ps_peft_method_of(x->site->ops)->view(x->site);
         ps_lowrank_fold(x->site, &v, p->fold[0], p->fold[1]);
         p->folded = x->site;

@@ -1,7 +1,4 @@
-/* DoRA: see dora.h.
- *
- * With dropout PEFT masks x in the whole correction: y = W x + b + c (W + s B A) x' - W x', x' the
- * masked input. Then U is made of x', and the two plain terms are added to it. */
+/* DoRA: see dora.h. */
 #include "peft/dora.h"
 
 #include <errno.h>
@@ -21,10 +18,6 @@ static int tensors(const struct ps_adapter_site *s,
     int count = ps_lora_tensors(s, tensor, err);
     if (count < 0)
         return count;
-    if (s->config->dropout > 0)
-        return ps_error_full(err, PS_EUSAGE, NULL, "lora-dropout",
-                             "set `--lora-dropout 0`, or use `--method lora`",
-                             "option `lora-dropout` is not for dora");
     tensor[TENSOR_M] = (struct ps_adapter_tensor){
         .suffix = "lora_magnitude_vector", .rank = 1, .shape = {s->out, 0}, .rate_group = 1};
     return TENSOR_M + 1;

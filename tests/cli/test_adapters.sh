@@ -1,0 +1,168 @@
+# Every adapter method: outputs and gradients as PEFT computes them, files that PEFT agrees with, the base's
+# function at step 0, merged equals unmerged, and the same bits resident, streamed, on `emu` and resumed.
+. "$PENSTOCK_ROOT/tests/helpers/lib.sh"
+. "$PENSTOCK_ROOT/tests/helpers/runs.sh"
+golden=$PENSTOCK_ROOT/tests/golden/adapters
+
+# --- golden adapters: 1e-5 relative in norm, per tensor ---
+of_case() { # CASE: sets case_dir, base and rows
+    case_dir=$golden/$1
+    base=$models/$(json_get "$case_dir/golden.json" model)
+    rows=$base/rows.jsonl
+}
+logits_are() { # NAME ADAPTER_OPTION...: what eval writes is PEFT's
+    name=$1
+    shift
+    if penstock eval --data "$rows" --format tokens --dtype fp32 --max-seq-len 160 --logits logits "$@"; then
+        check "$name" st_compare "$case_dir/golden.safetensors" logits --expected-prefix logits. \
+            --actual-prefix "" --rtol 1e-5
+    else not_ok "$name: eval runs"; fi
+}
+merges() { # NAME ADAPTER: the merged model has the logits
+    rm -rf merged
+    if penstock export --model "$base/model" --adapter "$2" --format hf --output merged; then
+        logits_are "$1" --model merged
+    else not_ok "$1: export runs"; fi
+}
+for case in dora dora_bias patterns vera ia3 ia3_bias norms; do
+    of_case $case
+    logits_are "$case: logits are PEFT's" --model "$base/model" --adapter "$case_dir/adapter"
+    logits_are "$case: logits are PEFT's, streamed" --model "$base/model" --adapter "$case_dir/adapter" \
+        --strategy stream-lora --prefetch-depth 1 --import never
+    for how in "--packing false --batch-size 2 --grad-accum 3 --offload-activations recompute" \
+        "--packing true --batch-size 1 --grad-accum 8 --threads 1"; do
+        rm -rf run grads
+        # shellcheck disable=SC2086
+        if penstock train --model "$base/model" --adapter "$case_dir/adapter" --data "$rows" \
+            --format tokens --dtype fp32 --max-steps 1 --shuffle false --max-seq-len 160 --output run \
+            --dump-grads grads --progress none --learning-rate 0 $how; then
+            check "$case: gradients are PEFT's: $how" st_compare "$case_dir/golden.safetensors" grads \
+                --expected-prefix grad. --rtol 1e-5
+        else not_ok "$case: train runs: $how"; fi
+    done
+    case $case in
+    *_bias) ;; # its base is F16, which rounds the merged weights
+    *) merges "$case: merged" "$case_dir/adapter" ;;
+    esac
+done
+for case in lora-fa pissa olora nlora slora inttune bias; do
+    of_case $case
+    logits_are "$case: PEFT computes the same from its files" --model "$base/model" \
+        --adapter "$case_dir/adapter"
+    rm -rf again && penstock export --model "$base/model" --adapter "$case_dir/adapter" --format peft \
+        --output again
+    check "$case: exported again, the same bits for PEFT" cmp "$case_dir/adapter/adapter_model.safetensors" \
+        again/adapter_model.safetensors
+    [ $case = bias ] && continue
+    merges "$case: merged" "$case_dir/adapter"
+    rm -rf plain && cp -r "$case_dir/adapter" plain && rm -f plain/runtime_adapter.*
+    logits_are "$case: read as plain LoRA" --model "$base/model" --adapter plain
+    check "$case: never an initialisation that edits the base" test \
+        "$(json_get "$case_dir/adapter/adapter_config.json" init_lora_weights)" = true
+done
+
+# --- every method: the same bits wherever everything lies, and resumed ---
+scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+model=$models/qwen2_tied/model
+mkdir disk && cp -r "$model" disk/model && model=$PWD/disk/model
+cd "$scratch" || exit 1
+make_rows 9 6 30 80 3 >rows.jsonl
+run() { # DIR ARG...
+    dir=$1
+    shift
+    rm -rf "$dir"
+    # shellcheck disable=SC2086
+    penstock train --model "$model" --data rows.jsonl --format tokens --max-seq-len 32 --batch-size 2 \
+        --grad-accum 2 --packing false --max-steps 4 --learning-rate 3e-3 --threads 1 --progress none \
+        --save-steps 2 --save-total-limit 9 --output "$dir" --dump-grads "$dir.grads" --method $options "$@"
+}
+equal() { # DIR DIR
+    same_files "$1" "$2" && same_losses "$1" "$2" && cmp "$1.grads" "$2.grads"
+}
+same() { # NAME ARG...
+    name=$1
+    shift
+    run other "$@"
+    if [ "$rc" -ne 0 ]; then not_ok "$name: runs"; else check "$name" equal ref other; fi
+}
+penstock list adapters
+methods=$(cat out)
+check "twelve methods" test "$(echo "$methods" | wc -l)" -eq 12
+for method in $methods; do
+    options=$method
+    case $method in
+    norms | bias | ia3) ;;
+    dora | vera) options="$method --lora-r 3" ;;
+    *) options="$method --lora-r 3 --lora-dropout 0.1" ;;
+    esac
+    case $method in lora | dora | pissa | nlora) options="$options --loraplus-ratio 4" ;; esac
+    for dtype in bf16 fp32; do
+        label="$method $dtype"
+        common="--dtype $dtype"
+        options="${options% --dtype *} $common"
+        run ref --strategy resident
+        check "$label: resident" test "$rc" -eq 0
+        same "$label: streamed" --strategy stream-lora --prefetch-depth 1 --import never
+        check "$label: streamed reads" test "$(json_get --last other/metrics.jsonl disk_read_bytes)" -gt 0
+        [ $dtype = fp32 ] && continue
+        same "$label: recomputed" --strategy resident --offload-activations recompute
+        same "$label: emu, streamed" --strategy stream-lora --device emu --offload-weights disk
+        rm -rf other && cp -r ref other && rm -r other/checkpoint-4 other/*adapter*
+        # shellcheck disable=SC2086
+        penstock train --model "$model" --data rows.jsonl --format tokens --max-seq-len 32 --batch-size 2 \
+            --grad-accum 2 --packing false --max-steps 4 --learning-rate 3e-3 --threads 1 --progress plain \
+            --save-steps 2 --save-total-limit 9 --output other --resume --strategy stream-lora \
+            --method $options
+        if [ "$rc" -eq 0 ] && grep -q "at step 2" err; then
+            check "$label: resumed" equal ref other
+        else not_ok "$label: resumed: runs"; fi
+    done
+    # Before the first step the adapted model is the base: no learning, then the same logits.
+    run zero --learning-rate 0 --max-steps 1 --save-steps 0
+    for adapter in "" "--adapter zero"; do
+        # shellcheck disable=SC2086
+        penstock eval --model "$model" --data rows.jsonl --format tokens --dtype fp32 \
+            --logits "logits${adapter:+.adapted}" $adapter || not_ok "$method: eval $adapter"
+    done
+    # The Nystroem product is some times larger than what it is taken from.
+    close=2e-6
+    [ "$method" = nlora ] && close=1e-5
+    check "$method: begins as the base" st_compare logits logits.adapted --rtol $close
+done
+
+# Two spellings of one method.
+for method in dora pissa olora; do
+    options="$method --lora-r 3 --lora-alpha 5"
+    run ref --dtype bf16 --use-rslora
+    how="--init $method"
+    [ $method = dora ] && how=--use-dora
+    options="lora --lora-r 3 --lora-alpha 5 $how"
+    run other --dtype bf16 --use-rslora
+    check "--method $method is $how" cmp ref/adapter_model.safetensors other/adapter_model.safetensors
+done
+
+# --- mistakes ---
+refused() { # NAME WORD ARG...: a usage error that says WORD
+    name=$1 word=$2
+    shift 2
+    penstock train --model "$model" --data rows.jsonl --format tokens --output bad --progress none "$@"
+    if [ "$rc" -eq 2 ] && grep -q -e "$word" err; then ok "$name"; else not_ok "$name"; fi
+}
+refused "a rank over the matrix" "smaller --lora-r" --lora-r 41
+refused "a rank over the matrix, pissa" "smaller --lora-r" --method pissa --lora-r 41
+refused "a rank over the matrix by pattern" "smaller --lora-r" --lora-r 4 --lora-rank-pattern k_proj=21
+refused "a pattern that matches nothing" "matches no linear" --lora-rank-pattern qq_proj=2
+refused "a pattern without a number" "NAME=NUMBER" --lora-alpha-pattern q_proj
+refused "both spellings of dora" "remove one" --method dora --use-dora
+refused "both spellings of pissa" "remove one" --method pissa --init pissa
+refused "dora from pissa" "combined" --use-dora --init pissa
+refused "a rank for ia3" "no rank" --method ia3 --lora-r 4
+refused "an alpha for vera" "no alpha" --method vera --lora-alpha 4
+refused "dropout for dora" "no dropout" --method dora --lora-dropout 0.1
+refused "targets for norms" "vectors of every layer" --method norms --lora-target attn
+refused "LoRA+ for lora-fa" "train A and B" --method lora-fa --loraplus-ratio 16
+refused "another method than the adapter's" "leave .--method. out" --adapter zero --method vera
+model=$models/llama_untied/model
+refused "biases of a model that has none" "no vectors" --method bias
+finish
