@@ -244,7 +244,7 @@ static int sync_buffer(struct ps_trainer *t, enum ps_step_buffer b, bool to_host
 {
     unsigned char *host = host_view(t, b);
     size_t bytes = (size_t)t->map.bytes[b];
-    if (!host || bytes == 0)
+    if (!host || bytes == 0 || host == t->buffer[b])
         return 0;
     unsigned char *base = t->near->ops->map(t->near, t->near->ops->base(t->near));
     unsigned char *device = (unsigned char *)t->near->ops->base(t->near) + (t->buffer[b] - base);

@@ -518,7 +518,11 @@ static int put_pinned(void *arg, size_t begin, size_t count, const void *values,
     struct ps_device *d = p->t->near;
     int ret = d->ops->copy_h2d(d, ps__trainer_device_address(p->t, p->weight + begin * p->element),
                                values, count * p->element, p->err);
-    if (ret == 0 && remainder)
+    if (p->host)
+        memcpy(p->host + begin * p->element, values, count * p->element);
+    if (p->host && remainder)
+        memcpy(p->remainder + begin, remainder, count * sizeof *remainder);
+    else if (ret == 0 && remainder)
         ret = d->ops->copy_h2d(d, ps__trainer_device_address(p->t, p->remainder + begin), remainder,
                                count * sizeof *remainder, p->err);
     return ret;
@@ -539,15 +543,15 @@ static int load_pinned(struct ps_trainer *t, struct ps_error *err)
                                   t->opt.master_split, err);
         } else if (ret == 0) {
             int32_t unit = ps__trainer_param_unit(&t->params.param[i]);
-            struct pinned p = {.t = t,
-                               .weight = w->data,
-                               .host = ps__trainer_streams(t) && t->grad[i]
-                                           ? ps__trainer_host_weights(t, unit, -1, -1) +
-                                                 t->param_offset[i]
-                                           : NULL,
-                               .remainder = t->remainder[i],
-                               .element = ps_dtype_size(w->dtype),
-                               .err = err};
+            struct pinned p = {
+                .t = t,
+                .weight = w->data,
+                .host = ps__trainer_streams(t) && ps__trainer_param_trained(t, &t->params.param[i])
+                            ? ps__trainer_host_weights(t, unit, -1, -1) + t->param_offset[i]
+                            : NULL,
+                .remainder = t->remainder[i],
+                .element = ps_dtype_size(w->dtype),
+                .err = err};
             ret = ps_weights_read_pieces(file, tensor, w->dtype,
                                          p.remainder ? t->opt.master_split : NULL, put_pinned, &p,
                                          err);

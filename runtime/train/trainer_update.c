@@ -151,10 +151,12 @@ static int grad_in(void *ctx, const struct ps_task *task, struct ps_error *err)
     return t->micro_base == 0 ? 0 : move_gradient(t, task, false, err);
 }
 
-/* A read for adding up (it names a near slot) in the first pass of a step: there is nothing yet. */
+/* A read for adding up (it names a near slot) in the first pass of a step, or for an update that
+ * does not come: there is nothing. */
 static bool nothing_kept(const struct ps_trainer *t, const struct ps_task *task)
 {
-    return task->kind == PS_TASK_GRAD_READ && task->arg[PS_ARG_GRAD] >= 0 && t->micro_base == 0;
+    bool adds_up = task->arg[PS_ARG_GRAD] >= 0;
+    return task->kind == PS_TASK_GRAD_READ && (adds_up ? t->micro_base == 0 : !may_update(t));
 }
 
 static int grad_disk_start(void *ctx, const struct ps_task *task, struct ps_error *err)
