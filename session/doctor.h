@@ -41,9 +41,9 @@ struct ps_doctor_options {
 };
 
 /* Look at the machine. In each path a nameless file of 1 MiB is written and read back; nothing else
- * is changed. Checks, in order: cpu, gpu, driver, ram, cgroup, swap, huge_pages, memlock, io_uring;
- * for each path filesystem, o_direct, free_space; hardware_profile. Returns 0 whatever is found,
- * -ENOMEM, or PS_EUSAGE for too many paths. */
+ * is changed. Checks, in order: cpu, gpu, driver, with a driver also cuda and with a card pinned,
+ * ram, cgroup, swap, huge_pages, memlock, io_uring; for each path filesystem, o_direct, free_space;
+ * hardware_profile. Returns 0 whatever is found, -ENOMEM, or PS_EUSAGE for too many paths. */
 int ps_doctor(struct ps_doctor_report *out, const struct ps_doctor_options *opt,
               struct ps_error *err) PS_WARN_UNUSED;
 

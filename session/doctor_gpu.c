@@ -1,10 +1,17 @@
-/* Is there a GPU, and a driver? The driver's library is looked for at run time: where it is absent,
- * which is nothing wrong, nothing else is touched. See doctor.h. */
+/* Is there a GPU, a driver, and a plug-in that can use them? The driver's library is looked for at
+ * run time: where it is absent, which is nothing wrong, nothing else is touched. See doctor.h. */
 #include "session/doctor_internal.h"
 
 #include <dlfcn.h>
+#include <liburing.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+#include "runtime/device/cuda_plugin.h"
+
+#define PIN_BYTES ((size_t)64 << 20)
 
 /* The few functions of the driver's interface that are asked; all return 0 on success. */
 struct driver {
@@ -51,6 +58,74 @@ static void check_devices(struct ps_doctor_report *r, const struct driver *d)
                    ps__doctor_bytes(memory, sizeof memory, bytes));
 }
 
+/* Memory that the card copies from and that disk requests go to is one and the same: page-locked
+ * for the one, registered for the other. Can it be both? */
+static void check_pinned(struct ps_doctor_report *r, const struct ps_cuda_plugin *plugin)
+{
+    struct ps_error err = {0};
+    struct io_uring ring;
+    char bytes[24];
+    void *m = mmap(NULL, PIN_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (m == MAP_FAILED) {
+        ps__doctor_advise(ps__doctor_add(r, "pinned", PS_DOCTOR_WARN, "no memory to try it with"),
+                          "end other programs");
+        return;
+    }
+    int ret = plugin->pin(m, PIN_BYTES, &err);
+    int made = io_uring_queue_init(2, &ring, 0);
+    struct iovec piece = {.iov_base = m, .iov_len = PIN_BYTES};
+    int registered = made < 0 ? made : io_uring_register_buffers(&ring, &piece, 1);
+    if (made == 0)
+        io_uring_queue_exit(&ring);
+    if (ret == 0)
+        plugin->unpin(m);
+    PS_IGNORE(munmap(m, PIN_BYTES), "our own");
+    const char *size = ps__doctor_bytes(bytes, sizeof bytes, PIN_BYTES);
+    if (ret == 0 && registered == 0) {
+        ps__doctor_add(r, "pinned", PS_DOCTOR_OK,
+                       "%s page-locked and registered with io_uring: from the disk to the card "
+                       "without a copy",
+                       size);
+    } else if (ret < 0) {
+        ps__doctor_advise(ps__doctor_add(r, "pinned", PS_DOCTOR_WARN,
+                                         "%s of host memory cannot be page-locked: %s", size,
+                                         err.message),
+                          "copies to and from the card are slower; a container or WSL limits this, "
+                          "and so does memory that is short");
+    } else {
+        ps__doctor_advise(ps__doctor_add(r, "pinned", PS_DOCTOR_WARN,
+                                         "%s page-locked, but not registered with io_uring (%s)",
+                                         size, ps_status_text(registered)),
+                          "disk requests cost more processor time: see memlock and io_uring");
+    }
+}
+
+static void check_plugin(struct ps_doctor_report *r)
+{
+    char why[256], free_text[24], total[24], own[24];
+    struct ps_cuda_info info;
+    struct ps_error err = {0};
+    const struct ps_cuda_plugin *plugin = ps_cuda_plugin_load(why);
+    if (!plugin) {
+        ps__doctor_add(r, "cuda", PS_DOCTOR_OK, "%s", why);
+        return;
+    }
+    if (plugin->probe(&info, &err) < 0) {
+        ps__doctor_advise(ps__doctor_add(r, "cuda", PS_DOCTOR_WARN, "%s", err.message),
+                          "`--device cuda` does not run here; see whether `nvidia-smi` works");
+        return;
+    }
+    ps__doctor_add(r, "cuda", PS_DOCTOR_OK,
+                   "%s%s, compute capability %d.%d, %s of %s free, %s for CUDA itself, %d copy "
+                   "engine%s",
+                   info.name, plugin->emulated ? " (emulated)" : "", info.major, info.minor,
+                   ps__doctor_bytes(free_text, sizeof free_text, info.free_bytes),
+                   ps__doctor_bytes(total, sizeof total, info.total_bytes),
+                   ps__doctor_bytes(own, sizeof own, info.reserved_bytes), info.copy_engines,
+                   info.copy_engines == 1 ? ": one direction at a time" : "s");
+    check_pinned(r, plugin);
+}
+
 void ps__doctor_gpu(struct ps_doctor_report *r)
 {
     struct driver d;
@@ -74,4 +149,7 @@ void ps__doctor_gpu(struct ps_doctor_report *r)
     }
     if (library)
         PS_IGNORE(dlclose(library), "nothing of it is used any more");
+    const char *named = getenv("PENSTOCK_CUDA_PLUGIN");
+    if (library || (named && *named))
+        check_plugin(r);
 }

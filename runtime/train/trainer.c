@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -161,6 +162,9 @@ static int open_cuda(struct ps_trainer *t, struct ps_error *err)
                "the host memory cannot be page-locked (%s): copies will be slower", why.message);
     else
         t->pinned = true;
+    if (t->pinned && t->opt.io.open)
+        ps_log(t->opt.log, PS_LOG_INFO, "%" PRIu64 " MiB of host memory are page-locked",
+               ps_trainer_bytes(t, PS_TIER_HOST) >> 20);
     return 0;
 }
 

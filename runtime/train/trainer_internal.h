@@ -151,6 +151,7 @@ struct ps_trainer {
                             reads it, one after the other as the schedule says */
     unsigned char
         *convert_piece; /* host memory for conversions on a discrete device; h2d lane only */
+    bool piece_pinned;  /* (CUDA) */
 
     uint64_t updates;
 

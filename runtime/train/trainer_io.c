@@ -56,9 +56,11 @@ static int open_weights(struct ps_trainer *t, struct ps_error *err)
     if (ret < 0)
         return ret;
     t->unit_seen = calloc(t->source.unit_count + 1, sizeof *t->unit_seen);
-    t->convert_piece = malloc(codec ? (size_t)codec->piece_bytes : CONVERT_PIECE_BYTES);
+    size_t piece = (size_t)ps__page_up(codec ? codec->piece_bytes : CONVERT_PIECE_BYTES);
+    t->convert_piece = aligned_alloc(PS_STORAGE_ALIGN, piece);
     if (!t->unit_seen || !t->convert_piece)
         return ps_error_set(err, -ENOMEM, "out of memory");
+    t->piece_pinned = t->opt.cuda && t->opt.cuda->pin(t->convert_piece, piece, NULL) == 0;
     if (codec || !t->opt.io.checksum_path || access(t->opt.io.checksum_path, F_OK) != 0)
         return 0;
     char why[256] = "";
@@ -105,6 +107,8 @@ void ps__trainer_io_close(struct ps_trainer *t)
         if (t->storage[l])
             t->storage[l]->ops->close(t->storage[l]);
     free(t->unit_seen);
+    if (t->piece_pinned)
+        t->opt.cuda->unpin(t->convert_piece);
     free(t->convert_piece);
     free(t->spill_sum);
     free(t->cut[PS_LANE_DISK_STATE]);

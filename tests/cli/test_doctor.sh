@@ -115,6 +115,21 @@ else
     echo "skip - a driver: no compiler for its stand-in"
 fi
 
+plugin=$PENSTOCK_BUILD/libpenstock_cuda_emu.so
+if [ -e "$plugin" ]; then
+    export PENSTOCK_CUDA_PLUGIN="$plugin"
+    expect_exit "the emulated card" 0 doctor --nvme-path disk --json
+    cp out report.json
+    says "is described" report.json cuda found "emulated device \\(emulated\\), compute capability .* free, 16.0 MiB for CUDA"
+    says "its memory on the host" report.json pinned found \
+        "64.0 MiB page-locked and registered with io_uring: from the disk to the card without a copy"
+    PENSTOCK_CUDA_PLUGIN="$PWD/absent.so" "$PENSTOCK" doctor --json >report.json 2>log
+    says "a plug-in that is not there" report.json cuda found "absent.so"
+    unset PENSTOCK_CUDA_PLUGIN
+else
+    echo "skip - the emulated card: the build found no nvcc"
+fi
+
 if command -v strace >/dev/null && strace -o trace true 2>/dev/null; then
     strace -f -o trace -e trace=io_uring_setup -e inject=io_uring_setup:error=EPERM \
         "$PENSTOCK" doctor --nvme-path disk --json >report.json 2>log
