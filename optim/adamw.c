@@ -195,20 +195,19 @@ static void adamw_on_device(const struct ps_update *u, const struct ps_adamw_sca
     u->cx->k->adamw(u->cx, &a);
 }
 
-static int adamw_update(const struct ps_update *u, struct ps_error *err)
+void ps_adamw_step(const struct ps_update *u, uint64_t t)
 {
-    (void)err;
     struct ps_adamw_scalars s;
     const struct ps_optimizer_hyper *h = u->hyper;
-    ps_adamw_prepare(&s, u->lr, h->beta1, h->beta2, h->eps, u->decay ? h->weight_decay : 0, u->t,
+    ps_adamw_prepare(&s, u->lr, h->beta1, h->beta2, h->eps, u->decay ? h->weight_decay : 0, t,
                      u->grad_scale);
     if (u->cx && u->cx->k->adamw && is_plain(u->layout)) {
         adamw_on_device(u, &s);
-        return 0;
+        return;
     }
     if (!is_plain(u->layout)) {
         ps_update_tiles(u, PS_TILE, update_tile, &s);
-        return 0;
+        return;
     }
     struct ps_adamw_slice slice = {.weight = u->weight,
                                    .remainder = u->remainder,
@@ -219,6 +218,12 @@ static int adamw_update(const struct ps_update *u, struct ps_error *err)
                                    .grad_dtype = u->grad_dtype,
                                    .n = u->n};
     ps_adamw_update(u->pool, u->isa, &s, &slice);
+}
+
+static int adamw_update(const struct ps_update *u, struct ps_error *err)
+{
+    (void)err;
+    ps_adamw_step(u, u->t);
     return 0;
 }
 

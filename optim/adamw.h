@@ -25,6 +25,7 @@
 #include "runtime/base/dtype.h"
 #include "runtime/base/isa.h"
 #include "runtime/base/thread_pool.h"
+#include "runtime/train/optimizer.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -62,6 +63,11 @@ struct ps_adamw_slice {
 /* Update in place; threads split the elements. */
 void ps_adamw_update(struct ps_pool *pool, enum ps_isa isa, const struct ps_adamw_scalars *s,
                      const struct ps_adamw_slice *slice);
+
+/* The update of the registry's entry, with t updates of the moments instead of u->t (which stays
+ * the key of random numbers): for methods that begin them anew. State 0 and 1: ps_adamw_ops.layout.
+ */
+void ps_adamw_step(const struct ps_update *u, uint64_t t);
 
 /* Join bf16 weight and remainder into the fp32 master, and split a finite fp32 master (a NaN keeps
  * a NaN weight). */

@@ -20,6 +20,8 @@ const struct ps_optimizer_ops *const *ps_optimizers(void)
         &ps_muon_ops,
         &ps_adafactor_ops,
         &ps_microadam_ops,
+        &ps_lisa_ops,
+        &ps_badam_ops,
         NULL,
         /* clang-format on */
     };

@@ -27,6 +27,8 @@ extern const struct ps_optimizer_ops ps_apollo_mini_ops;
 extern const struct ps_optimizer_ops ps_muon_ops;
 extern const struct ps_optimizer_ops ps_adafactor_ops;
 extern const struct ps_optimizer_ops ps_microadam_ops;
+extern const struct ps_optimizer_ops ps_lisa_ops;
+extern const struct ps_optimizer_ops ps_badam_ops;
 
 #ifdef __cplusplus
 }

@@ -95,6 +95,11 @@ static bool steps_alone(const struct ps_options *o)
     return trains(o) && is(o->optimizer, "adafactor") && o->relative_step;
 }
 
+static bool draws_layers(const struct ps_options *o)
+{
+    return trains(o) && (is(o->optimizer, "lisa") || is(o->optimizer, "badam"));
+}
+
 static bool exports_model(const struct ps_options *o)
 {
     return o->command == PS_CMD_EXPORT && is(o->format, "hf");
@@ -244,6 +249,8 @@ static const struct {
      "has no effect without bf16 weights that train (`--method full`)"},
     {"learning-rate,lr-scheduler,min-lr-ratio,warmup-steps,warmup-ratio,wsd-decay-ratio",
      steps_alone, "has no effect with `--relative-step`, which has its own"},
+    {"train-layers,lora-layers", draws_layers,
+     "has no place beside lisa and badam, which choose among all layers"},
     {"min-lr-ratio", is_constant, "has no effect with `--lr-scheduler constant`"},
     {"wsd-decay-ratio", is_not_wsd, "has no effect without `--lr-scheduler wsd`"},
     {"epochs", counts_steps, "has no effect with `--max-steps`"},

@@ -20,6 +20,8 @@ set_command() {
     # low-rank methods: a rank that the tiny matrices have
     case $1 in
     galore | natural-galore | fira | apollo) command="$command --optim-rank 4 --optim-update-gap 2" ;;
+    lisa) command="$command --lisa-activated-layers 1 --lisa-interval-steps 2" ;;
+    badam) command="$command --switch-block-every 2" ;;
     esac
 }
 
@@ -49,6 +51,18 @@ for optimizer in $("$PENSTOCK" list optimizers); do
         fi
     done
 done
+
+# BAdam, two steps a turn: in the second turn the last layer, embedding and head stay as they are
+set_command badam full
+rm -rf whole
+# shellcheck disable=SC2086
+penstock $command --output whole --max-steps 4 --save-steps 2 || not_ok "badam: trains four steps"
+for frozen in model.layers.1. model.embed_tokens. lm_head. model.norm.; do
+    check "badam: $frozen is frozen in the second turn" st_compare whole/checkpoint-2/model.safetensors \
+        whole/model.safetensors --expected-prefix $frozen --actual-prefix $frozen --atol 0
+done
+check "badam: the first layer is not" sh -c "! '$helpers/st_compare' whole/checkpoint-2/model.safetensors \
+    whole/model.safetensors --expected-prefix model.layers.0. --actual-prefix model.layers.0. --atol 0"
 
 set_command adamw full
 # shellcheck disable=SC2086
