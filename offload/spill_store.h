@@ -52,6 +52,11 @@ struct ps_spill_store_options {
 uint64_t ps_spill_store_bytes(const struct ps_store_extent *extent, uint32_t extent_count,
                               enum ps_spill_mode mode, uint64_t run_state_max, uint32_t path_count);
 
+/* Bytes of memory that an open store keeps, without its storage. */
+uint64_t ps_spill_store_memory(const struct ps_store_extent *extent, uint32_t extent_count,
+                               enum ps_spill_mode mode, uint64_t run_state_max,
+                               uint32_t path_count);
+
 /* Make a new store: checks free space first (PS_ENOFIT with need and have), allocates, writes
  * zeros, syncs files and directory. Nothing is committed yet; an interrupted creation is removed by
  * the next one. Errors: PS_EUSAGE (paths), PS_EBUSY-like when another process holds it (message

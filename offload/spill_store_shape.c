@@ -156,6 +156,26 @@ uint64_t ps_spill_store_bytes(const struct ps_store_extent *extent, uint32_t ext
     return sum;
 }
 
+uint64_t ps_spill_store_memory(const struct ps_store_extent *extent, uint32_t extent_count,
+                               enum ps_spill_mode mode, uint64_t run_state_max, uint32_t path_count)
+{
+    struct ps__spill_shape h = {.mode = mode};
+    uint64_t sum = 0, slots = mode == PS_SPILL_INPLACE ? 1 : 2;
+    h.run_state_max = run_state_max ? run_state_max : PS__SPILL_RUN_STATE;
+    h.stripe.file_count = path_count ? path_count : 1;
+    h.stripe.unit_bytes = PS__SPILL_UNIT;
+    if (ps__spill_shape_init(&h, extent, extent_count, NULL) == 0) {
+        uint64_t n = extent_count;
+        sum = sizeof(struct ps_spill_store) + 2 * PS__SPILL_BLOCK;
+        sum += h.table_bytes_max > h.layout_bytes ? h.table_bytes_max : h.layout_bytes;
+        sum += h.stripe.file_count * (sizeof(struct ps__spill_file) + sizeof(struct ps__spill_dir));
+        sum += n * (sizeof(struct ps_store_extent) + 4 * sizeof(uint64_t));
+        sum += h.chunk_count * (sizeof(uint64_t) + slots * sizeof(struct ps__spill_sum));
+    }
+    ps__spill_shape_fini(&h);
+    return sum;
+}
+
 uint64_t ps__spill_chunk_at(const struct ps__spill_shape *h, uint32_t extent, uint32_t chunk,
                             int32_t slot)
 {

@@ -11,7 +11,8 @@
  *
  * Threads: map, seal and check may be called by several lanes at a time, for different chunks; a
  * chunk that is being written is not read. note_written, revert and commit: one thread at a time
- * and not beside another call on the same extents (the schedule sees to that). */
+ * and not beside another call on the same extents (the schedule sees to that); but the latest copy
+ * may be read (map_read, check) while a commit is under way. */
 #ifndef PS_TRAIN_STATE_STORE_H
 #define PS_TRAIN_STATE_STORE_H
 

@@ -206,18 +206,21 @@ static inline bool world_durable(int i, int end)
     return false;
 }
 
-static inline void world_apply(const struct event *e, uint64_t *seed, bool whole)
+/* What becomes of a write that was not flushed. */
+enum fate { FATE_LOST, FATE_WHOLE, FATE_TORN, FATE_ANY };
+
+static inline void world_apply(const struct event *e, uint64_t *seed, enum fate fate)
 {
-    uint64_t how = whole ? 1 : world_random(seed) % 4;
+    uint64_t how = fate == FATE_ANY ? world_random(seed) % 4 : (uint64_t)fate;
     for (uint64_t at = 0; how != 0 && at < e->bytes; at += SECTOR) {
-        if (how == 1 || (world_random(seed) & 1)) /* 0: lost; 1: whole; 2, 3: torn */
+        if (how == 1 || (world_random(seed) & 1)) /* 2, 3: torn */
             memcpy(world.start[e->file] + e->at + at, e->data + at, SECTOR);
     }
 }
 
 /* The power fails before event `end`: the images become what a disk might hold, and recording
  * begins again. Returns the last step acknowledged before. */
-static inline uint64_t world_crash(int end, uint64_t *seed)
+static inline uint64_t world_crash_as(int end, enum fate fate, uint64_t *seed)
 {
     int lost[WORLD_EVENTS], n = 0;
     uint64_t acked = 0;
@@ -226,19 +229,24 @@ static inline uint64_t world_crash(int end, uint64_t *seed)
         if (e->kind == EVENT_ACK)
             acked = e->step;
         else if (e->kind == EVENT_WRITE && world_durable(i, end))
-            world_apply(e, seed, true);
+            world_apply(e, seed, FATE_WHOLE);
         else if (e->kind == EVENT_WRITE)
             lost[n++] = i;
     }
     while (n > 0) { /* in any order */
         int k = (int)(world_random(seed) % (uint64_t)n);
-        world_apply(&world.event[lost[k]], seed, false);
+        world_apply(&world.event[lost[k]], seed, fate);
         lost[k] = lost[--n];
     }
     for (int i = 0; i < world.files; i++)
         memcpy(world.image[i], world.start[i], (size_t)world.size[i]);
     world_clear();
     return acked;
+}
+
+static inline uint64_t world_crash(int end, uint64_t *seed)
+{
+    return world_crash_as(end, FATE_ANY, seed);
 }
 
 #endif

@@ -1,7 +1,7 @@
 /* The spill store at work: what is committed is found again, what is not is not. */
 #include "tests/offload/spill_check.h"
 
-#include <sys/wait.h>
+#include <pthread.h>
 
 static int teardown(void **state)
 {
@@ -153,6 +153,91 @@ static void two_paths_hold_one_store(void **state)
     assert_int_equal(ps_spill_verify(STORE, NULL, NULL, NULL), 0);
 }
 
+/* --- several lanes --- */
+
+struct lane {
+    struct spill_run r;
+    uint32_t first; /* extents first, first + 2, ... */
+    uint64_t step;
+    int rc;
+};
+
+static void *lane_main(void *arg)
+{
+    struct lane *l = arg;
+    for (uint32_t e = l->first; l->rc == 0 && e < EXTENTS; e += 2) {
+        for (uint32_t c = 0; l->rc == 0 && c < extents[e].chunk_count; c++) {
+            l->rc = write_chunk(&l->r, l->step, e, c, NULL);
+            if (l->rc == 0 && l->step > 1) /* the committed copy is read meanwhile */
+                l->rc = lane_move(&l->r, false, e, c, PS_COPY_COMMITTED, NULL);
+            if (l->rc == 0 && l->step > 1)
+                l->rc =
+                    l->r.state->ops->check(l->r.state, e, c, PS_COPY_COMMITTED, l->r.memory, NULL);
+        }
+        if (l->rc == 0)
+            l->r.state->ops->note_written(l->r.state, e);
+    }
+    return NULL;
+}
+
+static void several_lanes_write_and_read_at_a_time(void **state)
+{
+    (void)state;
+    struct ps_spill_store_options opt = spill_options(2);
+    struct lane lane[2];
+    memset(lane, 0, sizeof lane);
+    OK(run_create(&lane[0].r, &opt, err));
+    lane[1].r.store = lane[0].r.store;
+    OK(run_attach(&lane[1].r, opt.open, err));
+    lane[1].first = 1;
+    for (uint64_t step = 1; step <= 9; step += 4) { /* steps that write all extents alike */
+        pthread_t t;
+        for (int i = 0; i < 2; i++)
+            lane[i].step = step;
+        assert_int_equal(pthread_create(&t, NULL, lane_main, &lane[1]), 0);
+        lane_main(&lane[0]);
+        assert_int_equal(pthread_join(t, NULL), 0);
+        assert_int_equal(lane[0].rc, 0);
+        assert_int_equal(lane[1].rc, 0);
+        OK(commit_step(&lane[0].r, step, err));
+    }
+    for (uint32_t e = 0; e < EXTENTS; e++) {
+        for (uint32_t c = 0; c < extents[e].chunk_count; c++) {
+            OK(lane_move(&lane[0].r, false, e, c, PS_COPY_COMMITTED, err));
+            assert_true(chunk_is(lane[0].r.memory, chunk_bytes(e, c), 9, e, c));
+        }
+    }
+    lane[1].r.lane->ops->close(lane[1].r.lane);
+    free(lane[1].r.memory);
+    run_close(&lane[0].r);
+}
+
+static void *commit_main(void *arg)
+{
+    struct lane *l = arg;
+    l->rc = commit_step(&l->r, l->step, NULL);
+    return NULL;
+}
+
+static void the_latest_copy_can_be_read_beside_a_commit(void **state)
+{
+    (void)state;
+    struct ps_spill_store_options opt = spill_options(2);
+    struct lane lane;
+    memset(&lane, 0, sizeof lane);
+    OK(run_create(&lane.r, &opt, err));
+    for (lane.step = 1; lane.step < 6; lane.step++) {
+        pthread_t t;
+        OK(write_step(&lane.r, lane.step, err));
+        assert_int_equal(pthread_create(&t, NULL, commit_main, &lane), 0);
+        int rc = holds_step(&lane.r, lane.step, PS_COPY_LATEST, NULL);
+        assert_int_equal(pthread_join(t, NULL), 0);
+        assert_int_equal(rc, 0);
+        assert_int_equal(lane.rc, 0);
+    }
+    run_close(&lane.r);
+}
+
 static void in_place_there_is_one_slot(void **state)
 {
     (void)state;
@@ -286,6 +371,8 @@ int main(void)
         cmocka_unit_test_teardown(an_extent_half_written_is_not_taken, teardown),
         cmocka_unit_test_teardown(a_chunk_never_written_is_refused, teardown),
         cmocka_unit_test_teardown(two_paths_hold_one_store, teardown),
+        cmocka_unit_test_teardown(several_lanes_write_and_read_at_a_time, teardown),
+        cmocka_unit_test_teardown(the_latest_copy_can_be_read_beside_a_commit, teardown),
         cmocka_unit_test_teardown(in_place_there_is_one_slot, teardown),
         cmocka_unit_test_teardown(a_run_state_over_the_limit_is_refused_and_harmless, teardown),
         cmocka_unit_test_teardown(extents_must_be_those_of_the_store, teardown),

@@ -111,6 +111,52 @@ static void nor_on_two_disks(void **state)
     assert_int_equal(verdicts[GOOD], 3 * seeds);
 }
 
+/* Before each single write and flush of three steps: what was not flushed lost (a power failure),
+ * there (kill -9: the kernel has it), torn. */
+static void no_crash_at_any_io_call_of_three_steps_loses_one(void **state)
+{
+    (void)state;
+    struct ps_spill_store_options opt = spill_options(2);
+    unsigned char *base[WORLD_FILES];
+    int last_event = 1, recovered[5] = {0};
+    make_store(2, 1);
+    load_world(2);
+    for (int i = 0; i < world.files; i++) {
+        base[i] = malloc((size_t)world.size[i]);
+        assert_non_null(base[i]);
+        memcpy(base[i], world.image[i], (size_t)world.size[i]);
+    }
+    opt.open = world_open;
+    for (int end = 0; end <= last_event; end++) {
+        for (enum fate fate = FATE_LOST; fate <= FATE_TORN; fate++) {
+            struct spill_run r;
+            uint64_t found = 0, seed = (uint64_t)end;
+            OK(run_open(&r, &opt, &found, err));
+            for (uint64_t step = 2; step <= 4; step++) {
+                OK(do_step(&r, step, err));
+                world_ack(step);
+            }
+            run_close(&r);
+            last_event = world.events;
+            uint64_t acked = world_crash_as(end, fate, &seed);
+            OK(run_open(&r, &opt, &found, err));
+            OK(holds_step(&r, found, PS_COPY_COMMITTED, err));
+            assert_true(found >= acked && found <= (acked ? acked : 1) + 1);
+            recovered[found]++;
+            run_close(&r);
+            for (int i = 0; i < world.files; i++) {
+                memcpy(world.image[i], base[i], (size_t)world.size[i]);
+                memcpy(world.start[i], base[i], (size_t)world.size[i]);
+            }
+            world_clear();
+        }
+    }
+    for (int i = 0; i < world.files; i++)
+        free(base[i]);
+    assert_true(last_event > 3 * 15);
+    assert_true(recovered[1] && recovered[2] && recovered[3] && recovered[4]);
+}
+
 /* Negative controls: the simulator notices a disk that lies, and a store with one slot. */
 static void a_disk_that_ignores_flushes_is_noticed(void **state)
 {
@@ -314,6 +360,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(no_power_failure_loses_an_acknowledged_step, teardown),
         cmocka_unit_test_teardown(nor_on_two_disks, teardown),
+        cmocka_unit_test_teardown(no_crash_at_any_io_call_of_three_steps_loses_one, teardown),
         cmocka_unit_test_teardown(a_disk_that_ignores_flushes_is_noticed, teardown),
         cmocka_unit_test_teardown(one_slot_does_not_survive_and_says_so, teardown),
         cmocka_unit_test_teardown(a_crash_in_the_first_commit_leaves_nothing_or_all, teardown),
