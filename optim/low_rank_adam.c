@@ -19,6 +19,7 @@
 #define BACK_ELEMS ((size_t)1 << 20)
 #define NORM_EPS 1e-8
 #define LANES 16
+#define CHANNELS 256
 
 static size_t align_up(size_t n)
 {
@@ -33,6 +34,11 @@ static size_t max_size(size_t a, size_t b)
 static size_t low_count(const struct ps_projector *p)
 {
     return p->rank * p->length;
+}
+
+static size_t channel_tasks(const struct ps_projector *p)
+{
+    return (p->length + CHANNELS - 1) / CHANNELS;
 }
 
 static int32_t thread_count(const struct ps_optimizer_hyper *h)
@@ -92,6 +98,7 @@ static size_t carve_scratch(const struct ps_low_rank_method *method,
     l->back = take(&c, l->back_rows * p->cols * sizeof(float));
     l->channel = take(&c, p->length * sizeof(float));
     l->row_sum = take(&c, p->rows * sizeof(double));
+    l->task_sum = take(&c, 2 * channel_tasks(p) * sizeof(double));
     return max_size(c.used, max_size(r.used, turn.used));
 }
 
@@ -278,42 +285,104 @@ static double add_lanes(double lane[LANES])
 static double square_sum(const float *x, size_t n)
 {
     double lane[LANES] = {0};
-    for (size_t i = 0; i < n; i++)
-        lane[i % LANES] += (double)x[i] * (double)x[i];
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t k = 0; k < LANES; k++)
+            lane[k] += (double)x[i + k] * (double)x[i + k];
+    for (size_t k = 0; i + k < n; k++)
+        lane[k] += (double)x[i + k] * (double)x[i + k];
     return add_lanes(lane);
 }
 
-/* Squares over the rank of channel j: of a row of (length, rank), or a column of (rank, length). */
-static double channel_square_sum(const struct ps_projector *p, const float *low, size_t j)
+/* Squares over the rank of `count` channels from j on: rows of (length, rank), or columns of
+ * (rank, length). */
+static void channel_square_sums(const struct ps_projector *p, const float *low, size_t j,
+                                size_t count, double *sum)
 {
-    if (p->right)
-        return square_sum(low + j * p->rank, p->rank);
-    double sum = 0;
-    for (size_t k = 0; k < p->rank; k++) {
-        double x = (double)low[k * p->length + j];
-        sum += x * x;
+    memset(sum, 0, count * sizeof *sum);
+    for (size_t c = 0; p->right && c < count; c++)
+        sum[c] = square_sum(low + (j + c) * p->rank, p->rank);
+    for (size_t k = 0; !p->right && k < p->rank; k++) {
+        const float *row = low + k * p->length + j;
+        for (size_t c = 0; c < count; c++)
+            sum[c] += (double)row[c] * (double)row[c];
     }
-    return sum;
+}
+
+/* Channels, CHANNELS of them a task. */
+struct channel_job {
+    const struct ps_low_rank *l;
+    double *n_sum, *r_sum; /* by task */
+};
+
+static void channel_task(void *arg, size_t task, int thread)
+{
+    (void)thread;
+    const struct channel_job *job = arg;
+    const struct ps_low_rank *l = job->l;
+    size_t j = task * CHANNELS, left = l->p.length - j, count = left < CHANNELS ? left : CHANNELS;
+    double n[CHANNELS], r[CHANNELS], n_sum = 0, r_sum = 0;
+    channel_square_sums(&l->p, l->direction, j, count, n);
+    channel_square_sums(&l->p, l->low, j, count, r);
+    for (size_t c = 0; c < count; c++) {
+        l->channel[j + c] = (float)(sqrt(n[c]) / (sqrt(r[c]) + NORM_EPS));
+        n_sum += n[c];
+        r_sum += r[c];
+    }
+    job->n_sum[task] = n_sum;
+    job->r_sum[task] = r_sum;
 }
 
 void ps_low_rank_channels(const struct ps_low_rank *l, bool whole)
 {
-    const struct ps_projector *p = &l->p;
+    size_t tasks = channel_tasks(&l->p);
+    struct channel_job job = {.l = l, .n_sum = l->task_sum, .r_sum = l->task_sum + tasks};
     double n_sum = 0, r_sum = 0;
-    for (size_t j = 0; j < p->length; j++) {
-        double n = channel_square_sum(p, l->direction, j), r = channel_square_sum(p, l->low, j);
-        l->channel[j] = (float)(sqrt(n) / (sqrt(r) + NORM_EPS));
-        n_sum += n;
-        r_sum += r;
+    ps_pool_run(l->cx.pool, channel_task, &job, tasks);
+    for (size_t i = 0; i < tasks; i++) {
+        n_sum += job.n_sum[i];
+        r_sum += job.r_sum[i];
     }
-    for (size_t j = 0; whole && j < p->length; j++)
+    for (size_t j = 0; whole && j < l->p.length; j++)
         l->channel[j] = (float)(sqrt(n_sum) / (sqrt(r_sum) + NORM_EPS));
 }
+
+/* A tile within one row. */
+struct residual {
+    const float *back;    /* (n,) or NULL */
+    const float *channel; /* (n,) factors of columns, or NULL */
+    float alpha;          /* of the back projection */
+    double *lane;         /* (LANES,) squares so far */
+};
+
+PS__INLINE void residual_tile(PS__TILE_ARGS)
+{
+    const struct residual a = *(const struct residual *)arg;
+    float g[PS_TILE];
+    double lane[LANES];
+    ps__grad_load(u, at, n, g);
+    memcpy(lane, a.lane, sizeof lane);
+    if (a.back)
+        for (size_t i = 0; i < n; i++)
+            g[i] = g[i] - a.alpha * a.back[i];
+    if (a.channel)
+        for (size_t i = 0; i < n; i++)
+            g[i] *= a.channel[i];
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t k = 0; k < LANES; k++)
+            lane[k] += (double)g[i + k] * (double)g[i + k];
+    for (size_t k = 0; i + k < n; k++)
+        lane[k] += (double)g[i + k] * (double)g[i + k];
+    memcpy(a.lane, lane, sizeof lane);
+}
+PS__TILE_VARIANTS(residual_tile)
 
 /* Rows of the matrix, a task each. */
 struct row_job {
     const struct ps_update *u;
     const struct ps_low_rank *l;
+    ps__tile_fn fn;
     size_t row;  /* first */
     float alpha; /* of the back projection in l->back */
 };
@@ -324,21 +393,13 @@ static void residual_row(void *arg, size_t task, int thread)
     const struct row_job *job = arg;
     const struct ps_low_rank *l = job->l;
     size_t cols = l->p.cols, row = job->row + task;
-    float g[PS_TILE];
     double lane[LANES] = {0};
     for (size_t at = 0; at < cols; at += PS_TILE) {
-        size_t n = cols - at < PS_TILE ? cols - at : PS_TILE;
-        ps_grad_load(job->u, row * cols + at, n, g);
-        if (job->alpha != 0) {
-            const float *back = l->back + task * cols + at;
-            for (size_t i = 0; i < n; i++)
-                g[i] = g[i] - job->alpha * back[i];
-        }
-        if (!l->p.right)
-            for (size_t i = 0; i < n; i++)
-                g[i] *= l->channel[at + i];
-        for (size_t i = 0; i < n; i++) /* PS_TILE is a multiple of LANES */
-            lane[i % LANES] += (double)g[i] * (double)g[i];
+        struct residual a = {.back = job->alpha != 0 ? l->back + task * cols + at : NULL,
+                             .channel = l->p.right ? NULL : l->channel + at,
+                             .alpha = job->alpha,
+                             .lane = lane};
+        job->fn(job->u, &a, row * cols + at, cols - at < PS_TILE ? cols - at : PS_TILE);
     }
     double sum = add_lanes(lane), factor = l->p.right ? (double)l->channel[row] : 1;
     l->row_sum[row] = sum * factor * factor;
@@ -350,7 +411,8 @@ double ps_low_rank_residual_norm(const struct ps_update *u, const struct ps_low_
     const struct ps_projector *p = &l->p;
     for (size_t row = 0; row < p->rows; row += l->back_rows) {
         size_t count = p->rows - row < l->back_rows ? p->rows - row : l->back_rows;
-        struct row_job job = {.u = u, .l = l, .row = row, .alpha = alpha};
+        struct row_job job = {
+            .u = u, .l = l, .fn = residual_tile_for(u->isa), .row = row, .alpha = alpha};
         if (alpha != 0)
             ps_projector_back(p, &l->cx, l->basis, l->low, row, count, l->back);
         ps_pool_run(u->pool, residual_row, &job, count);

@@ -45,8 +45,9 @@ struct ps_low_rank {
     float *direction; /* (rank * length,) -N */
     float *back;      /* (back_rows, cols) */
     size_t back_rows;
-    float *channel;  /* (length,) a factor for each row (right) or column (left) */
-    double *row_sum; /* (rows,) */
+    float *channel;   /* (length,) a factor for each row (right) or column (left) */
+    double *row_sum;  /* (rows,) */
+    double *task_sum; /* (2 * tasks,) of the channels */
 };
 
 /* Layout of a hidden matrix or of any other tensor. `own` (own_count) are the method's states. */

@@ -143,8 +143,9 @@ static void momentum_row(void *arg, size_t row, int thread)
     for (size_t at = 0; at < job->cols; at += PS_TILE) {
         size_t n = job->cols - at < PS_TILE ? job->cols - at : PS_TILE;
         job->fn(job->u, &m, row * job->cols + at, n);
-        for (size_t i = 0; i < n; i++)
-            lane[i % LANES] += (double)d[i] * (double)d[i];
+        for (size_t i = 0; i < n; i += LANES)
+            for (size_t l = 0; l < LANES && i + l < n; l++)
+                lane[l] += (double)d[i + l] * (double)d[i + l];
     }
     for (size_t width = LANES / 2; width > 0; width /= 2)
         for (size_t l = 0; l < width; l++)

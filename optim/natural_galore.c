@@ -64,8 +64,12 @@ static void inner_product(void *arg, size_t i, int thread)
     const struct job *job = arg;
     const float *a = job->history + i * job->n, *b = job->history + job->slot * job->n;
     double lane[LANES] = {0};
-    for (size_t k = 0; k < job->n; k++)
-        lane[k % LANES] += (double)a[k] * (double)b[k];
+    size_t k = 0;
+    for (; k + LANES <= job->n; k += LANES)
+        for (size_t l = 0; l < LANES; l++)
+            lane[l] += (double)a[k + l] * (double)b[k + l];
+    for (size_t l = 0; k + l < job->n; l++)
+        lane[l] += (double)a[k + l] * (double)b[k + l];
     for (size_t width = LANES / 2; width > 0; width /= 2)
         for (size_t l = 0; l < width; l++)
             lane[l] += lane[l + width];
