@@ -177,6 +177,14 @@ asan:
 tsan:
 	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/tsan CFLAGS="-O1 -g -fsanitize=thread" all tests
 	$(Q)BUILD=$(BUILD)/tsan tests/run.sh $(patsubst $(BUILD)/%,$(BUILD)/tsan/%,$(TEST_BIN))
+# The kernels on the emulation under a sanitizer: races between a kernel's threads, accesses past arrays.
+CUDA_EMU_BIN = $(filter-out %/test_plugin %/test_plugin_kernels,$(CUDA_TEST_BIN))
+cuda-asan:
+	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/asan CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" cuda-emu
+cuda-tsan:
+	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/tsan CFLAGS="-O1 -g -fsanitize=thread" cuda-emu
+cuda-emu: $(EMU_PROBE) $(CUDA_EMU_BIN)
+	$(Q)BUILD=$(BUILD) TEST_LIMIT=900 tests/run.sh $(CUDA_EMU_BIN)
 fuzz:
 	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz CC=$(CLANG) CFLAGS="-O1 -g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined" LDFLAGS="-fsanitize=fuzzer,address,undefined" KERNEL_FLAGS=-fno-sanitize=all fuzz-bins
 	$(Q)BUILD=$(BUILD)/fuzz tests/fuzz/run.sh
@@ -197,7 +205,7 @@ clean:
 	rm -rf $(BUILD)
 
 FORCE:
-.PHONY: FORCE cuda gpu-bundle gpu-check-dry all help setup tests test check crash demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
+.PHONY: FORCE cuda cuda-asan cuda-tsan cuda-emu gpu-bundle gpu-check-dry all help setup tests test check crash demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
 .SECONDARY:
 -include $(EMU_CU:.o=.d) $(EMU_PROBE:.o=.d) $(EMU_PLUG:.o=.d) $(EMU_LIB:.o=.d) $(CUDA_OBJ:.o=.d) $(patsubst %,%.d,$(CUDA_TEST_BIN))
 -include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(BUILD)/tools/bench/gpu_bench.d $(patsubst %,%.d,$(TEST_BIN) $(EXAMPLE_BIN) $(BENCH_BIN))
