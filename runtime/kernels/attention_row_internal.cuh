@@ -41,12 +41,22 @@ template <class T> static __device__ __forceinline__ float ps__row_operand(float
     return ps__row_get(&x);
 }
 
-/* sum over c of x[c] y[c], ascending; x fp32 in shared memory. */
+/* sum over c of x[c] y[c], ascending; x fp32 in shared memory. 16 bytes of y at a time where they
+ * are aligned: every lane reads a row of its own. */
 template <class T>
 static __device__ __forceinline__ float ps__row_dot(const float *x, const T *y, int dim)
 {
+    constexpr int N = 16 / (int)sizeof(T);
     float sum = 0;
-    for (int c = 0; c < dim; c++)
+    int c = 0;
+    for (; (uintptr_t)y % 16 == 0 && c + N <= dim; c += N) {
+        const uint4 chunk = *reinterpret_cast<const uint4 *>(y + c);
+        const T *of = reinterpret_cast<const T *>(&chunk);
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            sum = fmaf(x[c + i], ps__row_get(of + i), sum);
+    }
+    for (; c < dim; c++)
         sum = fmaf(x[c], ps__row_get(y + c), sum);
     return sum;
 }

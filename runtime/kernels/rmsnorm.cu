@@ -145,11 +145,7 @@ static __global__ void __launch_bounds__(ROW_THREADS)
         for (int i = 0; i < N; i++)
             sum[i] = fmaf(d[i], v[i] * rstd, sum[i]);
     }
-    float *out = partial + (size_t)(item / chunks) * a.n + j;
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        if ((unsigned)i < count)
-            out[i] = sum[i];
+    ps__store<N, vec>(partial + (size_t)(item / chunks) * a.n + j, sum, count);
 }
 
 /* dweight[j] (+)= sum over b of partial[b][j]: slice s adds b = s, s + 16, ... ascending, then the
@@ -288,7 +284,9 @@ int ps_rmsnorm_backward_cuda(void *stream, const struct ps_rmsnorm_args *args, v
         return ps_gpu_check_launch();
     }
     bool vec = aligned_in(args) && aligned(args, args->dy, args->dy_ld) &&
-               aligned(args, args->dx, args->dx_ld) && aligned(args, args->dx_add, args->dx_add_ld);
+               aligned(args, args->dx, args->dx_ld) &&
+               aligned(args, args->dx_add, args->dx_add_ld) &&
+               (!d.dweight || ps__rows_aligned(d.partial, a.n, PS_DTYPE_F32, 4));
     if (args->dtype == PS_DTYPE_F32)
         vec ? backward<float, true>(stream, a, d) : backward<float, false>(stream, a, d);
     else
