@@ -17,7 +17,8 @@ float bf16_half(uint32_t r, int high)
 
 typedef float row8 __attribute__((vector_size(32)));
 
-/* The layouts of PTX, m16n8k16 with bf16 operands. */
+/* The layouts of the PTX ISA, Matrix Fragments for mma.m16n8k16 with floating point type;
+ * test_fragment_layout.c holds them against that text. */
 void compute_mma(warp *w)
 {
     float a[16][16];
