@@ -10,7 +10,8 @@
  * The instructions below are held against NVIDIA's Parallel Thread Execution ISA, formula by formula,
  * by tests/cuda/test_fragment_layout.c: Matrix Fragments for mma.m16n8k16 with floating point type
  * (#warp-level-matrix-fragment-mma-16816-float), ldmatrix (#warp-level-matrix-instructions-ldmatrix),
- * cp.async (#data-movement-and-conversion-instructions-cp-async). After the launches: `return ps_gpu_check_launch();`. */
+ * cp.async (#data-movement-and-conversion-instructions-cp-async).
+ * After the launches: `return ps_gpu_check_launch();`. */
 #ifndef PS_KERNELS_GPU_H
 #define PS_KERNELS_GPU_H
 
