@@ -18,6 +18,11 @@ liburing.h liburing-dev
 zstd.h libzstd-dev
 cmocka.h libcmocka-dev
 '
+# library : Debian package. Of use (LAPACK: full decompositions in low-rank optimizers), not needed: loaded when asked for.
+# Installed along with what is needed, and nothing is said when that does not work.
+wants='
+liblapack.so.3 libopenblas0-serial
+'
 # Where nvcc is, the CUDA kernels are compiled for the host too, to be tested.
 if command -v nvcc >/dev/null 2>&1 || [ -x /usr/local/cuda/bin/nvcc ]; then
     needs="${needs}g++ g++
@@ -91,6 +96,10 @@ if ! install 2>/dev/null; then
         exit 1
     }
 fi
+echo "$wants" | while read -r what package; do
+    if [ -z "$what" ] || /sbin/ldconfig -p 2>/dev/null | grep -q "$what"; then continue; fi
+    $as_root apt-get -qq -y -o DPkg::Lock::Timeout=120 --no-install-recommends install "$package" >/dev/null 2>&1
+done
 find_missing
 if [ -n "$missing" ]; then
     echo "setup: still missing after the installation:$missing" >&2
