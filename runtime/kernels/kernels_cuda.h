@@ -19,6 +19,7 @@
 #include "runtime/base/dtype.h"
 #include "runtime/base/rng.h"
 #include "runtime/kernels/attention.h"
+#include "runtime/kernels/columns.h"
 #include "runtime/kernels/gemm.h"
 #include "runtime/kernels/rmsnorm.h"
 
@@ -68,6 +69,13 @@ int ps_dropout_cuda(void *stream, void *y, const void *x, enum ps_dtype dtype, s
                     size_t n, float p, const struct ps_rng_key *key, int add);
 int ps_column_sum_cuda(void *stream, float *out, const void *x, size_t ld, enum ps_dtype dtype,
                        size_t n_tok, size_t n, int accumulate);
+int ps_scale_columns_cuda(void *stream, const struct ps_scale_columns_args *a);
+int ps_column_dot_cuda(void *stream, float *out, const void *a, const void *b, enum ps_dtype dtype,
+                       const float *divisor, size_t n_tok, size_t n, int accumulate);
+int ps_scale_matrix_cuda(void *stream, float *y, const float *x, const float *row, const float *col,
+                         size_t rows, size_t cols);
+int ps_matrix_dots_cuda(void *stream, const struct ps_matrix_dots_args *a);
+int ps_row_norms_cuda(void *stream, const struct ps_row_norms_args *a);
 int ps_square_sum_cuda(void *stream, double *out, const void *x, enum ps_dtype dtype, size_t n);
 /* x[i] = fp32(bf16(x[i])), nearest even. */
 int ps_round_bf16_cuda(void *stream, float *x, size_t n);

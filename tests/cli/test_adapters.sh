@@ -3,6 +3,7 @@
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
 . "$PENSTOCK_ROOT/tests/helpers/runs.sh"
 golden=$PENSTOCK_ROOT/tests/golden/adapters
+cuda=$PENSTOCK_BUILD/libpenstock_cuda_emu.so
 
 # --- golden adapters: 1e-5 relative in norm, per tensor ---
 of_case() { # CASE: sets case_dir, base and rows
@@ -40,6 +41,17 @@ for case in dora dora_bias patterns vera ia3 ia3_bias norms; do
                 --expected-prefix grad. --rtol 1e-5
         else not_ok "$case: train runs: $how"; fi
     done
+    case $case in dora_bias | vera | ia3) emulated=$cuda ;; *) emulated=none ;; esac
+    if [ -e "$emulated" ]; then
+        rm -rf run grads
+        if PENSTOCK_CUDA_PLUGIN=$cuda penstock train --model "$base/model" --adapter "$case_dir/adapter" \
+            --data "$rows" --format tokens --dtype fp32 --max-steps 1 --shuffle false --max-seq-len 160 \
+            --output run --dump-grads grads --progress none --packing true --batch-size 1 --grad-accum 8 \
+            --device cuda; then
+            check "$case: gradients are PEFT's on the emulated CUDA device" st_compare \
+                "$case_dir/golden.safetensors" grads --expected-prefix grad. --rtol 1e-5
+        else not_ok "$case: train runs on the emulated CUDA device"; fi
+    fi
     case $case in
     *_bias) ;; # its base is F16, which rounds the merged weights
     *) merges "$case: merged" "$case_dir/adapter" ;;
@@ -80,6 +92,7 @@ run() { # DIR ARG...
 equal() { # DIR DIR
     same_files "$1" "$2" && same_losses "$1" "$2" && cmp "$1.grads" "$2.grads"
 }
+last_loss() { losses "$1" | sed -n 's/.*"loss":\([^,]*\),.*/\1/p' | tail -n 1; }
 same() { # NAME ARG...
     name=$1
     shift
@@ -108,6 +121,14 @@ for method in $methods; do
         [ $dtype = fp32 ] && continue
         same "$label: recomputed" --strategy resident --offload-activations recompute
         same "$label: emu, streamed" --strategy stream-lora --device emu --offload-weights disk
+        case $method in nlora | inttune) emulated=$cuda ;; *) emulated=none ;; esac # the most products
+        if [ -e "$emulated" ]; then
+            export PENSTOCK_CUDA_PLUGIN="$cuda"
+            run on_cuda --device cuda
+            unset PENSTOCK_CUDA_PLUGIN
+            check "$label: runs on the emulated CUDA device" test "$rc" -eq 0
+            check "$label: and learns alike" within "$(last_loss ref)" "$(last_loss on_cuda)" 0.03
+        fi
         rm -rf other && cp -r ref other && rm -r other/checkpoint-4 other/*adapter*
         # shellcheck disable=SC2086
         penstock train --model "$model" --data rows.jsonl --format tokens --max-seq-len 32 --batch-size 2 \

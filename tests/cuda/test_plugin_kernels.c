@@ -251,6 +251,91 @@ static void rows_dropout_and_sums_agree(void **state)
     two_check_bytes(w, &zero, "zero", 1001 * sizeof(float));
 }
 
+/* What adapters with vectors need; odd sizes, every type of bias and weight. */
+static void columns_agree(void **state)
+{
+    struct world *w = *state;
+    enum { TOK = 71, N = 43, R = 5, IN = 150 };
+    static const enum ps_dtype stored[] = {PS_DTYPE_F32, PS_DTYPE_BF16, PS_DTYPE_F16};
+    struct two f = two_make(w, PS_DTYPE_F32, N, 1, 42);
+    struct two g = two_make(w, PS_DTYPE_F32, N * R, 1, 44);
+    struct two b = two_make(w, PS_DTYPE_F32, N * R, 1, 45);
+    struct two norm = two_make(w, PS_DTYPE_F32, N, 0, 0), c = two_make(w, PS_DTYPE_F32, N, 0, 0);
+    for (int s = 0; s < 3; s++) {
+        enum ps_dtype type = both_types[s % 2];
+        compute_in(w, type);
+        struct two x = two_make(w, type, TOK * N, 1, 40), y = two_make(w, type, TOK * N, 0, 0);
+        struct two add = two_make(w, type, TOK * N, 1, 41);
+        struct two bias = two_make(w, stored[s], N, 1, 49);
+        struct two weight = two_make(w, stored[s], N * IN, 1, 50);
+        FOR_BOTH(cx, i)
+        {
+            struct ps_scale_columns_args a = {.n_tok = TOK,
+                                              .n = N,
+                                              .dtype = type,
+                                              .y = y.at[i],
+                                              .x = x.at[i],
+                                              .scale = f.at[i],
+                                              .bias = bias.at[i],
+                                              .bias_dtype = stored[s],
+                                              .residual = s ? add.at[i] : NULL};
+            cx->k->scale_columns(cx, &a);
+            struct ps_row_norms_args n = {.out = N,
+                                          .in = IN,
+                                          .r = R,
+                                          .w = weight.at[i],
+                                          .w_dtype = stored[s],
+                                          .b = b.at[i],
+                                          .q = g.at[i],
+                                          .bg = b.at[i],
+                                          .s = 0.5f,
+                                          .m = f.at[i],
+                                          .n = norm.at[i],
+                                          .c = c.at[i]};
+            cx->k->row_norms(cx, &n);
+        }
+        two_check(w, &y, "scaled columns", 1e-6, rounding(type));
+        two_check(w, &norm, "norms", 1e-6, 1e-6);
+        two_check(w, &c, "factors", 1e-6, 1e-6);
+    }
+}
+
+static void column_and_matrix_dots_agree(void **state)
+{
+    struct world *w = *state;
+    enum { TOK = 71, N = 43, R = 5 };
+    struct two f = two_make(w, PS_DTYPE_F32, N, 1, 42), d = two_make(w, PS_DTYPE_F32, R, 1, 46);
+    struct two g = two_make(w, PS_DTYPE_F32, N * R, 1, 44);
+    struct two b = two_make(w, PS_DTYPE_F32, N * R, 1, 45),
+               m = two_make(w, PS_DTYPE_F32, N * R, 0, 0);
+    struct two row = two_make(w, PS_DTYPE_F32, N, 1, 47), col = two_make(w, PS_DTYPE_F32, R, 1, 48);
+    FOR_EACH_TYPE(type)
+    {
+        compute_in(w, type);
+        struct two x = two_make(w, type, TOK * N, 1, 40), y = two_make(w, type, TOK * N, 1, 41);
+        struct two dot = two_make(w, PS_DTYPE_F32, N, 1, 43);
+        FOR_BOTH(cx, i)
+        {
+            cx->k->column_dot(cx, dot.at[i], x.at[i], y.at[i], f.at[i], TOK, N, 1);
+            cx->k->scale_matrix(cx, m.at[i], g.at[i], f.at[i], d.at[i], N, R);
+            struct ps_matrix_dots_args a = {.rows = N,
+                                            .cols = R,
+                                            .g = g.at[i],
+                                            .b = b.at[i],
+                                            .row = f.at[i],
+                                            .col = d.at[i],
+                                            .row_out = row.at[i],
+                                            .col_out = col.at[i],
+                                            .accumulate = 1};
+            cx->k->matrix_dots(cx, &a);
+        }
+        two_check(w, &dot, "column dot", 1e-6, 1e-6);
+        two_check(w, &m, "scaled matrix", 1e-7, 1e-6);
+        two_check(w, &row, "row dots", 1e-6, 1e-6);
+        two_check(w, &col, "column dots", 1e-6, 1e-6);
+    }
+}
+
 /* The LoRA forward product: an fp32 operand under bf16 math, two pairs, bias and residual. */
 static void products_agree(void **state)
 {
@@ -358,6 +443,8 @@ int main(void)
         TEST(embedding_agrees),
         TEST(cross_entropy_agrees),
         TEST(rows_dropout_and_sums_agree),
+        TEST(columns_agree),
+        TEST(column_and_matrix_dots_agree),
         TEST(products_agree),
         TEST(adamw_agrees_bit_for_bit),
         TEST(fetch_waits_for_what_was_queued),

@@ -177,6 +177,33 @@ static void column_sum(const struct ps_compute *cx, float *out, const void *x, s
     RUN(cx, ps_column_sum_cuda(cx->stream, out, x, ld, cx->dtype, n_tok, n, accumulate));
 }
 
+static void scale_columns(const struct ps_compute *cx, const struct ps_scale_columns_args *a)
+{
+    RUN(cx, ps_scale_columns_cuda(cx->stream, a));
+}
+
+static void column_dot(const struct ps_compute *cx, float *out, const void *a, const void *b,
+                       const float *divisor, size_t n_tok, size_t n, int accumulate)
+{
+    RUN(cx, ps_column_dot_cuda(cx->stream, out, a, b, cx->dtype, divisor, n_tok, n, accumulate));
+}
+
+static void scale_matrix(const struct ps_compute *cx, float *y, const float *x, const float *row,
+                         const float *col, size_t rows, size_t cols)
+{
+    RUN(cx, ps_scale_matrix_cuda(cx->stream, y, x, row, col, rows, cols));
+}
+
+static void matrix_dots(const struct ps_compute *cx, const struct ps_matrix_dots_args *a)
+{
+    RUN(cx, ps_matrix_dots_cuda(cx->stream, a));
+}
+
+static void row_norms(const struct ps_compute *cx, const struct ps_row_norms_args *a)
+{
+    RUN(cx, ps_row_norms_cuda(cx->stream, a));
+}
+
 static void square_sum(const struct ps_compute *cx, double *out, const float *x, size_t n)
 {
     RUN(cx, ps_square_sum_cuda(cx->stream, out, x, PS_DTYPE_F32, n));
@@ -252,6 +279,11 @@ const struct ps_kernels ps__cuda_kernels = {
     .scatter_rows = scatter_rows,
     .dropout = dropout,
     .column_sum = column_sum,
+    .scale_columns = scale_columns,
+    .column_dot = column_dot,
+    .scale_matrix = scale_matrix,
+    .matrix_dots = matrix_dots,
+    .row_norms = row_norms,
     .square_sum = square_sum,
     .round_bf16 = round_bf16,
     .sum_f64 = sum_f64,
