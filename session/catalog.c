@@ -55,8 +55,9 @@ static void list_models(struct list *l)
 
 static void list_schedules(struct list *l)
 {
-    static const enum ps_lr_schedule_kind kind[] = {PS_LR_CONSTANT, PS_LR_COSINE, PS_LR_LINEAR,
-                                                    PS_LR_WSD};
+    static const enum ps_lr_schedule_kind kind[] = {
+        PS_LR_CONSTANT,     PS_LR_COSINE, PS_LR_COSINE_RESTARTS, PS_LR_LINEAR,
+        PS_LR_INVERSE_SQRT, PS_LR_POWER,  PS_LR_REFINED,         PS_LR_WSD};
     for (size_t i = 0; i < sizeof kind / sizeof kind[0]; i++)
         add(l, ps_lr_schedule_name(kind[i]));
 }

@@ -122,6 +122,8 @@ void ps_options_init(struct ps_options *opt, enum ps_command command)
     opt->warmup_steps = -1;
     opt->warmup_ratio = -1;
     opt->weight_decay = -1;
+    opt->lr_timescale = -1;
+    opt->lr_power_a = -1;
     ps__optimizer_unset(opt);
     size_t count;
     const struct ps__option *t = ps__options_table(&count);

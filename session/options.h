@@ -102,6 +102,12 @@ struct ps_options {
     int64_t warmup_steps;                    /* -1: from warmup_ratio */
     double warmup_ratio;                     /* -1: 0.03 */
     double min_lr_ratio, wsd_decay_ratio;
+    int wsd_decay;                           /* enum ps_wsd_decay */
+    int lr_cycles;
+    int64_t lr_timescale;                    /* -1: the warm-up's steps, or 10000 */
+    double lr_power_a, lr_power_b;           /* a: -1: 4 times the sequences of a step */
+    char *lr_refine_from;                    /* metrics.jsonl of an earlier run */
+    double beta2_half_life;                  /* tokens; 0: beta2 is what it is */
     double weight_decay;                     /* -1: 0 adapters, 0.01 full */
     double max_grad_norm;
     char *clip;                              /* "exact" or "none" */

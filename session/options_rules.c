@@ -110,9 +110,45 @@ static bool is_constant(const struct ps_options *o)
     return is(o->lr_scheduler, "constant");
 }
 
-static bool is_not_wsd(const struct ps_options *o)
+static bool has_no_floor(const struct ps_options *o)
 {
-    return !is(o->lr_scheduler, "wsd");
+    return is(o->lr_scheduler, "inverse-sqrt") || is(o->lr_scheduler, "refined");
+}
+
+static bool has_no_final_decay(const struct ps_options *o)
+{
+    return !is(o->lr_scheduler, "wsd") && !is(o->lr_scheduler, "power");
+}
+
+static bool has_no_restarts(const struct ps_options *o)
+{
+    return !is(o->lr_scheduler, "cosine-restarts");
+}
+
+static bool is_not_inverse_sqrt(const struct ps_options *o)
+{
+    return !is(o->lr_scheduler, "inverse-sqrt");
+}
+
+static bool is_not_power(const struct ps_options *o)
+{
+    return !is(o->lr_scheduler, "power");
+}
+
+static bool is_not_refined(const struct ps_options *o)
+{
+    return !is(o->lr_scheduler, "refined");
+}
+
+static bool has_half_life(const struct ps_options *o)
+{
+    return o->beta2_half_life > 0;
+}
+
+/* beta2 has no effect then either, and says so. */
+static bool has_no_beta2(const struct ps_options *o)
+{
+    return trains(o) && ps__optimizer_ignores(o, "beta2");
 }
 
 static bool counts_steps(const struct ps_options *o)
@@ -252,7 +288,15 @@ static const struct {
     {"train-layers,lora-layers", draws_layers,
      "has no place beside lisa and badam, which choose among all layers"},
     {"min-lr-ratio", is_constant, "has no effect with `--lr-scheduler constant`"},
-    {"wsd-decay-ratio", is_not_wsd, "has no effect without `--lr-scheduler wsd`"},
+    {"min-lr-ratio", has_no_floor, "has no effect with this `--lr-scheduler`, which has no floor"},
+    {"wsd-decay-ratio,wsd-decay", has_no_final_decay,
+     "has no effect without `--lr-scheduler wsd` or `power`"},
+    {"lr-cycles", has_no_restarts, "has no effect without `--lr-scheduler cosine-restarts`"},
+    {"lr-timescale", is_not_inverse_sqrt, "has no effect without `--lr-scheduler inverse-sqrt`"},
+    {"lr-power-a,lr-power-b", is_not_power, "has no effect without `--lr-scheduler power`"},
+    {"lr-refine-from", is_not_refined, "has no effect without `--lr-scheduler refined`"},
+    {"beta2", has_half_life, "has no effect with `--beta2-half-life`"},
+    {"beta2-half-life", has_no_beta2, "has no effect with this `--optimizer`, which has no beta2"},
     {"epochs", counts_steps, "has no effect with `--max-steps`"},
     {"max-steps", counts_epochs, "is 0: `--epochs` counts"},
     {"warmup-ratio", has_warmup_steps, "has no effect with `--warmup-steps`"},
@@ -370,6 +414,8 @@ static int check_required(const struct ps_options *o, struct ps_error *err)
     switch (o->command) {
     case PS_CMD_TRAIN:
         ret = need(o->model, o, "model", "DIR", err);
+        if (ret == 0 && is(o->lr_scheduler, "refined"))
+            ret = need(o->lr_refine_from, o, "lr-refine-from", "FILE", err);
         if (ret == 0)
             ret = need(o->data, o, "data", "FILE", err);
         return ret || o->dry_run ? ret : need(o->output, o, "output", "DIR", err);

@@ -3,6 +3,7 @@
 
 #include <assert.h>
 
+#include "optim/lr_schedule.h"
 #include "runtime/base/dtype.h"
 #include "runtime/base/isa.h"
 #include "runtime/train/optimizer.h"
@@ -36,6 +37,7 @@ static const int act_values[] = {PS_ACT_AUTO, PS_ACT_DEVICE, PS_ACT_HOST, PS_ACT
 static const int tier_values[] = {-1, PS_TIER_DEVICE, PS_TIER_HOST, PS_TIER_DISK};
 static const int optimizer_tier_values[] = {-1, PS_TIER_HOST};
 
+static const int wsd_values[] = {PS_WSD_LINEAR, PS_WSD_COSINE, PS_WSD_SQRT};
 static const int projection_values[] = {PS_PROJECTION_STD, PS_PROJECTION_REVERSE_STD,
                                         PS_PROJECTION_LEFT, PS_PROJECTION_RIGHT};
 static const int basis_values[] = {PS_BASIS_RANDOMIZED, PS_BASIS_SVD};
@@ -145,8 +147,9 @@ static const struct ps__option table[] = {
      .help = "linears that get an adapter, as q_proj,v_proj"},
     {"lora-layers", PS__STRING, AT(lora_layers), .fallback = "all", .arg = "all|last:N|A-B",
      .commands = TRAIN, .numerical = true, .help = "layers that get an adapter"},
-    {"lora-rank-pattern", PS__STRING, AT(rank_pattern), .arg = "NAME=R,...", .aliases = "rank_pattern",
-     .commands = TRAIN, .numerical = true, .help = "other ranks by module, as q_proj=8,v_proj=4"},
+    {"lora-rank-pattern", PS__STRING, AT(rank_pattern), .arg = "NAME=R,...",
+     .aliases = "rank_pattern", .commands = TRAIN, .numerical = true,
+     .help = "other ranks by module, as q_proj=8,v_proj=4"},
     {"lora-alpha-pattern", PS__STRING, AT(alpha_pattern), .arg = "NAME=F,...",
      .aliases = "alpha_pattern", .commands = TRAIN, .numerical = true,
      .help = "other alphas by module"},
@@ -212,8 +215,9 @@ static const struct ps__option table[] = {
     {"learning-rate", PS__REAL, AT(learning_rate), .shown = "2e-4 lora, 1e-5 full", .arg = "F",
      .min = 0, .max = 100, .commands = TRAIN, .numerical = true, .help = "peak learning rate"},
     {"lr-scheduler", PS__CHOICE, AT(lr_scheduler), .fallback = "cosine",
-     .choices = "constant|cosine|linear|wsd", .aliases = "lr_scheduler_type", .commands = TRAIN,
-     .numerical = true, .help = "learning rate after the warm-up"},
+     .choices = "constant|cosine|cosine-restarts|inverse-sqrt|linear|power|refined|wsd",
+     .aliases = "lr_scheduler_type", .commands = TRAIN, .numerical = true,
+     .help = "learning rate after the warm-up"},
     {"warmup-steps", PS__INT64, AT(warmup_steps), .shown = "from --warmup-ratio", .arg = "N",
      .min = 0, .max = COUNT_MAX, .commands = TRAIN, .numerical = true, .help = "warm-up in steps"},
     {"warmup-ratio", PS__REAL, AT(warmup_ratio), .shown = "0.03", .arg = "F", .min = 0, .max = 1,
@@ -222,7 +226,22 @@ static const struct ps__option table[] = {
      .commands = TRAIN, .numerical = true, .help = "last learning rate over the peak"},
     {"wsd-decay-ratio", PS__REAL, AT(wsd_decay_ratio), .fallback = "0.1", .arg = "F", .min = 0,
      .max = 1, .commands = TRAIN, .numerical = true,
-     .help = "share of the steps in which wsd decays"},
+     .help = "share of the steps in which wsd and power decay"},
+    {"wsd-decay", PS__ENUM, AT(wsd_decay), .fallback = "linear", .choices = "linear|cosine|sqrt",
+     .values = wsd_values, .commands = TRAIN, .numerical = true, .help = "shape of that decay"},
+    {"lr-cycles", PS__INT, AT(lr_cycles), .fallback = "2", .arg = "N", .min = 1, .max = 1000000,
+     .aliases = "num_cycles", .commands = TRAIN, .numerical = true,
+     .help = "cycles of cosine-restarts"},
+    {"lr-timescale", PS__INT64, AT(lr_timescale), .shown = "the warm-up", .arg = "N", .min = 1,
+     .max = COUNT_MAX, .commands = TRAIN, .numerical = true,
+     .help = "steps after which inverse-sqrt has fallen to 0.71"},
+    {"lr-power-a", PS__REAL, AT(lr_power_a), .shown = "4 x sequences of a step", .arg = "F",
+     .min = PS__ABOVE_0, .max = 1e12, .commands = TRAIN, .numerical = true,
+     .help = "power: the rate is A times tokens^-B, at most --learning-rate"},
+    {"lr-power-b", PS__REAL, AT(lr_power_b), .fallback = "0.51", .arg = "F", .min = 0, .max = 10,
+     .commands = TRAIN, .numerical = true, .help = "power: see --lr-power-a"},
+    {"lr-refine-from", PS__STRING, AT(lr_refine_from), .arg = "FILE", .commands = TRAIN,
+     .numerical = true, .help = "refined: metrics.jsonl of an earlier run with these steps"},
     {"weight-decay", PS__REAL, AT(weight_decay), .shown = "0 lora, 0.01 full", .arg = "F", .min = 0,
      .max = 100, .commands = TRAIN, .numerical = true, .help = "decoupled decay of matrices"},
     {"max-grad-norm", PS__REAL, AT(max_grad_norm), .fallback = "1", .arg = "F", .min = PS__ABOVE_0,
@@ -243,6 +262,9 @@ static const struct ps__option table[] = {
     {"beta2", PS__REAL, AT(beta2), .shown = "0.999 adamw, 0.99 lion", .arg = "F", .min = 0,
      .max = PS__BELOW_1, .commands = TRAIN, .numerical = true,
      .help = "decay of the second moment"},
+    {"beta2-half-life", PS__REAL, AT(beta2_half_life), .fallback = "0", .shown = "0: off",
+     .arg = "TOKENS", .min = 1, .max = 1e15, .commands = TRAIN, .numerical = true,
+     .help = "beta2 by the tokens of a step: 0.5^(tokens / N), for small batches"},
     {"eps", PS__REAL, AT(eps), .shown = "1e-08 adamw", .arg = "F", .min = PS__ABOVE_0, .max = 1,
      .commands = TRAIN, .numerical = true, .help = "added to the root of the second moment"},
     {"momentum", PS__REAL, AT(momentum), .shown = "0 sgd", .arg = "F", .min = 0, .max = PS__BELOW_1,
@@ -287,8 +309,8 @@ static const struct ps__option table[] = {
      .commands = TRAIN, .numerical = true, .help = "Newton-Schulz iterations"},
     {"match-rms-adamw", PS__BOOL, AT(match_rms_adamw), .shown = "false muon", .commands = TRAIN,
      .numerical = true, .help = "scale updates as AdamW's, for its learning rates"},
-    {"aux-lr-ratio", PS__REAL, AT(aux_lr_ratio), .shown = "1 muon", .arg = "F",
-     .min = PS__ABOVE_0, .max = 1e6, .commands = TRAIN, .numerical = true,
+    {"aux-lr-ratio", PS__REAL, AT(aux_lr_ratio), .shown = "1 muon", .arg = "F", .min = PS__ABOVE_0,
+     .max = 1e6, .commands = TRAIN, .numerical = true,
      .help = "rate of what AdamW updates, over the learning rate"},
     {"eps2", PS__REAL, AT(eps2), .shown = "1e-3 adafactor", .arg = "F", .min = PS__ABOVE_0,
      .max = 1, .commands = TRAIN, .numerical = true,
@@ -400,8 +422,8 @@ static const struct ps__option table[] = {
      .help = "report, and errors, as JSON"},
 };
 
-static const char *const not_yet[] = {"nvme-write-limit", "commit-interval", "spill-mode", "base-quant",
-                                      "peft-exact",       NULL};
+static const char *const not_yet[] = {"nvme-write-limit", "commit-interval", "spill-mode",
+                                      "base-quant",       "peft-exact",      NULL};
 
 static_assert(sizeof table / sizeof table[0] <= 256, "struct ps_options has 256 given bits");
 

@@ -177,20 +177,6 @@ static int make_batchers(struct ps_session *s, struct ps_error *err)
     return ps_batcher_create(&s->batcher, &s->data, &b, err);
 }
 
-static void make_schedule(struct ps_session *s)
-{
-    const struct ps_options *o = s->opt;
-    uint64_t total = ps_batcher_step_count(s->batcher);
-    double ratio = o->warmup_ratio >= 0 ? o->warmup_ratio : 0.03;
-    uint64_t warmup =
-        o->warmup_steps >= 0 ? (uint64_t)o->warmup_steps : (uint64_t)(ratio * (double)total + 0.5);
-    s->schedule = (struct ps_lr_schedule){.peak = o->learning_rate,
-                                          .min_ratio = o->min_lr_ratio,
-                                          .warmup_steps = warmup,
-                                          .total_steps = total,
-                                          .wsd_decay_ratio = o->wsd_decay_ratio};
-}
-
 /* "q_proj=8,down_proj=4" */
 static int apply_patterns(struct ps_session *s, const char *text, bool is_alpha, const char *option,
                           struct ps_error *err)
@@ -383,6 +369,8 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
     t->seed = o->seed;
     ps__optimizer_hyper(o, &t->hyper);
     t->hyper.n_layer = s->cfg.n_layer;
+    if (trains(s) && o->beta2_half_life > 0)
+        t->hyper.beta2 = ps__beta2_by_half_life(s);
     t->hyper.thread_count = s->thread_count;
     t->max_grad_norm = o->clip && strcmp(o->clip, "none") == 0 ? 0 : o->max_grad_norm;
     t->clip = clip;
@@ -565,10 +553,8 @@ static int open_parts(struct ps_session *s, struct ps_error *err)
         ret = load_data(s, err);
     if (ret == 0)
         ret = make_batchers(s, err);
-    if (ret == 0 && s->batcher) {
-        make_schedule(s);
-        ret = ps_lr_schedule_from_name(o->lr_scheduler, &s->schedule.kind, err);
-    }
+    if (ret == 0 && s->batcher)
+        ret = ps__schedule_make(s, err);
     if (ret == 0)
         ret = plan(s, err);
     if (ret == 0)
@@ -651,6 +637,7 @@ void ps_session_close(struct ps_session *s)
     free(s->site_on);
     free(s->site_config);
     free(s->layer_on);
+    free(s->lr_table);
     free(s->history);
     free(s->config_text);
     free(s);

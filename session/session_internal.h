@@ -40,6 +40,7 @@ struct ps_session {
     bool *site_on, *layer_on;
     struct ps_adapter_config adapter_config, *site_config; /* (n_layer * 7,) */
     struct ps_lr_schedule schedule;
+    double *lr_table; /* of the refined schedule */
     struct ps_trainer *trainer;
     struct ps_trainer_options trainer_options;
     struct ps_cuda_info cuda; /* of the CUDA device */
@@ -93,6 +94,13 @@ struct ps_session {
  * error must be given and empty. */
 int ps__session_open(struct ps_session **out, const struct ps_options *opt,
                      const struct ps_log *log, struct ps_error *err) PS_WARN_UNUSED;
+
+/* session_lr.c: fill in s->schedule (the batcher exists). */
+int ps__schedule_make(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
+/* Mean tokens of a step; without rows, those of full sequences. */
+double ps__tokens_per_step(const struct ps_session *s);
+/* 0.5^(tokens of a step / --beta2-half-life). */
+double ps__beta2_by_half_life(const struct ps_session *s);
 
 /* session_layout.c: choose the layout (s->trainer exists, s->trainer_options are its own), set it, and
  * fill in needs and budgets. PS_ENOFIT names the smallest sufficient budget. */
