@@ -14,7 +14,7 @@ enum { TENSORS = 5, STEPS = 20 };
 static const int64_t tensor_shape[TENSORS][2] = {{24, 10}, {10, 24}, {12, 12}, {9, 1}, {16, 1}};
 
 /* Of what can be tested here: test_projector skips, with the reason, what needs LAPACK. */
-static inline int last_basis(void)
+static inline enum ps_basis last_basis(void)
 {
     return ps_lapack_check(NULL) == 0 ? PS_BASIS_SVD : PS_BASIS_RANDOMIZED;
 }

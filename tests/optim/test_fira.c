@@ -24,7 +24,7 @@ static struct ps_optimizer_hyper hyper_make(void)
 static void agrees_with_the_equations_in_double(void **state)
 {
     struct pools *pools = *state;
-    for (int basis = PS_BASIS_RANDOMIZED; basis <= last_basis(); basis++) {
+    for (int basis = PS_BASIS_RANDOMIZED; basis <= (int)last_basis(); basis++) {
         FOR_EACH_ISA(isa)
         {
             struct ps_optimizer_hyper h = hyper_make();

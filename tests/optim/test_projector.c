@@ -259,7 +259,7 @@ static void bases_do_not_depend_on_threads(void **state)
     float *g = calloc(300 * 200, sizeof *g), *want = calloc(40 * 200, sizeof *want);
     assert_true(g && want);
     matrix_gradient(g, 300, 200, 3);
-    for (int k = 0; k <= last_basis(); k++)
+    for (int k = 0; k <= (int)last_basis(); k++)
         FOR_EACH_ISA(isa)
         {
             for (int p = 0; p < THREADS_MAX; p++) {
