@@ -1,7 +1,9 @@
 /* VeRA: see vera.h. */
 #include "peft/vera.h"
 
+#include <errno.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "peft/lowrank.h"
@@ -187,17 +189,23 @@ static int merge(const struct ps_adapter_site *s, int64_t row_begin, int64_t row
     size_t r = (size_t)s->config->r;
     size_t in = (size_t)s->in;
     size_t ld = (size_t)s->config->in_max;
+    double *sum = malloc(in * sizeof *sum);
+    if (!sum)
+        return -ENOMEM;
     for (size_t i = 0; i < (size_t)rows; i++) {
         size_t row = (size_t)row_begin + i;
-        for (size_t j = 0; j < in; j++) {
-            double sum = 0;
-            for (size_t k = 0; k < r; k++)
-                sum += (double)s->tensor[TENSOR_SHARED_B][row * r + k] *
-                       (double)s->tensor[TENSOR_D][k] *
-                       (double)s->tensor[TENSOR_SHARED_A][k * ld + j];
-            w[i * in + j] += (float)((double)s->tensor[TENSOR_B][row] * sum);
+        memset(sum, 0, in * sizeof *sum);
+        for (size_t k = 0; k < r; k++) {
+            double left =
+                (double)s->tensor[TENSOR_SHARED_B][row * r + k] * (double)s->tensor[TENSOR_D][k];
+            const float *a = s->tensor[TENSOR_SHARED_A] + k * ld;
+            for (size_t j = 0; j < in; j++)
+                sum[j] += left * (double)a[j];
         }
+        for (size_t j = 0; j < in; j++)
+            w[i * in + j] += (float)((double)s->tensor[TENSOR_B][row] * sum[j]);
     }
+    free(sum);
     return 0;
 }
 

@@ -59,8 +59,7 @@ size_t ps_block_saved_carve(struct ps_block_saved *out, void *base, const struct
     for (int i = 0; i < PS_LINEAR_COUNT; i++) {
         const struct ps_adapter_site *s = block->site[i];
         if (s)
-            out->adapter[i] =
-                take(base, &used, s->ops->saved_bytes(s, n_tok, dtype));
+            out->adapter[i] = take(base, &used, s->ops->saved_bytes(s, n_tok, dtype));
     }
     return used;
 }
@@ -305,31 +304,72 @@ void ps_block_forward(const struct ps_block *b, const struct ps_block_run *run, 
     down->ops->save(&c);
 }
 
+/* Is a gradient of this parameter or its adapter wanted? */
+static bool trains(const struct ps_block *b, enum ps_role role)
+{
+    if (b->grad[role])
+        return true;
+    if ((int)role >= PS_LINEAR_COUNT)
+        return false;
+    const struct ps_adapter_site *s = b->site[role];
+    bool adapter = false;
+    for (int i = 0; s && i < s->tensor_count; i++)
+        adapter |= s->grad[i] != NULL;
+    return adapter || b->grad[PS_ROLE_Q_BIAS + (int)role];
+}
+
+/* What of the layer has to be passed back to when nothing below it trains: each part includes those
+ * that come before it in the forward pass. */
+struct reach {
+    bool input; /* norm, q, k, v */
+    bool out;   /* o */
+    bool mlp;   /* norm, gate, up */
+};
+
+static struct reach reach_of(const struct ps_block *b, bool need_dx)
+{
+    struct reach r;
+    r.input = need_dx || trains(b, PS_ROLE_ATTN_NORM) || trains(b, PS_ROLE_Q) ||
+              trains(b, PS_ROLE_K) || trains(b, PS_ROLE_V) || trains(b, PS_ROLE_Q_NORM) ||
+              trains(b, PS_ROLE_K_NORM);
+    r.out = r.input || trains(b, PS_ROLE_O);
+    r.mlp =
+        r.out || trains(b, PS_ROLE_MLP_NORM) || trains(b, PS_ROLE_GATE) || trains(b, PS_ROLE_UP);
+    return r;
+}
+
 /* dx (gradient of x2) -> dx (gradient of x1) */
 static void mlp_backward(const struct ps_block *b, const struct ps_block_run *run,
-                         struct ps_block_saved *s, void *dx)
+                         struct ps_block_saved *s, void *dx, const struct reach *reach)
 {
     const struct ps_block_scratch *t = run->scratch;
     size_t f = (size_t)b->cfg->intermediate_size;
     size_t h = (size_t)b->cfg->hidden_size;
     mlp_activation(b, run, s);
-    backward_linear(b, run, s, PS_ROLE_DOWN, t->act, dx, t->dact, NULL);
+    backward_linear(b, run, s, PS_ROLE_DOWN, t->act, dx, reach->mlp ? t->dact : NULL, NULL);
+    if (!reach->mlp)
+        return;
     run->cx->k->swiglu_backward(run->cx, run->n_tok, f, s->gate, s->up, t->dact, s->gate, s->up);
     norm_forward(b, run, PS_ROLE_MLP_NORM, 1, h, s->x1, t->norm, s->rstd2);
-    backward_linear(b, run, s, PS_ROLE_GATE, t->norm, s->gate, t->dnorm, NULL);
-    backward_linear(b, run, s, PS_ROLE_UP, t->norm, s->up, t->dnorm, t->dnorm);
+    void *dn = reach->out || trains(b, PS_ROLE_MLP_NORM) ? t->dnorm : NULL;
+    backward_linear(b, run, s, PS_ROLE_GATE, t->norm, s->gate, dn, NULL);
+    backward_linear(b, run, s, PS_ROLE_UP, t->norm, s->up, dn, dn);
+    if (!dn)
+        return;
     norm_backward(b, run, PS_ROLE_MLP_NORM, 1, h, s->x1, s->rstd2, t->dnorm, dx, dx);
 }
 
 /* dx (gradient of x1) -> dq, dk, dv before RoPE and norms per head */
 static void core_backward(const struct ps_block *b, const struct ps_block_run *run,
-                          struct ps_block_saved *s, const void *dx)
+                          struct ps_block_saved *s, const void *dx, const struct reach *reach)
 {
     const struct ps_model_config *cfg = b->cfg;
     const struct ps_block_scratch *t = run->scratch;
     struct widths w = widths_of(cfg);
     size_t d = (size_t)cfg->head_dim;
-    backward_linear(b, run, s, PS_ROLE_O, s->o, dx, t->dout, NULL);
+    backward_linear(b, run, s, PS_ROLE_O, s->o, dx, reach->input ? t->dout : NULL, NULL);
+    if (!reach->input)
+        return;
     struct ps_attention_args a = attention_args(b, run, s);
     a.dout = t->dout;
     a.dout_ld = w.a;
@@ -355,8 +395,12 @@ void ps_block_backward(const struct ps_block *b, const struct ps_block_run *run,
 {
     const struct ps_block_scratch *t = run->scratch;
     size_t h = (size_t)b->cfg->hidden_size;
-    mlp_backward(b, run, s, dx);
-    core_backward(b, run, s, dx);
+    const struct reach reach = reach_of(b, need_dx);
+    mlp_backward(b, run, s, dx, &reach);
+    if (reach.out)
+        core_backward(b, run, s, dx, &reach);
+    if (!reach.input)
+        return;
     norm_forward(b, run, PS_ROLE_ATTN_NORM, 1, h, x0, t->norm, s->rstd1);
     bool want = need_dx || b->grad[PS_ROLE_ATTN_NORM];
     void *dn = want ? t->dnorm : NULL;

@@ -25,7 +25,7 @@ merges() { # NAME ADAPTER: the merged model has the logits
         logits_are "$1" --model merged
     else not_ok "$1: export runs"; fi
 }
-for case in dora dora_bias patterns vera ia3 ia3_bias norms; do
+for case in dora dora_bias patterns vera ia3 ia3_bias norms lowest_down lowest_gate lowest_o; do
     of_case $case
     logits_are "$case: logits are PEFT's" --model "$base/model" --adapter "$case_dir/adapter"
     logits_are "$case: logits are PEFT's, streamed" --model "$base/model" --adapter "$case_dir/adapter" \

@@ -45,6 +45,13 @@ PEFT_CASES = {
     "ia3_bias": ("qwen2_untied", lambda: IA3Config(
         **LM, target_modules=["q_proj", "v_proj", "o_proj", "down_proj"],
         feedforward_modules=["down_proj"])),
+    # Where backward ends inside the lowest layer that trains.
+    "lowest_down": ("mistral_window", lambda: LoraConfig(
+        **LM, r=2, target_modules=["layers.0.mlp.down_proj", "layers.1.mlp.up_proj"])),
+    "lowest_gate": ("mistral_window", lambda: LoraConfig(
+        **LM, r=2, target_modules=["layers.1.mlp.gate_proj", "layers.1.mlp.down_proj"])),
+    "lowest_o": ("mistral_window", lambda: LoraConfig(
+        **LM, r=2, target_modules=["layers.1.self_attn.o_proj"])),
     "norms": ("qwen3_tied", lambda: LNTuningConfig(
         **LM, target_modules=["input_layernorm", "post_attention_layernorm", "norm", "q_norm",
                               "k_norm"])),
@@ -94,7 +101,7 @@ def write_golden(case, loss, logits, grads):
 
 def make_peft(case):
     name, config = PEFT_CASES[case]
-    gen = torch.Generator().manual_seed(sorted(PEFT_CASES).index(case) + 77)
+    gen = torch.Generator().manual_seed(sum(case.encode()))
     folder = os.path.join(HERE, case)
     shutil.rmtree(folder, ignore_errors=True)
     peft = get_peft_model(load(os.path.join(MODELS, name, "model")), config())
