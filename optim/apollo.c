@@ -18,8 +18,6 @@
 #include "optim/low_rank_adam.h"
 #include "optim/optimizers.h"
 
-enum { NORM_STATE = PS_LOW_STATE_COUNT };
-
 static const struct ps_low_rank_method by_channel = {
     .rank = 256, .update_gap = 200, .random = true};
 static const struct ps_low_rank_method by_tensor = {.rank = 1, .update_gap = 200, .random = true};
@@ -48,18 +46,18 @@ static int update_by(const struct ps_low_rank_method *method, const struct ps_up
                      struct ps_error *err)
 {
     struct ps_low_rank l;
-    if (!ps_low_rank_projects(u->tensor)) {
-        ps_low_rank_plain(u);
-        return 0;
-    }
+    if (!ps_low_rank_projects(u->tensor))
+        return ps_low_rank_plain(u, err);
     int ret = ps_low_rank_begin(method, u, &l, err);
     if (ret < 0)
         return ret;
-    ps_low_rank_adam(u, &l);
+    ret = ps_low_rank_adam(u, &l, err);
+    if (ret < 0)
+        return ret;
     ps_low_rank_channels(&l, method == &by_tensor);
     double scale = sqrt(u->hyper->scale), front = u->hyper->scale_front ? scale : 1;
     double norm = front * ps_low_rank_residual_norm(u, &l, 0);
-    double factor = ps_low_rank_limit(norm, u->hyper->norm_growth_max, u->state[NORM_STATE]);
+    double factor = ps_low_rank_limit(norm, u->hyper->norm_growth_max, u->state[l.own]);
     ps_low_rank_apply(u, &l, NULL, 0, l.rate * scale * factor);
     return 0;
 }
@@ -101,6 +99,7 @@ static const struct ps_optimizer_option mini_options[] = {{"beta1", 0.9},
 const struct ps_optimizer_ops ps_apollo_ops = {
     .name = "apollo",
     .options = apollo_options,
+    .states = "fp32|bf16|8bit",
     .layout = apollo_layout,
     .update = apollo_update,
 };
@@ -108,6 +107,7 @@ const struct ps_optimizer_ops ps_apollo_ops = {
 const struct ps_optimizer_ops ps_apollo_mini_ops = {
     .name = "apollo-mini",
     .options = mini_options,
+    .states = "fp32|bf16|8bit",
     .layout = mini_layout,
     .update = mini_update,
 };

@@ -17,8 +17,6 @@
 #include "optim/low_rank_adam.h"
 #include "optim/optimizers.h"
 
-enum { NORM_STATE = PS_LOW_STATE_COUNT + 1 }; /* after the projection */
-
 static const struct ps_low_rank_method method = {.rank = 128, .update_gap = 200};
 
 static int fira_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_tensor *tensor,
@@ -45,18 +43,18 @@ static void join_residual(const struct ps_low_rank *l, float factor)
 static int fira_update(const struct ps_update *u, struct ps_error *err)
 {
     struct ps_low_rank l;
-    if (!ps_low_rank_projects(u->tensor)) {
-        ps_low_rank_plain(u);
-        return 0;
-    }
+    if (!ps_low_rank_projects(u->tensor))
+        return ps_low_rank_plain(u, err);
     int ret = ps_low_rank_begin(&method, u, &l, err);
     if (ret < 0)
         return ret;
     double scale = u->hyper->scale;
-    ps_low_rank_adam(u, &l);
+    ret = ps_low_rank_adam(u, &l, err);
+    if (ret < 0)
+        return ret;
     ps_low_rank_channels(&l, false);
     double norm = ps_low_rank_residual_norm(u, &l, (float)scale);
-    double factor = ps_low_rank_limit(norm, u->hyper->norm_growth_max, u->state[NORM_STATE]);
+    double factor = ps_low_rank_limit(norm, u->hyper->norm_growth_max, u->state[l.own]);
     join_residual(&l, (float)factor);
     ps_low_rank_apply(u, &l, l.direction, l.rate * scale, l.rate * factor);
     return 0;
@@ -78,6 +76,7 @@ static const struct ps_optimizer_option options[] = {{"beta1", 0.9},
 const struct ps_optimizer_ops ps_fira_ops = {
     .name = "fira",
     .options = options,
+    .states = "fp32|bf16|8bit",
     .layout = fira_layout,
     .update = fira_update,
 };

@@ -24,14 +24,14 @@ static int galore_layout(const struct ps_optimizer_hyper *h, const struct ps_opt
 static int galore_update(const struct ps_update *u, struct ps_error *err)
 {
     struct ps_low_rank l;
-    if (!ps_low_rank_projects(u->tensor)) {
-        ps_low_rank_plain(u);
-        return 0;
-    }
+    if (!ps_low_rank_projects(u->tensor))
+        return ps_low_rank_plain(u, err);
     int ret = ps_low_rank_begin(&method, u, &l, err);
     if (ret < 0)
         return ret;
-    ps_low_rank_adam(u, &l);
+    ret = ps_low_rank_adam(u, &l, err);
+    if (ret < 0)
+        return ret;
     ps_low_rank_apply(u, &l, l.direction, l.rate * u->hyper->scale, 0);
     return 0;
 }
@@ -51,6 +51,7 @@ static const struct ps_optimizer_option options[] = {{"beta1", 0.9},
 const struct ps_optimizer_ops ps_galore_ops = {
     .name = "galore",
     .options = options,
+    .states = "fp32|bf16|8bit",
     .layout = galore_layout,
     .update = galore_update,
 };

@@ -1,17 +1,18 @@
 /* Adam on projected gradients: see low_rank_adam.h.
  *
- * Design: the AdamW kernels of adamw.h do both forms: the H-form is their formula with rsqrt_c2 = 1
- * and lr sqrt(c2) / c1 as step, decay after the step is decay before it with a step smaller by
- * (1 - lr decay), and a weight of zeros becomes the direction. Back projections are made some rows
- * at a time, so that scratch stays far below the matrix. */
+ * Design: moments are left to `adamw` and `adamw8bit`, whatever their type. Their T-form is the
+ * H-form when eps is taken for eps / sqrt(c2); decay after the step is decay before it with a rate
+ * smaller by (1 - lr decay); and R is a tensor of their own to them, whose weight begins as zeros
+ * and becomes the direction. Back projections are made some rows at a time, so that scratch stays
+ * far below the matrix. */
 #include "optim/low_rank_adam.h"
 
 #include <assert.h>
 #include <math.h>
 #include <string.h>
 
-#include "optim/adamw.h"
 #include "optim/lapack.h"
+#include "optim/optimizers.h"
 #include "optim/tile_internal.h"
 
 #define ALIGN 64
@@ -102,15 +103,23 @@ static size_t carve_scratch(const struct ps_low_rank_method *method,
     return max_size(c.used, max_size(r.used, turn.used));
 }
 
-static void plain_layout(const struct ps_optimizer_hyper *h, struct ps_opt_layout *out)
+/* ---- Adam ----------------------------------------------------------------------------------- */
+
+static const struct ps_optimizer_ops *inner(const struct ps_optimizer_hyper *h)
 {
-    *out = (struct ps_opt_layout){
-        .state_count = 2,
-        .state = {{.name = "exp_avg", .dtype = PS_DTYPE_F32, .per = 1},
-                  {.name = "exp_avg_sq", .dtype = PS_DTYPE_F32, .per = 1}},
-        .granule = 1,
-        .remainder = !h->stochastic_rounding,
-    };
+    return h->state_dtype == PS_DTYPE_U8 ? &ps_adamw8bit_ops : &ps_adamw_ops;
+}
+
+/* R as a tensor of its own: fp32, dense. */
+static struct ps_opt_tensor low_tensor(const struct ps_projector *p,
+                                       const struct ps_opt_tensor *tensor)
+{
+    struct ps_opt_tensor low = *tensor;
+    low.rows = (int64_t)p->rank;
+    low.cols = (int64_t)p->length;
+    low.n = low_count(p);
+    low.dtype = PS_DTYPE_F32;
+    return low;
 }
 
 int ps_low_rank_layout(const struct ps_low_rank_method *method,
@@ -118,20 +127,28 @@ int ps_low_rank_layout(const struct ps_low_rank_method *method,
                        const struct ps_opt_state *own, int own_count, struct ps_opt_layout *out,
                        struct ps_error *err)
 {
-    plain_layout(hyper, out);
     if (!ps_low_rank_projects(tensor))
-        return 0;
+        return inner(hyper)->layout(hyper, tensor, out, err);
     struct ps_low_rank l;
     struct scratch s;
+    if (rotates(hyper) && hyper->state_dtype != PS_DTYPE_F32)
+        return ps_error_full(err, PS_EUSAGE, NULL, "optim-moments",
+                             "take --optim-moments keep, or --optim-state fp32",
+                             "moments that are rotated must be fp32");
     int ret = ps_projector_plan(hyper, tensor, method->rank, method->update_gap, &l.p, err);
     if (ret == 0 && !method->random && hyper->basis == PS_BASIS_SVD)
         ret = ps_lapack_check(err);
     if (ret < 0)
         return ret;
+    struct ps_opt_tensor low = low_tensor(&l.p, tensor);
+    ret = inner(hyper)->layout(hyper, &low, out, err);
+    if (ret < 0)
+        return ret;
     out->granule = 0;
-    for (int i = 0; i < PS_LOW_STATE_COUNT; i++) {
-        out->state[i].per = 0;
-        out->state[i].count = low_count(&l.p);
+    for (int i = 0; i < out->state_count; i++) {
+        struct ps_opt_state *x = &out->state[i];
+        x->count = (low.n + x->per - 1) / x->per;
+        x->per = 0;
     }
     if (!method->random)
         out->state[out->state_count++] = (struct ps_opt_state){
@@ -143,25 +160,14 @@ int ps_low_rank_layout(const struct ps_low_rank_method *method,
     return 0;
 }
 
-/* ---- Adam ----------------------------------------------------------------------------------- */
-
-/* H-form on the kernels of the T-form. */
-static struct ps_adamw_scalars h_form(const struct ps_optimizer_hyper *h, float grad_scale)
+static double c1_of(const struct ps_optimizer_hyper *h, uint64_t t)
 {
-    return (struct ps_adamw_scalars){.beta1 = (float)h->beta1,
-                                     .beta2 = (float)h->beta2,
-                                     .one_minus_beta1 = (float)(1 - h->beta1),
-                                     .one_minus_beta2 = (float)(1 - h->beta2),
-                                     .step_size = 1,
-                                     .rsqrt_c2 = 1,
-                                     .eps = (float)h->eps,
-                                     .grad_scale = grad_scale};
+    return -expm1((double)t * log(h->beta1));
 }
 
-static double h_rate(const struct ps_optimizer_hyper *h, double lr, uint64_t t)
+static double sqrt_c2_of(const struct ps_optimizer_hyper *h, uint64_t t)
 {
-    double c1 = -expm1((double)t * log(h->beta1)), c2 = -expm1((double)t * log(h->beta2));
-    return lr * sqrt(c2) / c1;
+    return sqrt(-expm1((double)t * log(h->beta2)));
 }
 
 static double decay_of(const struct ps_update *u)
@@ -169,56 +175,53 @@ static double decay_of(const struct ps_update *u)
     return u->decay ? u->lr * u->hyper->weight_decay : 0;
 }
 
-static void plain_tile(const struct ps_update *u, const void *arg, size_t at, size_t n)
+/* H-form by the method that has the T-form. */
+static int h_form(struct ps_update *u, uint64_t t, double lr, double decay, struct ps_error *err)
 {
-    float w[PS_TILE], g[PS_TILE];
-    struct ps_adamw_scalars s = *(const struct ps_adamw_scalars *)arg;
-    ps_weight_load(u, at, n, w);
-    ps_grad_load(u, at, n, g);
-    s.grad_scale = 1;
-    struct ps_adamw_slice slice = {.weight = w,
-                                   .grad = g,
-                                   .exp_avg = (float *)u->state[PS_LOW_EXP_AVG] + at,
-                                   .exp_avg_sq = (float *)u->state[PS_LOW_EXP_AVG_SQ] + at,
-                                   .weight_dtype = PS_DTYPE_F32,
-                                   .grad_dtype = PS_DTYPE_F32,
-                                   .n = n};
-    ps_adamw_update(NULL, u->isa, &s, &slice);
-    ps_weight_store(u, at, n, w);
+    struct ps_optimizer_hyper h = *u->hyper;
+    h.eps /= sqrt_c2_of(&h, t);
+    h.weight_decay = decay > 0 ? decay / lr : 0;
+    u->cx = NULL;
+    u->hyper = &h;
+    u->t = t;
+    u->lr = lr;
+    u->decay = decay > 0;
+    return inner(&h)->update(u, err);
 }
 
-void ps_low_rank_plain(const struct ps_update *u)
+int ps_low_rank_plain(const struct ps_update *u, struct ps_error *err)
 {
-    struct ps_adamw_scalars s = h_form(u->hyper, u->grad_scale);
+    struct ps_update plain = *u;
     double decay = decay_of(u);
-    s.decay = (float)decay;
-    s.step_size = (float)(h_rate(u->hyper, u->lr, u->t) * (1 - decay));
-    if (!u->layout->remainder && u->tensor->dtype != PS_DTYPE_F32) {
-        ps_update_tiles(u, PS_TILE, plain_tile, &s);
-        return;
-    }
-    struct ps_adamw_slice slice = {.weight = u->weight,
-                                   .remainder = u->remainder,
-                                   .grad = u->grad,
-                                   .exp_avg = u->state[PS_LOW_EXP_AVG],
-                                   .exp_avg_sq = u->state[PS_LOW_EXP_AVG_SQ],
-                                   .weight_dtype = u->tensor->dtype,
-                                   .grad_dtype = u->grad_dtype,
-                                   .n = u->n};
-    ps_adamw_update(u->pool, u->isa, &s, &slice);
+    return h_form(&plain, u->t, u->lr * (1 - decay), decay, err);
+}
+
+/* States of the moments, before those that ps_low_rank_layout adds. */
+static int moment_count(const struct ps_update *u)
+{
+    int count = 0;
+    while (count < u->layout->state_count && !strncmp(u->layout->state[count].name, "exp_avg", 7))
+        count++;
+    return count;
+}
+
+/* Updates that the moments have seen since they were zero. */
+static uint64_t moment_age(const struct ps_update *u, const struct ps_projector *p)
+{
+    return u->hyper->moments == PS_MOMENTS_RESET ? ps_projector_age(p, u->t) : u->t;
 }
 
 static int refresh(const struct ps_low_rank_method *method, const struct ps_update *u,
                    struct ps_low_rank *l, const struct scratch *s, struct ps_error *err)
 {
     const struct ps_projector *p = &l->p;
-    float *m = u->state[PS_LOW_EXP_AVG], *v = u->state[PS_LOW_EXP_AVG_SQ];
     l->refreshed = ps_projector_refreshes(p, u->t);
+    l->own = moment_count(u);
     if (method->random) {
         ps_projector_random(p, &l->cx, u->t + 1 - ps_projector_age(p, u->t), l->basis);
         return 0;
     }
-    l->basis = u->state[PS_LOW_STATE_COUNT];
+    l->basis = u->state[l->own++];
     if (!l->refreshed)
         return 0;
     bool turns = rotates(u->hyper) && u->t > 1;
@@ -227,7 +230,8 @@ static int refresh(const struct ps_low_rank_method *method, const struct ps_upda
     int ret =
         ps_projector_refresh(p, &l->cx, u->t, u->grad, u->grad_dtype, l->basis, s->refresh, err);
     if (ret == 0 && turns)
-        ps_projector_rotate(p, &l->cx, s->old_basis, l->basis, m, v, s->refresh);
+        ps_projector_rotate(p, &l->cx, s->old_basis, l->basis, u->state[0], u->state[1],
+                            s->refresh);
     return ret;
 }
 
@@ -247,29 +251,36 @@ int ps_low_rank_begin(const struct ps_low_rank_method *method, const struct ps_u
     ret = refresh(method, u, out, &s, err);
     if (ret < 0)
         return ret;
-    bool reset = h->moments == PS_MOMENTS_RESET;
-    if (reset && out->refreshed)
-        for (int i = 0; i < PS_LOW_STATE_COUNT; i++)
-            memset(u->state[i], 0, low_count(&out->p) * sizeof(float));
-    out->rate = h_rate(h, u->lr, reset ? ps_projector_age(&out->p, u->t) : u->t);
+    for (int i = 0; h->moments == PS_MOMENTS_RESET && out->refreshed && i < moment_count(u); i++)
+        memset(u->state[i], 0, (size_t)ps_opt_state_bytes(&u->layout->state[i], u->n));
+    uint64_t age = moment_age(u, &out->p);
+    out->rate = u->lr * sqrt_c2_of(h, age) / c1_of(h, age);
     out->decay = (float)decay_of(u);
     ps_projector_project(&out->p, &out->cx, out->basis, u->grad, u->grad_dtype, u->grad_scale,
                          out->low);
     return 0;
 }
 
-void ps_low_rank_adam(const struct ps_update *u, const struct ps_low_rank *l)
+int ps_low_rank_adam(const struct ps_update *u, const struct ps_low_rank *l, struct ps_error *err)
 {
-    struct ps_adamw_scalars s = h_form(u->hyper, 1);
-    struct ps_adamw_slice slice = {.weight = l->direction,
-                                   .grad = l->low,
-                                   .exp_avg = u->state[PS_LOW_EXP_AVG],
-                                   .exp_avg_sq = u->state[PS_LOW_EXP_AVG_SQ],
-                                   .weight_dtype = PS_DTYPE_F32,
-                                   .grad_dtype = PS_DTYPE_F32,
-                                   .n = low_count(&l->p)};
-    memset(l->direction, 0, low_count(&l->p) * sizeof(float));
-    ps_adamw_update(u->pool, u->isa, &s, &slice);
+    struct ps_opt_tensor tensor = low_tensor(&l->p, u->tensor);
+    struct ps_opt_layout layout;
+    struct ps_update low = *u;
+    uint64_t age = moment_age(u, &l->p);
+    int ret = inner(u->hyper)->layout(u->hyper, &tensor, &layout, err);
+    if (ret < 0)
+        return ret;
+    memset(l->direction, 0, tensor.n * sizeof(float));
+    low.tensor = &tensor;
+    low.layout = &layout;
+    low.n = tensor.n;
+    low.weight = l->direction;
+    low.remainder = NULL;
+    low.grad = l->low;
+    low.grad_dtype = PS_DTYPE_F32;
+    low.grad_scale = 1; /* is in R */
+    /* this rate takes the bias correction out again */
+    return h_form(&low, age, c1_of(u->hyper, age) / sqrt_c2_of(u->hyper, age), 0, err);
 }
 
 /* ---- norms ---------------------------------------------------------------------------------- */

@@ -25,8 +25,6 @@
 extern "C" {
 #endif
 
-enum { PS_LOW_EXP_AVG, PS_LOW_EXP_AVG_SQ, PS_LOW_STATE_COUNT };
-
 /* How a method uses this file. */
 struct ps_low_rank_method {
     int32_t rank, update_gap; /* defaults */
@@ -40,6 +38,7 @@ struct ps_low_rank {
     double rate;      /* lr sqrt(c2) / c1 */
     float decay;      /* lr * weight_decay, or 0 */
     bool refreshed;   /* the basis is new */
+    int own;          /* first of the method's own states */
     float *basis;     /* (rank, dim) */
     float *low;       /* (rank * length,) R, of the clipped gradient */
     float *direction; /* (rank * length,) -N */
@@ -60,14 +59,15 @@ int ps_low_rank_layout(const struct ps_low_rank_method *method,
 bool ps_low_rank_projects(const struct ps_opt_tensor *tensor);
 
 /* AdamW, H-form, decay after the step. */
-void ps_low_rank_plain(const struct ps_update *u);
+int ps_low_rank_plain(const struct ps_update *u, struct ps_error *err) PS_WARN_UNUSED;
 
 /* Refresh the basis if it is time, and project: fills everything but direction, back, channel. */
 int ps_low_rank_begin(const struct ps_low_rank_method *method, const struct ps_update *u,
                       struct ps_low_rank *out, struct ps_error *err) PS_WARN_UNUSED;
 
 /* Moments of `low`, then `direction`. */
-void ps_low_rank_adam(const struct ps_update *u, const struct ps_low_rank *l);
+int ps_low_rank_adam(const struct ps_update *u, const struct ps_low_rank *l,
+                     struct ps_error *err) PS_WARN_UNUSED;
 
 /* channel[j] = |N_j| / (|R_j| + 1e-8), over the rank, j a row (right) or column (left); `whole`:
  * one factor of the whole matrix. */

@@ -23,7 +23,7 @@
 #include "optim/optimizers.h"
 #include "optim/tile_internal.h"
 
-enum { HISTORY_STATE = PS_LOW_STATE_COUNT + 1, PRODUCT_STATE, HISTORY_MAX = 64 };
+enum { HISTORY_MAX = 64 };
 #define LANES 16
 
 static const struct ps_low_rank_method method = {.rank = 128, .update_gap = 200};
@@ -129,8 +129,8 @@ static void precondition(const struct ps_update *u, const struct ps_low_rank *l)
         return;
     }
     uint64_t age = ps_projector_age(&l->p, u->t);
-    float *history = u->state[HISTORY_STATE];
-    double *product = u->state[PRODUCT_STATE], row[HISTORY_MAX];
+    float *history = u->state[l->own];
+    double *product = u->state[l->own + 1], row[HISTORY_MAX];
     struct job job = {.history = history,
                       .low = l->low,
                       .n = n,
@@ -150,15 +150,15 @@ static void precondition(const struct ps_update *u, const struct ps_low_rank *l)
 static int natural_update(const struct ps_update *u, struct ps_error *err)
 {
     struct ps_low_rank l;
-    if (!ps_low_rank_projects(u->tensor)) {
-        ps_low_rank_plain(u);
-        return 0;
-    }
+    if (!ps_low_rank_projects(u->tensor))
+        return ps_low_rank_plain(u, err);
     int ret = ps_low_rank_begin(&method, u, &l, err);
     if (ret < 0)
         return ret;
     precondition(u, &l);
-    ps_low_rank_adam(u, &l);
+    ret = ps_low_rank_adam(u, &l, err);
+    if (ret < 0)
+        return ret;
     ps_low_rank_apply(u, &l, l.direction, l.rate * u->hyper->scale, 0);
     return 0;
 }
@@ -180,6 +180,7 @@ static const struct ps_optimizer_option options[] = {{"beta1", 0.9},
 const struct ps_optimizer_ops ps_natural_galore_ops = {
     .name = "natural-galore",
     .options = options,
+    .states = "fp32|bf16|8bit",
     .layout = natural_layout,
     .update = natural_update,
 };

@@ -35,7 +35,7 @@ set_command galore full
 same_run "defaults"
 same_run "refreshes within" --optim-update-gap 2 --optim-moments rotate --optim-rank 3 --optim-proj-type reverse_std
 penstock list optimizers >names
-for flags in "fira --norm-growth-max 0 --optim-moments reset" "apollo --scale-front" "muon --match-rms-adamw --aux-lr-ratio 0.1" \
+for flags in "galore --optim-state bf16" "fira --norm-growth-max 0 --optim-moments reset" "apollo --scale-front" "muon --match-rms-adamw --aux-lr-ratio 0.1" \
     "natural-galore --optim-history 2 --optim-damping 0.1"; do
     # shellcheck disable=SC2086
     set_command $(echo "$flags" | cut -d' ' -f1) full
@@ -56,5 +56,7 @@ check "it names flag and tensor" grep -q 'optim-rank 4096 is over the matrix mod
 expect_exit "a flag of natural-galore with galore: exit 2" 2 $command --output none --optim-history 3
 check "it says who reads it" grep -q 'natural-galore' err
 # shellcheck disable=SC2086
-expect_exit "bf16 states, which galore does not have: exit 2" 2 $command --output none --optim-state bf16
+expect_exit "bf16 states that are to be rotated: exit 2" 2 $command --output none --optim-state bf16 --optim-moments rotate
+# shellcheck disable=SC2086
+expect_exit "bf16 states, which muon does not have: exit 2" 2 $command --output none --optimizer muon --optim-state bf16
 finish

@@ -204,6 +204,68 @@ static void gradient_scale_equals_scaling_the_gradient(void **state)
     subject_free(&b);
 }
 
+/* bf16 and 8-bit moments end near fp32 ones, in the space of states that they promise, and whatever
+ * the threads. */
+static void narrow_moments_stay_near_fp32(void **state)
+{
+    struct pools *pools = *state;
+    enum { ROWS = 300, COLS = 64, N = ROWS * COLS };
+    float *want = calloc(N, sizeof *want), *first = calloc(N, sizeof *first);
+    assert_true(want && first);
+    for (int form = 0; form < 3; form++) {
+        static const enum ps_dtype type[] = {PS_DTYPE_F32, PS_DTYPE_BF16, PS_DTYPE_U8};
+        /* two moments of 16 * 300, the basis of 16 * 64 in fp32 */
+        static const size_t bytes[] = {38400, 19200, 9600 + 2 * 4 * 19};
+        for (int p = 0; p < THREADS_MAX; p++) {
+            struct ps_optimizer_hyper h = hyper_make();
+            struct subject s;
+            size_t used = 0;
+            h.rank = 16;
+            h.state_dtype = type[form];
+            subject_make(&s, &ps_galore_ops, &h, 0, ROWS, COLS, PS_DTYPE_F32);
+            memset(s.weight.data, 0, s.weight.bytes);
+            for (int i = 0; i < s.layout.state_count; i++)
+                used += s.state[i].bytes;
+            assert_int_equal(used, bytes[form] + 4096);
+            for (uint64_t t = 1; t <= STEPS; t++) {
+                matrix_gradient(subject_grad(&s), ROWS, COLS, t);
+                subject_update(&s, &ps_galore_ops, &h, pools->pool[p], ps_isa_detect(), 1e-2);
+            }
+            if (p == 0)
+                memcpy(first, s.weight.data, N * sizeof *first);
+            assert_memory_equal(first, s.weight.data, N * sizeof *first);
+            subject_free(&s);
+        }
+        double off = 0, all = 0;
+        if (form == 0)
+            memcpy(want, first, N * sizeof *want);
+        for (size_t i = 0; i < N; i++) {
+            off += pow((double)first[i] - (double)want[i], 2);
+            all += pow((double)want[i], 2);
+        }
+        /* bf16 rounds by 2^-9 and at random; 8 bits: specs, 0.08 of the displacement in blocks of
+         * like sizes, and rows of R are not that */
+        assert_true(sqrt(off / all) < (form == 2 ? 0.08 : 0.004));
+        assert_true(form == 0 || off > 0);
+    }
+    free(want);
+    free(first);
+}
+
+static void narrow_moments_cannot_be_rotated(void **state)
+{
+    (void)state;
+    struct ps_optimizer_hyper h = hyper_make();
+    struct ps_opt_tensor t = {
+        .name = "x.weight", .rank = 2, .rows = 24, .cols = 10, .n = 240, .hidden = true};
+    struct ps_opt_layout out;
+    struct ps_error err = {0};
+    h.moments = PS_MOMENTS_ROTATE;
+    h.state_dtype = PS_DTYPE_BF16;
+    assert_int_equal(ps_galore_ops.layout(&h, &t, &out, &err), PS_EUSAGE);
+    assert_string_equal(err.field, "optim-moments");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -211,6 +273,8 @@ int main(void)
         cmocka_unit_test(update_is_the_back_projection_of_adam_in_the_subspace),
         cmocka_unit_test(moments_are_reset_or_rotated_when_asked),
         cmocka_unit_test(rotation_matters_when_the_subspace_turns),
+        cmocka_unit_test(narrow_moments_stay_near_fp32),
+        cmocka_unit_test(narrow_moments_cannot_be_rotated),
         cmocka_unit_test(gradient_scale_equals_scaling_the_gradient),
     };
     return cmocka_run_group_tests(tests, pools_setup, pools_teardown);
