@@ -82,10 +82,11 @@ bool ps_options_discrete(const struct ps_options *opt)
 {
     if (!opt->device) /* a command without devices */
         return false;
+    bool plan = opt->command == PS_CMD_PLAN;
+    if (!strcmp(opt->device, "auto") && plan && (opt->hardware || ps_options_given(opt, "gpu-mem")))
+        return ps_options_given(opt, "gpu-mem");
     if (!strcmp(opt->device, "auto"))
-        return opt->command == PS_CMD_PLAN
-                   ? ps_options_given(opt, "gpu-mem")
-                   : opt->command != PS_CMD_EXPORT && ps_cuda_plugin_auto(NULL) != NULL;
+        return opt->command != PS_CMD_EXPORT && ps_cuda_plugin_auto(NULL) != NULL;
     return strcmp(opt->device, "cpu") != 0;
 }
 

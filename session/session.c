@@ -325,14 +325,31 @@ static bool is(const char *a, const char *b)
     return a && strcmp(a, b) == 0;
 }
 
-/* Where it runs. A plan for another machine is made as if for `emu`: its memory is counted alike.
- */
+/* A plan is made as if for `emu`, whose memory is counted alike: of this machine's card, where
+ * there is one and no other machine is meant. */
+static void plan_device(struct ps_session *s, struct ps_trainer_options *t)
+{
+    struct ps_error ignored = {0};
+    const struct ps_cuda_plugin *card = NULL;
+    if (is(s->opt->device, "cuda"))
+        card = ps_cuda_plugin_load(NULL);
+    else if (is(s->opt->device, "auto"))
+        card = ps_cuda_plugin_auto(NULL);
+    if (card && !s->opt->hardware && card->probe(&s->cuda, &ignored) < 0)
+        memset(&s->cuda, 0, sizeof s->cuda);
+    t->device = ps_device_find(ps_options_discrete(s->opt) ? "emu" : "cpu");
+}
+
+/* Where it runs. */
 static int choose_device(struct ps_session *s, struct ps_trainer_options *t, struct ps_error *err)
 {
     char why[256] = "";
-    bool plans = is_command(s, PS_CMD_PLAN), exports = is_command(s, PS_CMD_EXPORT);
-    bool automatic = !plans && !exports && is(s->opt->device, "auto");
-    bool named = !plans && is(s->opt->device, "cuda");
+    bool automatic = !is_command(s, PS_CMD_EXPORT) && is(s->opt->device, "auto");
+    bool named = is(s->opt->device, "cuda");
+    if (is_command(s, PS_CMD_PLAN)) {
+        plan_device(s, t);
+        return 0;
+    }
     t->cuda = automatic ? ps_cuda_plugin_auto(why) : named ? ps_cuda_plugin_load(why) : NULL;
     if (!t->cuda && !named) {
         t->device = ps_device_find(ps_options_discrete(s->opt) ? "emu" : "cpu");

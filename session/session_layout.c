@@ -120,7 +120,8 @@ static void set_card_budget(struct ps_session *s, struct ps_planner_request *r)
     const struct ps_cuda_info *card = &s->cuda;
     uint64_t held = card->reserved_bytes - card->later_bytes;
     s->device_budget = held + (uint64_t)((double)card->free_bytes * CARD_SHARE);
-    s->device_limited = o->gpu_mem >= 0 && (uint64_t)o->gpu_mem > held + card->free_bytes;
+    s->device_limited = o->command != PS_CMD_PLAN && o->gpu_mem >= 0 &&
+                        (uint64_t)o->gpu_mem > held + card->free_bytes;
     if (s->device_limited)
         s->device_budget = held + card->free_bytes;
     else if (o->gpu_mem >= 0)
@@ -157,7 +158,7 @@ static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
         return;
     }
     r->host_budget = host;
-    if (s->trainer_options.cuda) {
+    if (s->cuda.total_bytes > 0) {
         set_card_budget(s, r);
         return;
     }

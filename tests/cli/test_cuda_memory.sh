@@ -38,6 +38,17 @@ check "what is named as sufficient (${least} MiB) is" test "$rc" -eq 0
 train 320 --device cuda --gpu-mem "$((least - 1))MiB"
 check "one MiB less is not" test "$rc" -eq 3
 
+# --- plans ---
+plan() { penstock plan --model "$models/llama_untied/model" --max-seq-len 32 --json "$@"; }
+needs() { json_get out needs.device; }
+export PS_EMU_GPU_MIB=320
+plan --device cuda
+check "a plan for the card of this machine" test "$rc" -eq 0
+plan --device emu --gpu-mem 1MiB
+arena=$(needs)
+plan --device cuda --gpu-mem 1MiB
+check "counts what CUDA takes, as the run does: exit 3" test "$rc" -eq 3 -a "$(needs)" -eq $((arena + 16 * 1048576))
+
 # --- auto ---
 train 320
 check "auto never takes the emulation, and says so" test "$rc" -eq 0 -a -n "$(
