@@ -1,221 +1,256 @@
-/* Scaled columns and their products on the device: see columns.h. CPU reference: columns.c.
+/* Scaled columns and products summed over rows or columns on the device: see columns.h. CPU
+ * reference: columns.c.
  *
- * Bytes moved per element: scaled columns x, y and what is added; column dots both matrices once; row
- * norms W once. Sums in fp64, in an order that the shape alone decides (not the CPU's). */
-#include "runtime/kernels/columns.h"
+ * Bytes moved per element: scaled columns x + y and what is added; column dots both operands;
+ * scaled matrix 8; matrix dots 16 (g and b twice); row norms the weight's.
+ *
+ * Design: sums are fp64 in a fixed order that depends on the shape alone, but not the CPU's: over
+ * rows, slice s of 16 takes rows s, s + 16, ... ascending and the slices are added in order; along
+ * a row, lane l takes chunks l, l + 32, ... and the lanes are added as a butterfly. */
+#include <float.h>
+#include <math.h>
+
 #include "runtime/kernels/gpu_vec_internal.cuh"
 #include "runtime/kernels/kernels_cuda.h"
 
 #define THREADS 256
-#define COLUMNS 32 /* of a block of column dots */
-#define SLICES 8   /* rows that it reads at a time */
-#define ROW_THREADS 128
+#define COLUMNS 32 /* of a block of the sums over rows */
+#define SLICES 16
 
-static unsigned blocks_for(size_t n, size_t per_block)
-{
-    size_t blocks = (n + per_block - 1) / per_block;
-    return blocks > 0x7fffffff ? 0 : (unsigned)blocks;
-}
+/* ---- scaled columns ---- */
 
-template <class T, class B>
-static __global__ void __launch_bounds__(THREADS)
-    scale_kernel(T *y, const T *x, const float *scale, const B *bias, const T *residual,
-                 size_t elements, size_t n)
+struct scale_args {
+    const void *x, *bias, *residual;
+    const float *scale;
+    void *y;
+    enum ps_dtype bias_dtype;
+    size_t n;
+    unsigned chunks, items; /* of a row, of all */
+};
+
+template <class T, bool vec>
+static __global__ void __launch_bounds__(THREADS) scale_columns_kernel(scale_args a)
 {
-    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= elements)
+    constexpr int N = ps__chunk<T>::elems;
+    unsigned item = blockIdx.x * THREADS + threadIdx.x;
+    if (item >= a.items)
         return;
-    size_t j = i % n;
-    float v = scale[j] * ps__to_f32(x[i]);
-    if (bias)
-        v += ps__to_f32(bias[j]);
-    if (residual)
-        v += ps__to_f32(residual[i]);
-    y[i] = ps__from_f32<T>(v);
+    size_t j = (size_t)(item % a.chunks) * N, at = item / a.chunks * a.n + j;
+    unsigned count = ps__chunk_count<N>(a.n, j);
+    float v[N], w[N];
+    ps__load<N, vec>(v, static_cast<const T *>(a.x) + at, count);
+    ps__load<N, vec>(w, a.scale + j, count);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        v[i] = w[i] * v[i];
+    if (a.bias) {
+        ps__load_any<N, vec>(w, a.bias, a.bias_dtype, j, count);
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            v[i] += w[i];
+    }
+    if (a.residual) {
+        ps__load<N, vec>(w, static_cast<const T *>(a.residual) + at, count);
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            v[i] += w[i];
+    }
+    ps__store<N, vec>(static_cast<T *>(a.y) + at, v, count);
 }
 
-template <class T, class B>
-static int scale_columns(void *stream, const struct ps_scale_columns_args *a)
+int ps_scale_columns_cuda(void *stream, const struct ps_scale_columns_args *args)
 {
-    size_t elements = a->n_tok * a->n;
-    unsigned grid = blocks_for(elements, THREADS);
-    if (!elements)
-        return 0;
-    if (!grid)
+    const enum ps_dtype t = args->dtype;
+    if (!ps__is_compute(t) || (args->bias && !ps__is_float(args->bias_dtype)))
         return -EINVAL;
-    PS_LAUNCH((scale_kernel<T, B>), grid, THREADS, 0, stream, static_cast<T *>(a->y),
-              static_cast<const T *>(a->x), a->scale, static_cast<const B *>(a->bias),
-              static_cast<const T *>(a->residual), elements, a->n);
+    const int elems = t == PS_DTYPE_F32 ? 4 : 8;
+    const size_t chunks = ps__chunks_per_row(args->n, elems), n = args->n;
+    if (chunks > 0x7fffffff || !ps__chunks_fit(args->n_tok, chunks))
+        return -EINVAL;
+    scale_args a = {args->x,     args->bias,       args->residual,
+                    args->scale, args->y,          args->bias_dtype,
+                    n,           (unsigned)chunks, (unsigned)(args->n_tok * chunks)};
+    if (!a.items)
+        return 0;
+    const bool vec = ps__rows_aligned(a.x, n, t, elems) && ps__rows_aligned(a.y, n, t, elems) &&
+                     ps__rows_aligned(a.residual, n, t, elems) &&
+                     ps__rows_aligned(a.scale, 0, PS_DTYPE_F32, elems) &&
+                     ps__rows_aligned(a.bias, 0, a.bias_dtype, elems);
+    const unsigned grid = ps__grid(a.items, THREADS);
+    if (t == PS_DTYPE_F32 && vec)
+        PS_LAUNCH((scale_columns_kernel<float, true>), grid, THREADS, 0, stream, a);
+    else if (t == PS_DTYPE_F32)
+        PS_LAUNCH((scale_columns_kernel<float, false>), grid, THREADS, 0, stream, a);
+    else if (vec)
+        PS_LAUNCH((scale_columns_kernel<ps__bf16, true>), grid, THREADS, 0, stream, a);
+    else
+        PS_LAUNCH((scale_columns_kernel<ps__bf16, false>), grid, THREADS, 0, stream, a);
     return ps_gpu_check_launch();
 }
 
-template <class T> static int scale_columns_of(void *stream, const struct ps_scale_columns_args *a)
-{
-    if (a->bias && a->bias_dtype == PS_DTYPE_BF16)
-        return scale_columns<T, ps__bf16>(stream, a);
-    if (a->bias && a->bias_dtype == PS_DTYPE_F16)
-        return scale_columns<T, ps__f16>(stream, a);
-    return a->bias && a->bias_dtype != PS_DTYPE_F32 ? -EINVAL : scale_columns<T, float>(stream, a);
-}
+/* ---- sums over rows ---- */
 
-int ps_scale_columns_cuda(void *stream, const struct ps_scale_columns_args *a)
-{
-    if (!ps__is_compute(a->dtype))
-        return -EINVAL;
-    return a->dtype == PS_DTYPE_F32 ? scale_columns_of<float>(stream, a)
-                                    : scale_columns_of<ps__bf16>(stream, a);
-}
+struct dot_args {
+    const void *a, *b;
+    const float *row, *divisor; /* factor of a row, NULL: 1; divisor of a column, NULL: 1 */
+    float *out;
+    size_t rows, n;
+    int accumulate;
+};
 
-/* A block has 32 columns; slice s sums the rows s, s + 8, ..., then the first adds the slices. */
 template <class T>
-static __global__ void __launch_bounds__(COLUMNS *SLICES)
-    column_dot_kernel(float *out, const T *a, const T *b, const float *row, const float *divisor,
-                      size_t n_tok, size_t n, int accumulate)
+static __global__ void __launch_bounds__(COLUMNS *SLICES) column_dot_kernel(dot_args d)
 {
     __shared__ double part[SLICES][COLUMNS];
-    unsigned lane = threadIdx.x % COLUMNS, slice = threadIdx.x / COLUMNS;
-    size_t j = (size_t)blockIdx.x * COLUMNS + lane;
+    const unsigned lane = threadIdx.x % COLUMNS, slice = threadIdx.x / COLUMNS;
+    const size_t j = (size_t)blockIdx.x * COLUMNS + lane;
+    const T *a = static_cast<const T *>(d.a) + j, *b = static_cast<const T *>(d.b) + j;
     double sum = 0;
-    for (size_t t = slice; j < n && t < n_tok; t += SLICES) {
-        double f = row ? (double)row[t] : 1.0;
-        sum += f * (double)ps__to_f32(a[t * n + j]) * (double)ps__to_f32(b[t * n + j]);
+    if (j < d.n) {
+#pragma unroll 4
+        for (size_t t = slice; t < d.rows; t += SLICES) {
+            const double x = (double)ps__to_f32(a[t * d.n]);
+            const double y = (double)ps__to_f32(b[t * d.n]);
+            sum += d.row ? (double)d.row[t] * x * y : x * y;
+        }
     }
     part[slice][lane] = sum;
     __syncthreads();
-    if (slice != 0 || j >= n)
+    if (slice || j >= d.n)
         return;
-    for (unsigned s = 1; s < SLICES; s++)
+#pragma unroll
+    for (int s = 1; s < SLICES; s++)
         sum += part[s][lane];
-    float v = (float)(divisor ? sum / (double)divisor[j] : sum);
-    out[j] = accumulate ? out[j] + v : v;
+    const float v = (float)(d.divisor ? sum / (double)d.divisor[j] : sum);
+    d.out[j] = d.accumulate ? v + d.out[j] : v;
 }
 
-template <class T>
-static int column_dot(void *stream, float *out, const void *a, const void *b, const float *row,
-                      const float *divisor, size_t n_tok, size_t n, int accumulate)
+static int column_dot(void *stream, const dot_args &d, enum ps_dtype dtype)
 {
-    unsigned grid = blocks_for(n, COLUMNS);
-    if (!n)
-        return 0;
-    if (!grid)
+    if (!ps__is_compute(dtype) || d.n > 0x7fffffff)
         return -EINVAL;
-    PS_LAUNCH((column_dot_kernel<T>), grid, COLUMNS * SLICES, 0, stream, out,
-              static_cast<const T *>(a), static_cast<const T *>(b), row, divisor, n_tok, n,
-              accumulate);
+    if (!d.n)
+        return 0;
+    const unsigned grid = ps__grid(d.n, COLUMNS);
+    if (dtype == PS_DTYPE_F32)
+        PS_LAUNCH(column_dot_kernel<float>, grid, COLUMNS * SLICES, 0, stream, d);
+    else
+        PS_LAUNCH(column_dot_kernel<ps__bf16>, grid, COLUMNS * SLICES, 0, stream, d);
     return ps_gpu_check_launch();
 }
 
 int ps_column_dot_cuda(void *stream, float *out, const void *a, const void *b, enum ps_dtype dtype,
                        const float *divisor, size_t n_tok, size_t n, int accumulate)
 {
-    if (!ps__is_compute(dtype))
-        return -EINVAL;
-    return dtype == PS_DTYPE_F32
-               ? column_dot<float>(stream, out, a, b, NULL, divisor, n_tok, n, accumulate)
-               : column_dot<ps__bf16>(stream, out, a, b, NULL, divisor, n_tok, n, accumulate);
+    const dot_args d = {a, b, NULL, divisor, out, n_tok, n, accumulate};
+    return column_dot(stream, d, dtype);
 }
 
+/* ---- matrices ---- */
+
 static __global__ void __launch_bounds__(THREADS)
-    scale_matrix_kernel(float *y, const float *x, const float *row, const float *col,
-                        size_t elements, size_t cols)
+    scale_matrix_kernel(float *y, const float *x, const float *row, const float *col, size_t cols,
+                        size_t count)
 {
-    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i < elements)
-        y[i] = row[i / cols] * x[i] * col[i % cols];
+    const size_t at = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (at < count)
+        y[at] = row[at / cols] * x[at] * col[at % cols];
 }
 
 int ps_scale_matrix_cuda(void *stream, float *y, const float *x, const float *row, const float *col,
                          size_t rows, size_t cols)
 {
-    unsigned grid = blocks_for(rows * cols, THREADS);
-    if (!rows || !cols)
-        return 0;
-    if (!grid)
+    if (!ps__chunks_fit(rows, cols))
         return -EINVAL;
-    PS_LAUNCH(scale_matrix_kernel, grid, THREADS, 0, stream, y, x, row, col, rows * cols, cols);
+    const size_t count = rows * cols;
+    if (!count)
+        return 0;
+    PS_LAUNCH(scale_matrix_kernel, ps__grid(count, THREADS), THREADS, 0, stream, y, x, row, col,
+              cols, count);
     return ps_gpu_check_launch();
 }
 
-/* Sum over the threads of a block, the same for every thread. */
-static __device__ __forceinline__ double block_sum(double v, double *part)
+/* A warp a row: out[i] (+)= sum over k of g[i,k] b[i,k] col[k]. */
+static __global__ void __launch_bounds__(THREADS)
+    row_dot_kernel(float *out, const float *g, const float *b, const float *col, size_t rows,
+                   size_t cols, int accumulate)
 {
-    part[threadIdx.x] = v;
-    __syncthreads();
-    for (unsigned half = ROW_THREADS / 2; half > 0; half /= 2) {
-        if (threadIdx.x < half)
-            part[threadIdx.x] += part[threadIdx.x + half];
-        __syncthreads();
-    }
-    return part[0];
-}
-
-static __global__ void __launch_bounds__(ROW_THREADS)
-    row_dot_kernel(float *out, const float *g, const float *b, const float *col, size_t cols,
-                   int accumulate)
-{
-    __shared__ double part[ROW_THREADS];
-    size_t i = blockIdx.x;
+    const size_t i = (size_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    if (i >= rows) /* a whole warp */
+        return;
     double sum = 0;
-    for (size_t k = threadIdx.x; k < cols; k += ROW_THREADS)
+    for (size_t k = threadIdx.x % 32; k < cols; k += 32)
         sum += (double)g[i * cols + k] * (double)b[i * cols + k] * (double)col[k];
-    sum = block_sum(sum, part);
-    if (threadIdx.x == 0)
-        out[i] = accumulate ? out[i] + (float)sum : (float)sum;
+    sum = ps_gpu_warp_sum(sum);
+    if (threadIdx.x % 32 == 0)
+        out[i] = accumulate ? (float)sum + out[i] : (float)sum;
 }
 
 int ps_matrix_dots_cuda(void *stream, const struct ps_matrix_dots_args *a)
 {
-    if (a->rows > 0x7fffffff)
+    if (!ps__chunks_fit(a->rows, a->cols))
         return -EINVAL;
-    if (!a->rows || !a->cols)
-        return 0;
-    PS_LAUNCH(row_dot_kernel, (unsigned)a->rows, ROW_THREADS, 0, stream, a->row_out, a->g, a->b,
-              a->col, a->cols, a->accumulate);
-    int ret = ps_gpu_check_launch();
-    return ret ? ret
-               : column_dot<float>(stream, a->col_out, a->g, a->b, a->row, NULL, a->rows, a->cols,
-                                   a->accumulate);
+    if (a->rows)
+        PS_LAUNCH(row_dot_kernel, ps__grid(a->rows, THREADS / 32), THREADS, 0, stream, a->row_out,
+                  a->g, a->b, a->col, a->rows, a->cols, a->accumulate);
+    const dot_args d = {a->g, a->b, a->row, NULL, a->col_out, a->rows, a->cols, a->accumulate};
+    const int ret = column_dot(stream, d, PS_DTYPE_F32);
+    return ret < 0 ? ret : ps_gpu_check_launch();
+}
+
+/* ---- row norms ---- */
+
+/* A warp a row. */
+template <class T, bool vec>
+static __global__ void __launch_bounds__(THREADS) row_norms_kernel(struct ps_row_norms_args a)
+{
+    constexpr int N = ps__chunk<T>::elems;
+    const unsigned lane = threadIdx.x % 32;
+    const size_t i = (size_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    if (i >= a.out) /* a whole warp */
+        return;
+    const T *w = static_cast<const T *>(a.w) + i * a.in;
+    double square = 0, low = 0;
+    for (size_t j = (size_t)lane * N; j < a.in; j += 32 * N) {
+        float v[N];
+        ps__load<N, vec>(v, w + j, ps__chunk_count<N>(a.in, j));
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            square += (double)v[k] * (double)v[k];
+    }
+    for (size_t k = lane; k < a.r; k += 32) {
+        const size_t x = i * a.r + k;
+        low += (double)a.b[x] * (2 * (double)a.q[x] + (double)a.s * (double)a.bg[x]);
+    }
+    square = ps_gpu_warp_sum(square) + (double)a.s * ps_gpu_warp_sum(low);
+    const double norm = sqrt(square > (double)FLT_MIN || isnan(square) ? square : (double)FLT_MIN);
+    if (lane == 0 && a.n)
+        a.n[i] = (float)norm;
+    if (lane == 0 && a.c)
+        a.c[i] = a.m[i] / (float)norm;
 }
 
 template <class T>
-static __global__ void __launch_bounds__(ROW_THREADS) row_norms_kernel(struct ps_row_norms_args a)
+static void row_norms(void *stream, const struct ps_row_norms_args &a, enum ps_dtype dtype)
 {
-    __shared__ double part[ROW_THREADS];
-    const T *w = static_cast<const T *>(a.w);
-    size_t i = blockIdx.x;
-    double square = 0;
-    for (size_t j = threadIdx.x; j < a.in; j += ROW_THREADS) {
-        double v = (double)ps__to_f32(w[i * a.in + j]);
-        square += v * v;
-    }
-    for (size_t k = threadIdx.x; k < a.r; k += ROW_THREADS) {
-        size_t x = i * a.r + k;
-        square += (double)a.s * (double)a.b[x] *
-                  (2 * (double)a.q[x] + (double)a.s * (double)a.bg[x]);
-    }
-    square = block_sum(square, part);
-    if (threadIdx.x != 0)
-        return;
-    const double least = 1.17549435082228750797e-38;
-    float norm = (float)sqrt(square < least ? least : square);
-    if (a.n)
-        a.n[i] = norm;
-    if (a.c)
-        a.c[i] = a.m[i] / norm;
+    const unsigned grid = ps__grid(a.out, THREADS / 32);
+    if (ps__rows_aligned(a.w, a.in, dtype, ps__chunk<T>::elems))
+        PS_LAUNCH((row_norms_kernel<T, true>), grid, THREADS, 0, stream, a);
+    else
+        PS_LAUNCH((row_norms_kernel<T, false>), grid, THREADS, 0, stream, a);
 }
 
-int ps_row_norms_cuda(void *stream, const struct ps_row_norms_args *a)
+int ps_row_norms_cuda(void *stream, const struct ps_row_norms_args *args)
 {
-    if (!ps__is_float(a->w_dtype) || a->out > 0x7fffffff)
+    if (!ps__is_float(args->w_dtype) || args->out > 0x7fffffff)
         return -EINVAL;
-    if (!a->out)
+    if (!args->out)
         return 0;
-    unsigned grid = (unsigned)a->out;
-    if (a->w_dtype == PS_DTYPE_F32)
-        PS_LAUNCH(row_norms_kernel<float>, grid, ROW_THREADS, 0, stream, *a);
-    else if (a->w_dtype == PS_DTYPE_BF16)
-        PS_LAUNCH(row_norms_kernel<ps__bf16>, grid, ROW_THREADS, 0, stream, *a);
+    if (args->w_dtype == PS_DTYPE_F32)
+        row_norms<float>(stream, *args, args->w_dtype);
+    else if (args->w_dtype == PS_DTYPE_BF16)
+        row_norms<ps__bf16>(stream, *args, args->w_dtype);
     else
-        PS_LAUNCH(row_norms_kernel<ps__f16>, grid, ROW_THREADS, 0, stream, *a);
+        row_norms<ps__f16>(stream, *args, args->w_dtype);
     return ps_gpu_check_launch();
 }

@@ -180,6 +180,8 @@ static void sums(struct results *r)
     MUST(ps_square_sum_cuda(stream, out, x, PS_DTYPE_F32, BIG));
     MUST(ps_sum_f64_cuda(stream, one, upload(part, sizeof part), COUNT));
     keep(r, column, N * sizeof(float));
+    MUST(ps_column_dot_cuda(stream, column, x, x, PS_DTYPE_F32, NULL, TOK, N, 0));
+    keep(r, column, N * sizeof(float));
     keep(r, out, sizeof *out);
     keep(r, one, sizeof *one);
 }
