@@ -143,23 +143,24 @@ static bool folds(const struct ps_trainer *t)
     return ps_peft_method_of(ps_trainer_adapter_ops(t))->folds;
 }
 
-int ps_adapter_dir_load(const char *dir, struct ps_trainer *t, struct ps_error *err)
+int ps_adapter_dir_entries(const char *dir, const struct ps_adapter_ops *ops,
+                           const struct ps_adapter_entry *entry, size_t count, struct ps_error *err)
 {
     char path[1024];
     struct ps_st_file *f = NULL;
+    bool own = ps_peft_method_of(ops)->folds;
     int ret = join(path, sizeof path, dir,
-                   folds(t) ? PS_ADAPTER_OWN_WEIGHTS_NAME : PS_ADAPTER_WEIGHTS_NAME, err);
+                   own ? PS_ADAPTER_OWN_WEIGHTS_NAME : PS_ADAPTER_WEIGHTS_NAME, err);
     if (ret == 0)
         ret = ps_st_open(&f, path, err);
     if (ret < 0)
         return ret;
-    size_t count = ps_trainer_adapter_count(t);
     for (size_t i = 0; ret == 0 && i < count; i++)
-        ret = load_tensor(f, ps_trainer_adapter_at(t, i), err);
+        ret = load_tensor(f, &entry[i], err);
     for (size_t i = 0; ret == 0 && ps_st_count(f) != count && i < ps_st_count(f); i++) {
         bool known = false;
         for (size_t j = 0; j < count && !known; j++)
-            known = strcmp(ps_trainer_adapter_at(t, j)->name, ps_st_at(f, i)->name) == 0;
+            known = strcmp(entry[j].name, ps_st_at(f, i)->name) == 0;
         if (!known)
             ret = stray_tensor(err, path, ps_st_at(f, i)->name);
     }
@@ -167,6 +168,13 @@ int ps_adapter_dir_load(const char *dir, struct ps_trainer *t, struct ps_error *
         ret = ps_st_check_unchanged(f, err);
     ps_st_close(f);
     return ret;
+}
+
+int ps_adapter_dir_load(const char *dir, struct ps_trainer *t, struct ps_error *err)
+{
+    size_t count = ps_trainer_adapter_count(t);
+    return ps_adapter_dir_entries(dir, ps_trainer_adapter_ops(t),
+                                  count > 0 ? ps_trainer_adapter_at(t, 0) : NULL, count, err);
 }
 
 /* A value that is finite as fp32 and too large for bf16 counts as non-finite when that is written.

@@ -38,6 +38,11 @@ int ps_adapter_dir_config(const char *dir, const struct ps_model_config *model,
  * other way round, shapes must agree, values must be finite. */
 int ps_adapter_dir_load(const char *dir, struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
 
+/* The same into any entries of a method (value, name, rank and shape count). */
+int ps_adapter_dir_entries(const char *dir, const struct ps_adapter_ops *ops,
+                           const struct ps_adapter_entry *entry, size_t count,
+                           struct ps_error *err) PS_WARN_UNUSED;
+
 /* Write the adapter's files into the existing directory `dir`, then
  * re-open them and compare names, shapes and values with memory. dtype F32 or BF16. base_name goes
  * to base_model_name_or_path. Non-finite values are PS_ENUMERIC and nothing is written. */

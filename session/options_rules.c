@@ -105,6 +105,16 @@ static bool exports_model(const struct ps_options *o)
     return o->command == PS_CMD_EXPORT && is(o->format, "hf");
 }
 
+static bool exports_adapter(const struct ps_options *o)
+{
+    return o->command == PS_CMD_EXPORT && is(o->format, "peft");
+}
+
+static bool has_no_adapter(const struct ps_options *o)
+{
+    return o->command == PS_CMD_EXPORT && !o->adapter;
+}
+
 static bool is_constant(const struct ps_options *o)
 {
     return is(o->lr_scheduler, "constant");
@@ -308,6 +318,10 @@ static const struct {
      "has no effect without `--eval-steps`"},
     {"chat-template", has_no_messages,
      "has no effect with this `--format` (only messages and sharegpt are rendered)"},
+    {"weights", exports_adapter,
+     "has no effect with `--format peft`: weighted adapters are merged "
+     "into the model (`--format hf`)"},
+    {"weights", has_no_adapter, "has no effect without `--adapter`"},
     {"adapter-dtype", exports_model, "has no effect with `--format hf`"},
     {"top-k,top-p,seed", is_greedy, "has no effect with `--temperature 0`"},
     {"gpu-mem", has_one_memory, "has no effect on the cpu device, where `--host-mem` counts all"},

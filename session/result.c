@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "peft/adapter_blend.h"
 #include "peft/adapters.h"
 #include "runtime/base/file.h"
 #include "runtime/model/safetensors.h"
@@ -85,7 +86,9 @@ struct source {
     const struct ps_adapter_site *merged;  /* base plus adapter */
     const struct ps_adapter_entry *vector; /* trained in its place, fp32 */
     bool bias;                             /* of a merged linear */
-    enum ps_dtype dtype;                   /* written */
+    const struct ps_adapter_blend *blend;  /* several adapters; param_idx says what of them */
+    int32_t param_idx;
+    enum ps_dtype dtype; /* written */
 };
 
 static const struct ps_trainable *find_trainable(struct ps_session *s, const char *name)
@@ -102,6 +105,11 @@ static const struct ps_trainable *find_trainable(struct ps_session *s, const cha
 static void describe_adapted(struct ps_session *s, const struct ps_param_info *p, int32_t param_idx,
                              struct source *out)
 {
+    out->param_idx = param_idx;
+    if (s->blend) {
+        out->blend = ps_adapter_blend_touches(s->blend, param_idx) ? s->blend : NULL;
+        return;
+    }
     for (size_t i = 0; i < ps_trainer_adapter_count(s->trainer); i++)
         if (ps_trainer_adapter_at(s->trainer, i)->param_idx == param_idx)
             out->vector = ps_trainer_adapter_at(s->trainer, i);
@@ -166,22 +174,25 @@ static int check_merged(const struct source *src, const void *raw, float *value,
 
 static int append_merged(struct ps_st_writer *w, const struct source *src, struct ps_error *err)
 {
-    const struct ps_adapter_site *site = src->merged;
-    size_t in = (size_t)site->in;
+    int64_t out = src->tensor->shape[0];
+    size_t in = src->tensor->rank == 2 ? (size_t)src->tensor->shape[1] : 1;
     int64_t rows = (int64_t)(PIECE_BYTES / (in * sizeof(float)));
     rows = rows < 1 ? 1 : rows;
     size_t e = ps_dtype_size(src->dtype);
     float *value = malloc((size_t)rows * in * sizeof *value);
     unsigned char *raw = malloc((size_t)rows * in * e);
     int ret = value && raw ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
-    for (int64_t at = 0; ret == 0 && at < site->out; at += rows) {
-        int64_t count = site->out - at < rows ? site->out - at : rows;
+    for (int64_t at = 0; ret == 0 && at < out; at += rows) {
+        int64_t count = out - at < rows ? out - at : rows;
         size_t n = (size_t)count * in;
         ret = ps_st_read(src->file, src->tensor, (uint64_t)at * in * e, n * e, raw, err);
         if (ret < 0)
             break;
         ps_dtype_convert(value, PS_DTYPE_F32, raw, src->dtype, n);
-        if (site->ops->merge(site, at, count, value) < 0)
+        int merged = src->blend
+                         ? ps_adapter_blend_apply(src->blend, src->param_idx, at, count, value)
+                         : src->merged->ops->merge(src->merged, at, count, value);
+        if (merged < 0)
             ret = ps_error_set(err, -ENOMEM, "out of memory");
         ps_dtype_convert(raw, src->dtype, value, PS_DTYPE_F32, n);
         if (ret == 0)
@@ -252,7 +263,7 @@ static int write_file(struct ps_session *s, const struct ps_st_file *file, const
             ret = ps_st_writer_append(w, x->weight, x->n * ps_dtype_size(x->dtype), err);
         else if (src[i].vector || src[i].bias)
             ret = append_vector(w, &src[i], err);
-        else if (src[i].merged)
+        else if (src[i].merged || src[i].blend)
             ret = append_merged(w, &src[i], err);
         else
             ret = append_raw(w, &src[i], piece, err);

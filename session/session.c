@@ -17,6 +17,7 @@
 #include "optim/adamw.h"
 #include "optim/grad_clip.h"
 #include "optim/optimizers.h"
+#include "peft/adapter_blend.h"
 #include "peft/adapter_config.h"
 #include "peft/adapters.h"
 #include "peft/targets.h"
@@ -177,6 +178,54 @@ static int make_batchers(struct ps_session *s, struct ps_error *err)
     return ps_batcher_create(&s->batcher, &s->data, &b, err);
 }
 
+/* Several adapters, or one with a weight, are merged without becoming the model's adapter. */
+static bool blends(const struct ps_session *s)
+{
+    char word[4096];
+    return is_command(s, PS_CMD_EXPORT) && s->opt->adapter &&
+           (s->opt->weights || ps_options_list_item(s->opt->adapter, 1, word, sizeof word));
+}
+
+#define BLEND_MAX 16
+
+static int open_blend(struct ps_session *s, struct ps_error *err)
+{
+    const struct ps_options *o = s->opt;
+    char(*dir)[1024] = calloc(BLEND_MAX, sizeof *dir);
+    const char *dirs[BLEND_MAX];
+    double weight[BLEND_MAX];
+    size_t count = 0;
+    size_t weights = 0;
+    int ret = dir ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
+    if (ret == 0 && strcmp(o->format, "hf") != 0)
+        ret = ps_error_full(err, PS_EUSAGE, NULL, "adapter", "merge them with `--format hf`",
+                            "several adapters do not make one adapter directory");
+    for (; ret == 0 && count < BLEND_MAX &&
+           ps_options_list_item(o->adapter, count, dir[count], sizeof *dir);
+         count++) {
+        dirs[count] = dir[count];
+        weight[count] = 1;
+    }
+    char word[64];
+    for (; ret == 0 && ps_options_list_item(o->weights, weights, word, sizeof word); weights++) {
+        char *end;
+        double v = strtod(word, &end);
+        if (end == word || *end || !isfinite(v))
+            ret = ps_error_full(err, PS_EUSAGE, NULL, "weights", "as 0.7,0.3", "'%s' is no number",
+                                word);
+        if (weights < count)
+            weight[weights] = v;
+    }
+    if (ret == 0 && weights > 0 && weights != count)
+        ret = ps_error_full(err, PS_EUSAGE, NULL, "weights", "give one for each --adapter",
+                            "%zu weights for %zu adapters", weights, count);
+    if (ret == 0)
+        ret = ps_adapter_blend_open(&s->blend, dirs, weight, count, &s->cfg,
+                                    ps_trainer_params(s->trainer), err);
+    free(dir);
+    return ret;
+}
+
 /* "q_proj=8,down_proj=4" */
 static int apply_patterns(struct ps_session *s, const char *text, bool is_alpha, const char *option,
                           struct ps_error *err)
@@ -266,7 +315,7 @@ static int choose_method(struct ps_session *s, struct ps_trainer_options *t, str
         return ps_layers_parse(s->layer_on, s->cfg.n_layer, o->train_layers, "train-layers", err);
     }
     t->mode = train ? PS_MODE_ADAPTER : PS_MODE_NONE;
-    if (!train && !o->adapter)
+    if ((!train && !o->adapter) || blends(s))
         return 0;
     s->site_on = calloc(layers * PS_LINEAR_COUNT, sizeof *s->site_on);
     s->site_config = calloc(layers * PS_LINEAR_COUNT, sizeof *s->site_config);
@@ -536,6 +585,8 @@ static int allocate(struct ps_session *s, struct ps_error *err)
         ret = make_clock(s, err);
     if (ret == 0)
         ret = ps_trainer_commit(s->trainer, err);
+    if (ret == 0 && blends(s))
+        return open_blend(s, err);
     if (ret == 0 && s->opt->adapter)
         ret = ps_adapter_dir_load(s->opt->adapter, s->trainer, err);
     if (ret == 0 && s->opt->adapter)
@@ -651,6 +702,7 @@ void ps_session_close(struct ps_session *s)
     ps_dataset_fini(&s->eval_data);
     ps_encoding_fini(&s->enc);
     ps_tokenizer_close(s->tok);
+    ps_adapter_blend_destroy(s->blend);
     free(s->site_on);
     free(s->site_config);
     free(s->layer_on);

@@ -24,6 +24,7 @@ struct ps_log_entry {
 
 #define PS_PLAN_ITEM_MAX 24
 
+struct ps_adapter_blend;
 struct ps_session {
     const struct ps_options *opt; /* borrowed until close */
     struct ps_log log;
@@ -39,6 +40,7 @@ struct ps_session {
 
     bool *site_on, *layer_on;
     struct ps_adapter_config adapter_config, *site_config; /* (n_layer * 7,) */
+    struct ps_adapter_blend *blend; /* export of several adapters; NULL: none */
     struct ps_lr_schedule schedule;
     double *lr_table; /* of the refined schedule */
     struct ps_trainer *trainer;

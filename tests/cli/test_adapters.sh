@@ -73,6 +73,31 @@ for case in lora-fa pissa olora nlora slora inttune bias; do
         "$(json_get "$case_dir/adapter/adapter_config.json" init_lora_weights)" = true
 done
 
+# --- several adapters, weighted: one half of an adapter twice is the adapter; of two, what each adds ---
+of_case dora
+rm -rf merged
+if penstock export --model "$base/model" --format hf --output merged --adapter "$case_dir/adapter" \
+    --adapter "$case_dir/adapter" --weights 0.25,0.75; then
+    logits_are "weighted with itself: the adapter" --model merged
+else not_ok "export of two adapters runs"; fi
+rm -rf merged && penstock export --model "$base/model" --format hf --output merged \
+    --adapter "$golden/pissa/adapter" --adapter "$golden/ia3/adapter" --adapter "$case_dir/adapter" \
+    --weights=0,0,1 && logits_are "weight 0: as without" --model merged
+rm -rf merged && penstock export --model "$base/model" --format hf --output merged \
+    --adapter "$golden/vera/adapter" --weights=0
+check "weight 0 alone: the base's bits" cmp "$base/model/model.safetensors" merged/model.safetensors
+rm -rf one two && penstock export --model "$base/model" --format hf --output one \
+    --adapter "$golden/inttune/adapter" --adapter "$golden/lora-fa/adapter" --weights 2,-0.5 &&
+    penstock export --model "$base/model" --format hf --output two --adapter "$golden/lora-fa/adapter" \
+        --weights=-0.5 && penstock export --model two --format hf --output three \
+        --adapter "$golden/inttune/adapter" --weights 2
+check "two adapters at once are one after the other" st_compare one/model.safetensors \
+    three/model.safetensors --rtol 1e-6
+expect_exit "weights of other number" 2 export --model "$base/model" --format hf --output bad \
+    --adapter "$golden/vera/adapter" --weights 1,2
+expect_exit "weights for an adapter directory" 2 export --model "$base/model" --format peft --output bad \
+    --adapter "$golden/vera/adapter" --weights 2
+
 # --- every method: the same bits wherever everything lies, and resumed ---
 scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
