@@ -27,21 +27,24 @@ static int lion_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_t
     return 0;
 }
 
+PS__INLINE void loop(const struct ps__lanes *l, const struct scalars *a, size_t n, bool f32,
+                     bool g32)
+{
+    const struct scalars s = *a;
+    PS__LANES(l);
+    for (size_t i = 0; i < n; i++) {
+        float w = PS__LANE_WEIGHT(i), g = PS__LANE_GRAD(i), m = x[i];
+        float c = s.beta1 * m + s.one_minus_beta1 * g;
+        float step = c > 0 ? s.lr : c < 0 ? -s.lr : c * 0; /* NaN stays NaN */
+        w = (w - s.decay * w) - step;
+        x[i] = s.beta2 * m + s.one_minus_beta2 * g;
+        PS__LANE_STORE(i, w);
+    }
+}
+
 PS__INLINE void update_tile(PS__TILE_ARGS)
 {
-    const struct scalars s = *(const struct scalars *)arg;
-    float w[PS_TILE], g[PS_TILE], m[PS_TILE];
-    ps__weight_load(u, at, n, w);
-    ps__grad_load(u, at, n, g);
-    ps__state_load(u, 0, at, n, m);
-    for (size_t i = 0; i < n; i++) {
-        float c = s.beta1 * m[i] + s.one_minus_beta1 * g[i];
-        float step = c > 0 ? s.lr : c < 0 ? -s.lr : c * 0; /* NaN stays NaN */
-        w[i] = (w[i] - s.decay * w[i]) - step;
-        m[i] = s.beta2 * m[i] + s.one_minus_beta2 * g[i];
-    }
-    ps__weight_store(u, at, n, w);
-    ps__state_store(u, 0, at, n, m);
+    PS__RUN_LANES(loop, (const struct scalars *)arg);
 }
 PS__TILE_VARIANTS(update_tile)
 

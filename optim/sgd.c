@@ -11,8 +11,8 @@
 #include "optim/tile_internal.h"
 
 struct scalars {
-    float lr, decay, momentum, undamped; /* undamped: 1 - dampening; of the first update: 1 */
-    bool nesterov;
+    float lr, decay, momentum, undamped; /* undamped: 1 - dampening */
+    bool nesterov, first;                /* first: of the tensor */
 };
 
 static int sgd_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_tensor *tensor,
@@ -37,34 +37,43 @@ static int sgd_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_te
     return 0;
 }
 
+PS__INLINE void plain_loop(const struct ps__lanes *l, const struct scalars *a, size_t n, bool f32,
+                           bool g32)
+{
+    const struct scalars s = *a;
+    PS__LANES(l);
+    (void)x;
+    for (size_t i = 0; i < n; i++) {
+        float w = PS__LANE_WEIGHT(i), g = PS__LANE_GRAD(i);
+        w = w - s.lr * (s.decay != 0 ? g + s.decay * w : g);
+        PS__LANE_STORE(i, w);
+    }
+}
+
 PS__INLINE void plain(PS__TILE_ARGS)
 {
-    const struct scalars s = *(const struct scalars *)arg;
-    float w[PS_TILE], g[PS_TILE];
-    ps__weight_load(u, at, n, w);
-    ps__grad_load(u, at, n, g);
-    for (size_t i = 0; i < n; i++)
-        w[i] = w[i] - s.lr * (s.decay != 0 ? g[i] + s.decay * w[i] : g[i]);
-    ps__weight_store(u, at, n, w);
+    PS__RUN_LANES(plain_loop, (const struct scalars *)arg);
 }
 PS__TILE_VARIANTS(plain)
 
+PS__INLINE void momentum_loop(const struct ps__lanes *l, const struct scalars *a, size_t n,
+                              bool f32, bool g32)
+{
+    const struct scalars s = *a;
+    PS__LANES(l);
+    for (size_t i = 0; i < n; i++) {
+        float w = PS__LANE_WEIGHT(i), g = PS__LANE_GRAD(i);
+        float d = s.decay != 0 ? g + s.decay * w : g;
+        float b = s.first ? d : s.momentum * x[i] + s.undamped * d;
+        x[i] = b;
+        w = w - s.lr * (s.nesterov ? d + s.momentum * b : b);
+        PS__LANE_STORE(i, w);
+    }
+}
+
 PS__INLINE void with_momentum(PS__TILE_ARGS)
 {
-    const struct scalars s = *(const struct scalars *)arg;
-    float w[PS_TILE], g[PS_TILE], b[PS_TILE];
-    bool first = u->t == 1;
-    ps__weight_load(u, at, n, w);
-    ps__grad_load(u, at, n, g);
-    ps__state_load(u, 0, at, n, b);
-    for (size_t i = 0; i < n; i++) {
-        float d = s.decay != 0 ? g[i] + s.decay * w[i] : g[i];
-        b[i] = first ? d : s.momentum * b[i] + s.undamped * d;
-        d = s.nesterov ? d + s.momentum * b[i] : b[i];
-        w[i] = w[i] - s.lr * d;
-    }
-    ps__weight_store(u, at, n, w);
-    ps__state_store(u, 0, at, n, b);
+    PS__RUN_LANES(momentum_loop, (const struct scalars *)arg);
 }
 PS__TILE_VARIANTS(with_momentum)
 
@@ -76,7 +85,8 @@ static int sgd_update(const struct ps_update *u, struct ps_error *err)
                         .decay = (float)(u->decay ? h->weight_decay : 0),
                         .momentum = (float)h->momentum,
                         .undamped = (float)(1 - h->dampening),
-                        .nesterov = h->nesterov};
+                        .nesterov = h->nesterov,
+                        .first = u->t == 1};
     bool momentum = u->layout->state_count > 0;
     ps_update_tiles(u, PS_TILE, momentum ? with_momentum_for(u->isa) : plain_for(u->isa), &s);
     return 0;

@@ -179,6 +179,103 @@ PS__INLINE void ps__grad_load(const struct ps_update *u, size_t at, size_t n, fl
         g[i] = ps__float_of((uint32_t)from[i] << 16) * scale;
 }
 
+/* Weights, gradients and one fp32 state where they lie, for loops that touch each once. In the loop
+ * `f32` and `g32` are constants: fp32 weights, else bf16 with remainder; fp32 gradients, else bf16.
+ */
+struct ps__lanes {
+    void *w;
+    uint16_t *lo;
+    const void *g;
+    float *x; /* NULL: the method has no state */
+    float grad_scale;
+};
+
+PS__INLINE float ps__join(uint16_t p, uint16_t lo)
+{
+    return ps__float_of((((uint32_t)p - (uint32_t)(lo >> 15)) << 16) | lo);
+}
+
+/* Of a finite or infinite master; a NaN stays one. */
+PS__INLINE uint16_t ps__split_high(float w)
+{
+    uint32_t b = ps__bits_of(w);
+    bool nan = (b & 0x7fffffffu) > 0x7f800000u; /* a carry could make a zero of it */
+    return (uint16_t)(nan ? b >> 16 | 0x40u : (b + 0x8000u) >> 16);
+}
+
+PS__INLINE uint16_t ps__split_low(float w)
+{
+    uint32_t b = ps__bits_of(w);
+    return (uint16_t)((b & 0x7fffffffu) > 0x7f800000u ? 0 : b);
+}
+
+/* Are weights and states where such a loop can take them? */
+PS__INLINE bool ps__in_place(const struct ps_update *u)
+{
+    for (int k = 0; k < u->layout->state_count; k++)
+        if (u->layout->state[k].dtype != PS_DTYPE_F32)
+            return false;
+    return u->tensor->dtype == PS_DTYPE_F32 || u->remainder;
+}
+
+PS__INLINE struct ps__lanes ps__lanes_of(const struct ps_update *u, size_t at)
+{
+    return (struct ps__lanes){.w = (char *)u->weight + at * ps_dtype_size(u->tensor->dtype),
+                              .lo = u->remainder ? u->remainder + at : NULL,
+                              .g = (const char *)u->grad + at * ps_dtype_size(u->grad_dtype),
+                              .x = u->layout->state_count > 0 ? (float *)u->state[0] + at : NULL,
+                              .grad_scale = u->grad_scale};
+}
+
+/* loop(lanes, s, n, f32, g32) for the types of the update; else by way of fp32 tiles. For methods
+ * with at most one state. */
+#define PS__RUN_LANES(loop, s)                                                                     \
+    do {                                                                                           \
+        bool f32_ = u->tensor->dtype == PS_DTYPE_F32, g32_ = u->grad_dtype == PS_DTYPE_F32;        \
+        struct ps__lanes l_ = ps__lanes_of(u, at);                                                 \
+        if (!ps__in_place(u)) {                                                                    \
+            float w_[PS_TILE], g_[PS_TILE], x_[PS_TILE];                                           \
+            bool kept_ = u->layout->state_count > 0;                                               \
+            ps__weight_load(u, at, n, w_);                                                         \
+            ps__grad_load(u, at, n, g_);                                                           \
+            if (kept_)                                                                             \
+                ps__state_load(u, 0, at, n, x_);                                                   \
+            l_ = (struct ps__lanes){.w = w_, .g = g_, .x = x_, .grad_scale = 1};                   \
+            loop(&l_, s, n, true, true);                                                           \
+            ps__weight_store(u, at, n, w_);                                                        \
+            if (kept_)                                                                             \
+                ps__state_store(u, 0, at, n, x_);                                                  \
+        } else if (f32_ && g32_) {                                                                 \
+            loop(&l_, s, n, true, true);                                                           \
+        } else if (f32_) {                                                                         \
+            loop(&l_, s, n, true, false);                                                          \
+        } else if (g32_) {                                                                         \
+            loop(&l_, s, n, false, true);                                                          \
+        } else {                                                                                   \
+            loop(&l_, s, n, false, false);                                                         \
+        }                                                                                          \
+    } while (0)
+
+/* Declares what a loop over lanes reads: typed pointers that do not overlap. */
+#define PS__LANES(l)                                                                               \
+    float *restrict w32 = (l)->w, *restrict x = (l)->x;                                            \
+    uint16_t *restrict w16 = (l)->w, *restrict lo = (l)->lo;                                       \
+    const float *restrict gf = (l)->g;                                                             \
+    const uint16_t *restrict gh = (l)->g;                                                          \
+    const float scale = (l)->grad_scale
+
+#define PS__LANE_WEIGHT(i) (f32 ? w32[i] : ps__join(w16[i], lo[i]))
+#define PS__LANE_GRAD(i) ((g32 ? gf[i] : ps__float_of((uint32_t)gh[i] << 16)) * scale)
+#define PS__LANE_STORE(i, w)                                                                       \
+    do {                                                                                           \
+        if (f32) {                                                                                 \
+            w32[i] = w;                                                                            \
+        } else {                                                                                   \
+            w16[i] = ps__split_high(w);                                                            \
+            lo[i] = ps__split_low(w);                                                              \
+        }                                                                                          \
+    } while (0)
+
 PS__INLINE void ps__state_load(const struct ps_update *u, int state, size_t at, size_t n,
                                float *restrict x)
 {
