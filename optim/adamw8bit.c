@@ -12,8 +12,9 @@
  *
  * Source: Dettmers et al. 2022, arXiv:2110.02861; decay before the step as torchao has it. */
 #include "optim/adamw.h"
-#include "optim/dynamic_map_internal.h"
+#include "optim/dynamic_map_variants.h"
 #include "optim/optimizers.h"
+#include "optim/tile_internal.h"
 
 #define SMALLEST 4096
 
@@ -41,35 +42,25 @@ static int adamw8bit_layout(const struct ps_optimizer_hyper *h, const struct ps_
     return 0;
 }
 
-/* Decode or encode the blocks of a tile: moment 0 or 1. */
-PS__INLINE void decode_tile(const struct ps_update *u, int moment, size_t at, size_t n,
-                            float *restrict x)
-{
-    const uint8_t *code = (const uint8_t *)u->state[moment ? V_CODE : M_CODE] + at;
-    const float *scale = (const float *)u->state[moment ? V_SCALE : M_SCALE] + at / PS_BLOCK8;
-    for (size_t b = 0; b < n; b += PS_BLOCK8)
-        ps__decode(code + b, scale[b / PS_BLOCK8], n - b < PS_BLOCK8 ? n - b : PS_BLOCK8, !moment,
-                   x + b);
-}
+struct pass {
+    struct ps_adamw_scalars s;
+    ps__block8_encode_fn encode;
+    ps__block8_decode_fn decode;
+};
 
-PS__INLINE void encode_tile(const struct ps_update *u, int moment, size_t at, size_t n,
-                            const float *restrict x)
+/* One block: n <= PS_BLOCK8. */
+PS__INLINE void update_block(PS__TILE_ARGS)
 {
-    uint8_t *code = (uint8_t *)u->state[moment ? V_CODE : M_CODE] + at;
-    float *scale = (float *)u->state[moment ? V_SCALE : M_SCALE] + at / PS_BLOCK8;
-    for (size_t b = 0; b < n; b += PS_BLOCK8)
-        ps__encode(x + b, n - b < PS_BLOCK8 ? n - b : PS_BLOCK8, !moment, code + b,
-                   scale + b / PS_BLOCK8);
-}
-
-PS__INLINE void update_tile(PS__TILE_ARGS)
-{
-    const struct ps_adamw_scalars s = *(const struct ps_adamw_scalars *)arg;
-    float w[PS_TILE], g[PS_TILE], m[PS_TILE], v[PS_TILE];
+    const struct pass *a = arg;
+    const struct ps_adamw_scalars s = a->s;
+    float w[PS_BLOCK8], g[PS_BLOCK8], m[PS_BLOCK8], v[PS_BLOCK8];
+    uint8_t *m_code = (uint8_t *)u->state[M_CODE] + at, *v_code = (uint8_t *)u->state[V_CODE] + at;
+    float *m_scale = (float *)u->state[M_SCALE] + at / PS_BLOCK8;
+    float *v_scale = (float *)u->state[V_SCALE] + at / PS_BLOCK8;
+    a->decode(m_code, *m_scale, n, true, m);
+    a->decode(v_code, *v_scale, n, false, v);
     ps__weight_load(u, at, n, w);
     ps__grad_load(u, at, n, g);
-    decode_tile(u, 0, at, n, m);
-    decode_tile(u, 1, at, n, v);
     for (size_t i = 0; i < n; i++) {
         m[i] = s.beta1 * m[i] + s.one_minus_beta1 * g[i];
         v[i] = s.beta2 * v[i] + (s.one_minus_beta2 * g[i]) * g[i];
@@ -77,21 +68,23 @@ PS__INLINE void update_tile(PS__TILE_ARGS)
         w[i] = (w[i] - s.decay * w[i]) - s.step_size * step;
     }
     ps__weight_store(u, at, n, w);
-    encode_tile(u, 0, at, n, m);
-    encode_tile(u, 1, at, n, v);
+    a->encode(m, n, true, m_code, m_scale);
+    a->encode(v, n, false, v_code, v_scale);
 }
-PS__TILE_VARIANTS(update_tile)
+
+PS__TILE_VARIANTS(update_block)
 
 static int adamw8bit_update(const struct ps_update *u, struct ps_error *err)
 {
     if (is_small(u->tensor))
         return ps_adamw_ops.update(u, err);
-    struct ps_adamw_scalars s;
+    struct pass a = {.encode = ps__block8_encode_for(u->isa),
+                     .decode = ps__block8_decode_for(u->isa)};
     const struct ps_optimizer_hyper *h = u->hyper;
     assert(u->begin % PS_BLOCK8 == 0);
-    ps_adamw_prepare(&s, u->lr, h->beta1, h->beta2, h->eps, u->decay ? h->weight_decay : 0, u->t,
+    ps_adamw_prepare(&a.s, u->lr, h->beta1, h->beta2, h->eps, u->decay ? h->weight_decay : 0, u->t,
                      u->grad_scale);
-    ps_update_tiles(u, PS_TILE, update_tile_for(u->isa), &s);
+    ps_update_tiles(u, PS_BLOCK8, update_block_for(u->isa), &a);
     return 0;
 }
 

@@ -54,17 +54,18 @@ PS__INLINE int32_t ps__dynamic_number(float x, bool is_signed)
     return x >= (is_signed ? (float)(1 - 0.225 / 64) : (float)(1 - 0.225 / 128)) ? one : q;
 }
 
+/* n <= PS_BLOCK8. Bytes are widened and narrowed in loops of their own: one loop would be as wide
+ * as its bytes, and its floats would not fit the registers. */
 PS__INLINE void ps__decode(const uint8_t *restrict code, float scale, size_t n, bool is_signed,
                            float *restrict x)
 {
+    int32_t number[PS_BLOCK8];
+    for (size_t i = 0; i < n; i++)
+        number[i] = (int32_t)code[i] - (is_signed ? 127 : -1);
     for (size_t i = 0; i < n; i++) {
-        if (is_signed) {
-            int32_t q = (int32_t)code[i] - 127;
-            float a = ps__dynamic_magnitude((float)(q < 0 ? -q : q), true) * scale;
-            x[i] = q < 0 ? -a : a;
-        } else {
-            x[i] = ps__dynamic_magnitude((float)(code[i] + 1), false) * scale;
-        }
+        int32_t q = number[i];
+        float a = ps__dynamic_magnitude((float)(q < 0 ? -q : q), is_signed) * scale;
+        x[i] = q < 0 ? -a : a;
     }
 }
 
@@ -80,16 +81,19 @@ PS__INLINE void ps__encode(const float *restrict x, size_t n, bool is_signed,
     float lift = a < 0x1p-100f ? 0x1p100f : 1.0f; /* 1 / a must not overflow */
     float inverse = a > 0 ? 1 / (a * lift) : 0;
     *scale = a;
+    int32_t number[PS_BLOCK8];
     for (size_t i = 0; i < n; i++) {
         float magnitude = ps__float_of(ps__bits_of(x[i]) & 0x7fffffffu);
         int32_t q = ps__dynamic_number(magnitude * lift * inverse, is_signed);
         if (is_signed) {
             int32_t below = 127 - (q < 127 ? q : 127);
-            code[i] = (uint8_t)(x[i] < 0 ? below : 127 + q);
+            number[i] = x[i] < 0 ? below : 127 + q;
         } else {
-            code[i] = (uint8_t)(q == 1 && magnitude > 0 ? 1 : q - 1);
+            number[i] = q == 1 && magnitude > 0 ? 1 : q - 1;
         }
     }
+    for (size_t i = 0; i < n; i++)
+        code[i] = (uint8_t)number[i];
 }
 
 #endif
