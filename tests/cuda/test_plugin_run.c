@@ -106,11 +106,9 @@ static void steps(struct ps_trainer *t, const struct emulation *emu, struct outc
     ps_batcher_destroy(b);
 }
 
-static struct outcome run(const struct ps_cuda_plugin *plugin, const struct emulation *emu,
-                          const char *model, const struct stream_plan *p)
+static struct ps_trainer *open_trainer(const struct ps_cuda_plugin *plugin, const char *model,
+                                       const struct stream_plan *p, struct stream_io *io)
 {
-    struct outcome out = {0};
-    struct stream_io io = {.backend = "threads", .dir = "spill"};
     struct ps_trainer *t = NULL;
     struct ps_error err = {0};
     struct ps_trainer_options o = tiny_options(model, PS_MODE_ADAPTER);
@@ -122,10 +120,19 @@ static struct outcome run(const struct ps_cuda_plugin *plugin, const struct emul
     o.micro_max = 2;
     o.cuda = plugin;
     o.device = plugin->device;
-    o.io = stream_io_ops(&io);
+    o.io = stream_io_ops(io);
     if (ps_trainer_create(&t, &o, &err) < 0)
         fail_msg("%s (%s)", err.message, err.field);
     stream_plan_commit(t, p);
+    return t;
+}
+
+static struct outcome run(const struct ps_cuda_plugin *plugin, const struct emulation *emu,
+                          const char *model, const struct stream_plan *p)
+{
+    struct outcome out = {0};
+    struct stream_io io = {.backend = "threads", .dir = "spill"};
+    struct ps_trainer *t = open_trainer(plugin, model, p, &io);
     steps(t, emu, &out);
     ps_trainer_destroy(t);
     stream_io_close(&io);
@@ -145,14 +152,22 @@ static void write_tiny(const char *dir)
     tiny_model_write(&m);
 }
 
-static void streamed_runs_have_the_bits_of_the_resident_one(void **state)
+static void
+streamed_runs_have_the_bits_of_the_resident_one_and_a_step_allocates_nothing(void **state)
 {
     struct world *w = *state;
     write_tiny("tiny");
     struct outcome want = run(w->plugin, NULL, "tiny", &resident);
     assert_true(want.loss[0] > 0 && want.norm[0] > 0);
     for (size_t i = 0; i < sizeof streamed / sizeof *streamed; i++) {
-        struct outcome got = run(w->plugin, NULL, "tiny", &streamed[i]);
+        struct outcome got = run(w->plugin, &w->emu, "tiny", &streamed[i]);
+        if (w->emu.get_counts) {
+            assert_true(got.after.launches > got.before.launches);
+            assert_true(got.after.copies > got.before.copies);
+            assert_int_equal(got.after.allocations, got.before.allocations);
+            assert_int_equal(got.after.device_syncs, got.before.device_syncs);
+            assert_int_equal(got.after.pageable_copies, got.before.pageable_copies);
+        }
         if (!same(&got, &want))
             fail_msg("%s: losses %.9g %.9g %.9g where %.9g %.9g %.9g were due", streamed[i].name,
                      got.loss[0], got.loss[1], got.loss[2], want.loss[0], want.loss[1],
@@ -160,23 +175,6 @@ static void streamed_runs_have_the_bits_of_the_resident_one(void **state)
         free(got.weight);
     }
     free(want.weight);
-}
-
-static void a_step_allocates_nothing_and_waits_for_no_device(void **state)
-{
-    struct world *w = *state;
-    if (!w->emu.get_counts)
-        skip();
-    write_tiny("tiny");
-    for (size_t i = 0; i < sizeof streamed / sizeof *streamed; i++) {
-        struct outcome got = run(w->plugin, &w->emu, "tiny", &streamed[i]);
-        assert_true(got.after.launches > got.before.launches);
-        assert_true(got.after.copies > got.before.copies);
-        assert_int_equal(got.after.allocations, got.before.allocations);
-        assert_int_equal(got.after.device_syncs, got.before.device_syncs);
-        assert_int_equal(got.after.pageable_copies, got.before.pageable_copies);
-        free(got.weight);
-    }
 }
 
 /* --- a removed event wait --- */
@@ -262,6 +260,45 @@ static void a_removed_event_wait_is_caught(void **state)
     free(want.weight);
 }
 
+/* --- failures --- */
+
+/* The n-th call of the runtime fails: whatever it was, the step says so, and nothing hangs. */
+static void a_call_that_fails_ends_the_step(void **state)
+{
+    struct world *w = *state;
+    static const uint64_t nth[] = {1, 3, 8, 34, 144, 500, 901, 1300};
+    struct tiny_rows rows;
+    struct ps_batcher *b = NULL;
+    struct ps_error err = {0};
+    struct ps_batch_options o = {.batch_size = 1, .grad_accum = 2, .max_seq_len = 16, .epochs = 1};
+    if (!w->emu.fail_call)
+        skip();
+    write_tiny("tiny");
+    tiny_rows_make(&rows, 2);
+    assert_int_equal(ps_batcher_create(&b, &rows.ds, &o, &err), 0);
+    size_t failed = 0;
+    for (size_t i = 0; i < sizeof nth / sizeof *nth; i++) {
+        struct stream_io io = {.backend = "threads", .dir = "spill"};
+        struct ps_trainer *t = open_trainer(w->plugin, "tiny", &streamed[0], &io);
+        struct ps_trainer_stats s;
+        w->emu.fail_call(nth[i]);
+        memset(&err, 0, sizeof err);
+        int ret = ps_trainer_step(t, b, 0, &s, &err);
+        bool met = !w->emu.fail_pending();
+        w->emu.fail_call(0);
+        if (met != (ret < 0))
+            fail_msg("call %llu: %s, the step returned %d", (unsigned long long)nth[i],
+                     met ? "failed" : "did not come", ret);
+        if (ret < 0)
+            assert_true(strlen(err.message) > 0);
+        failed += met;
+        ps_trainer_destroy(t);
+        stream_io_close(&io);
+    }
+    assert_true(failed >= 6);
+    ps_batcher_destroy(b);
+}
+
 /* --- launches --- */
 
 static void write_aligned(const char *dir, int n_layer)
@@ -315,9 +352,10 @@ static void launches_of_a_layer_are_few(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(streamed_runs_have_the_bits_of_the_resident_one),
-        cmocka_unit_test(a_step_allocates_nothing_and_waits_for_no_device),
+        cmocka_unit_test(
+            streamed_runs_have_the_bits_of_the_resident_one_and_a_step_allocates_nothing),
         cmocka_unit_test(a_removed_event_wait_is_caught),
+        cmocka_unit_test(a_call_that_fails_ends_the_step),
         cmocka_unit_test(launches_of_a_layer_are_few),
     };
     setenv("PS_EMU_HOLD_MS", "100", 0);
