@@ -9,44 +9,13 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "offload/strategy_internal.h"
+#include "offload/choice_internal.h"
 
 /* Ring buffers beyond the group: one is needed, more let writes and reads lag a little. */
 #define RING_EXTRA 3
 #define HOST_RING 4
 /* Micro-batches of a pass times layers: larger schedules take seconds to build. */
 #define GROUP_LAYERS_MAX 16384
-
-struct knobs {
-    int32_t near_x;     /* needed boundaries that stay near */
-    int32_t host_x;     /* moved ones that wait in host memory, the others on disk */
-    int32_t keep;       /* last layers whose saved sets are kept */
-    int32_t slots;      /* weight slots */
-    int32_t pins;       /* pinned layers */
-    int32_t host_units; /* streamed layers in host memory */
-    int32_t raw_slots, ring_extra, host_ring;
-    bool embed_pinned, embed_host;
-};
-
-struct fill {
-    const struct ps_planner_request *req;
-    const struct ps__choice *choice;
-    struct ps_cost_model cost;
-    struct knobs k;
-    struct ps_step_layout *l;
-    struct ps_error *err;
-};
-
-/* One of `count` out of n, spread evenly: is element i chosen? */
-static bool chosen(int32_t i, int32_t count, int32_t n)
-{
-    return n > 0 && ((int64_t)i + 1) * count / n != (int64_t)i * count / n;
-}
-
-static int32_t least_of(int32_t a, int32_t b)
-{
-    return a < b ? a : b;
-}
 
 static int32_t needed_x(const struct ps_step_shape *p)
 {
@@ -56,45 +25,56 @@ static int32_t needed_x(const struct ps_step_shape *p)
 bool ps__unit_streamable(const struct ps_planner_request *req, int32_t unit_idx)
 {
     const struct ps_step_shape *p = req->shape;
-    if (!p->frozen || unit_idx > p->n_layer)
+    if (unit_idx > p->n_layer)
         return false;
     return unit_idx > 0 || !p->tied;
 }
 
-static void assemble_weights(const struct fill *f)
+/* Does the unit leave the device? One whose states are in memory lies where they are updated. */
+static bool streamed_off(const struct ps__fill *f, int32_t unit_idx)
 {
-    const struct ps_planner_request *req = f->req;
-    const struct ps_step_shape *p = req->shape;
-    const struct knobs *k = &f->k;
+    if (!f->choice->stream || !ps__unit_streamable(f->req, unit_idx))
+        return false;
+    if (!f->req->discrete && ps__fill_state_in_memory(f, unit_idx))
+        return false;
+    return unit_idx == 0 ? !f->k.embed_pinned
+                         : !ps__chosen(unit_idx - 1, f->k.pins, f->req->shape->n_layer);
+}
+
+static void assemble_weights(const struct ps__fill *f)
+{
+    const struct ps_step_shape *p = f->req->shape;
+    const struct ps__knobs *k = &f->k;
     struct ps_step_layout *l = f->l;
     int32_t n = p->n_layer;
-    bool embed_streams = f->choice->stream && ps__unit_streamable(req, 0) && !k->embed_pinned;
     int32_t streamed = 0;
     for (int32_t i = 1; i <= n; i++)
-        streamed += f->choice->stream && ps__unit_streamable(req, i) && !chosen(i - 1, k->pins, n);
+        streamed += streamed_off(f, i);
     int32_t at = 0;
-    bool any_disk = false;
+    bool raw = false;
     for (int32_t i = 0; i < n + 2; i++) {
-        bool off =
-            i == 0 ? embed_streams
-                   : f->choice->stream && ps__unit_streamable(req, i) && !chosen(i - 1, k->pins, n);
-        bool host = off && (i == 0 ? k->embed_host
-                                   : chosen(at, least_of(k->host_units, streamed), streamed));
+        bool off = streamed_off(f, i);
+        bool memory = ps__fill_state_in_memory(f, i);
+        bool host =
+            off &&
+            (memory || (i == 0 ? k->embed_host
+                               : ps__chosen(at, ps__least_of(k->host_units, streamed), streamed)));
         at += off && i > 0;
         l->weight[i] = !off ? PS_TIER_DEVICE : host ? PS_TIER_HOST : PS_TIER_DISK;
-        any_disk |= off && !host;
+        raw |= off && !host && (f->req->discrete || !p->source->all_direct);
+        /* updated on the host, from the store and back */
+        raw |= f->req->discrete && ps__fill_streams_updates(f) && !host && !memory;
     }
-    int32_t sources = streamed + (embed_streams ? (int32_t)p->source->embed_block_count : 0);
-    l->near_slots = least_of(k->slots, sources);
-    bool raw = any_disk && (req->discrete || !p->source->all_direct);
+    int32_t sources = streamed + (streamed_off(f, 0) ? (int32_t)p->source->embed_block_count : 0);
+    l->near_slots = ps__least_of(k->slots, sources);
     l->raw_slots = raw ? k->raw_slots : 0;
 }
 
-static void assemble(const struct fill *f)
+static void assemble(const struct ps__fill *f)
 {
     const struct ps_planner_request *req = f->req;
     const struct ps_step_shape *p = req->shape;
-    const struct knobs *k = &f->k;
+    const struct ps__knobs *k = &f->k;
     struct ps_step_layout *l = f->l;
     int32_t n = needed_x(p);
     int32_t moved = n - k->near_x;
@@ -103,13 +83,15 @@ static void assemble(const struct fill *f)
     assemble_weights(f);
     for (int32_t i = 0; i < p->n_layer; i++) {
         int32_t x = i - p->first_trained;
-        bool near = !p->trains || x < 0 || chosen(x, k->near_x, n);
-        bool host = !near && chosen(at, least_of(k->host_x, moved), moved);
+        bool near = !p->trains || x < 0 || ps__chosen(x, k->near_x, n);
+        bool host = !near && ps__chosen(at, ps__least_of(k->host_x, moved), moved);
         at += !near;
         l->boundary[i] = near ? PS_TIER_DEVICE : host ? PS_TIER_HOST : PS_TIER_DISK;
         l->keep[i] = x >= 0 && p->trains && i >= p->n_layer - k->keep;
         disk |= !near && !host;
     }
+    if (ps__fill_streams_updates(f))
+        ps__assemble_updates(f);
     l->x_ring = l->group + (moved > 0 ? k->ring_extra : 0);
     l->host_ring = req->discrete && disk ? k->host_ring : 0;
 }
@@ -123,6 +105,9 @@ int ps__layout_bytes(const struct ps_planner_request *req, const struct ps_step_
         return ret;
     for (int t = 0; t < PS_TIER_COUNT; t++)
         bytes[t] = ps_step_map_tier_bytes(&map, (enum ps_tier)t);
+    if (l->update != PS_UPDATE_RESIDENT && req->shape->trains)
+        bytes[PS_TIER_DISK] +=
+            req->store_bytes ? req->store_bytes : 2 * ps_step_map_store_bytes(&map);
     ps_step_map_fini(&map);
     if (!req->discrete) {
         bytes[PS_TIER_DEVICE] += bytes[PS_TIER_HOST];
@@ -137,8 +122,7 @@ bool ps__bytes_fit(const struct ps_planner_request *req, const uint64_t bytes[PS
            bytes[PS_TIER_DISK] <= req->disk_budget;
 }
 
-/* 1: fits, 0: does not, negative: error. */
-static int fits(const struct fill *f)
+int ps__fill_fits(const struct ps__fill *f)
 {
     uint64_t bytes[PS_TIER_COUNT];
     assemble(f);
@@ -146,14 +130,13 @@ static int fits(const struct fill *f)
     return ret < 0 ? ret : ps__bytes_fit(f->req, bytes);
 }
 
-/* Raise a knob to the largest value in [*knob, max] that fits; as it is, it is known to fit. */
-static int raise(const struct fill *f, int32_t *knob, int32_t max)
+int ps__fill_raise(const struct ps__fill *f, int32_t *knob, int32_t max)
 {
     int32_t low = *knob;
     int32_t high = max;
     while (low < high) {
         *knob = low + (high - low + 1) / 2;
-        int ret = fits(f);
+        int ret = ps__fill_fits(f);
         if (ret < 0)
             return ret;
         if (ret)
@@ -165,35 +148,34 @@ static int raise(const struct fill *f, int32_t *knob, int32_t max)
     return 0;
 }
 
-/* Set a knob of two positions if that fits. */
-static int turn_on(const struct fill *f, bool *knob)
+int ps__fill_turn_on(const struct ps__fill *f, bool *knob)
 {
     *knob = true;
-    int ret = fits(f);
+    int ret = ps__fill_fits(f);
     if (ret <= 0)
         *knob = false;
     return ret;
 }
 
 /* Does the choice pin the embedding before anything else? */
-static bool embed_first(const struct fill *f)
+static bool embed_first(const struct ps__fill *f)
 {
     enum ps__cache_choice c = f->choice->cache;
     return (c == PS__CACHE_EMBED_SLOTS || c == PS__CACHE_EMBED_PINS) && f->req->offload_weights < 0;
 }
 
-static bool pins_allowed(const struct fill *f)
+static bool pins_allowed(const struct ps__fill *f)
 {
     return f->choice->stream && f->req->offload_weights < 0;
 }
 
-static bool caches_slots(const struct fill *f)
+static bool caches_slots(const struct ps__fill *f)
 {
     enum ps__cache_choice c = f->choice->cache;
     return c == PS__CACHE_SLOTS || c == PS__CACHE_EMBED_SLOTS || !pins_allowed(f);
 }
 
-static int32_t slots_wanted(const struct fill *f)
+static int32_t slots_wanted(const struct ps__fill *f)
 {
     if (f->choice->cache == PS__CACHE_LEAST)
         return 1;
@@ -201,46 +183,68 @@ static int32_t slots_wanted(const struct fill *f)
         return f->req->prefetch_depth + 1;
     if (f->choice->cache == PS__CACHE_PINS_1)
         return 1;
-    return f->choice->cache == PS__CACHE_PINS_2 || caches_slots(f) ? 2 : 3;
+    int32_t slots = f->choice->cache == PS__CACHE_PINS_2 || caches_slots(f) ? 2 : 3;
+    /* a unit stays while it is updated and written */
+    bool held =
+        f->choice->update == PS_UPDATE_INSIDE || f->choice->update == PS_UPDATE_NEXT_FORWARD;
+    return slots + (held ? 1 : 0);
 }
 
-/* Weights with what is left: slots or pins, then the host tier. */
-static int fill_cache(struct fill *f)
+/* Slots or pins, then the host tier. */
+static int fill_weight_cache(struct ps__fill *f)
 {
     const struct ps_step_shape *p = f->req->shape;
-    bool host_ok = f->req->discrete && f->choice->stream;
-    int ret = 0;
-    f->k.pins = 0;
-    f->k.embed_host = host_ok && f->req->offload_weights == PS_TIER_HOST;
-    f->k.host_units = f->k.embed_host ? p->n_layer : 0;
-    f->k.embed_pinned = embed_first(f);
-    if (f->choice->cache == PS__CACHE_LEAST || !f->choice->stream)
-        return 0;
-    f->k.slots = slots_wanted(f);
-    ret = fits(f);
-    if (ret == 0) {
-        f->k.slots = 1;
-        ret = fits(f);
-    }
-    /* Something is always streamed: that all of it fits is what resident says. */
+    bool host_ok = f->req->discrete;
+    int ret = ps__fill_fits(f);
+    /* Of a frozen base something is always streamed: that all of it fits is what resident says. */
+    int32_t pins_max = ps__fill_streams_updates(f) ? p->n_layer : p->n_layer - f->k.slots - 1;
     int32_t blocks = ps__unit_streamable(f->req, 0) && !f->k.embed_pinned
                          ? (int32_t)p->source->embed_block_count
                          : 0;
     if (ret > 0 && caches_slots(f) && f->req->prefetch_depth == 0)
-        ret = raise(f, &f->k.slots, p->n_layer + blocks - 1);
+        ret = ps__fill_raise(f, &f->k.slots, p->n_layer + blocks - 1);
     else if (ret > 0 && pins_allowed(f))
-        ret = raise(f, &f->k.pins, p->n_layer - f->k.slots - 1);
+        ret = ps__fill_raise(f, &f->k.pins, pins_max);
     if (ret >= 0 && pins_allowed(f) && !f->k.embed_pinned)
-        ret = turn_on(f, &f->k.embed_pinned);
+        ret = ps__fill_turn_on(f, &f->k.embed_pinned);
     if (ret >= 0 && host_ok && f->req->offload_weights < 0)
-        ret = raise(f, &f->k.host_units, p->n_layer);
+        ret = ps__fill_raise(f, &f->k.host_units, p->n_layer);
     if (ret >= 0 && host_ok && f->req->offload_weights < 0)
-        ret = turn_on(f, &f->k.embed_host);
+        ret = ps__fill_turn_on(f, &f->k.embed_host);
+    return ret < 0 ? ret : 0;
+}
+
+/* What is left of the memory: for weights, gradients and states. */
+static int fill_cache(struct ps__fill *f)
+{
+    bool host_ok = f->req->discrete && f->choice->stream;
+    int ret = 0;
+    f->k.pins = 0;
+    f->k.embed_host = host_ok && f->req->offload_weights == PS_TIER_HOST;
+    f->k.host_units = f->k.embed_host ? f->req->shape->n_layer : 0;
+    f->k.embed_pinned = embed_first(f);
+    ps__reset_update_cache(f);
+    if (f->choice->cache == PS__CACHE_LEAST)
+        return 0;
+    if (f->choice->stream) {
+        f->k.slots = slots_wanted(f);
+        ret = ps__fill_fits(f);
+        f->k.slots = ret == 0 ? 1 : f->k.slots;
+    }
+    if (ret >= 0 && ps__fill_streams_updates(f)) {
+        ret = ps__fill_update_cache(f, true);
+        if (ret < 0)
+            return ret;
+    }
+    if (ret >= 0 && f->choice->stream)
+        ret = fill_weight_cache(f);
+    if (ret >= 0 && ps__fill_streams_updates(f))
+        ret = ps__fill_update_cache(f, false);
     return ret < 0 ? ret : 0;
 }
 
 /* Compute takes no longer than the slowest other lane. */
-static int compute_hides(const struct fill *f)
+static int compute_hides(const struct ps__fill *f)
 {
     struct ps__estimate e;
     assemble(f);
@@ -255,7 +259,7 @@ static int compute_hides(const struct fill *f)
 }
 
 /* Of the counts of kept layers around one, the one of the best guess. */
-static int best_near(struct fill *f, int32_t around, int32_t most)
+static int best_near(struct ps__fill *f, int32_t around, int32_t most)
 {
     int32_t best = around;
     double best_s = INFINITY;
@@ -280,7 +284,7 @@ static int best_near(struct fill *f, int32_t around, int32_t most)
 
 /* As few kept layers as make compute no longer the slowest, all that fit if it always is; or what
  * is better near that. */
-static int balance(struct fill *f, int32_t most)
+static int balance(struct ps__fill *f, int32_t most)
 {
     int32_t low = 0;
     int32_t high = most;
@@ -306,7 +310,7 @@ static bool keeps_all(const struct ps_planner_request *req)
 }
 
 /* What the request says of the activations; returns whether the choice of keep still counts. */
-static bool begin_activations(struct fill *f)
+static bool begin_activations(struct ps__fill *f)
 {
     const struct ps_planner_request *req = f->req;
     int32_t n = needed_x(req->shape);
@@ -318,11 +322,11 @@ static bool begin_activations(struct fill *f)
     return act < 0;
 }
 
-/* The least memory, but no more on disk than its budget: the fewest boundaries elsewhere. */
-static int relieve_disk(struct fill *f, int32_t *knob)
+int ps__fill_relieve_disk(struct ps__fill *f, int32_t *knob, int32_t max)
 {
-    int32_t low = 0;
-    int32_t high = needed_x(f->req->shape);
+    int32_t low = *knob;
+    int32_t high = max + 1;
+    const int32_t before = *knob;
     while (low < high) {
         uint64_t bytes[PS_TIER_COUNT];
         *knob = low + (high - low) / 2;
@@ -330,58 +334,81 @@ static int relieve_disk(struct fill *f, int32_t *knob)
         int ret = ps__layout_bytes(f->req, f->l, bytes, f->err);
         if (ret < 0)
             return ret;
-        if (bytes[PS_TIER_DISK] <= f->req->disk_budget)
+        if (*knob <= max && bytes[PS_TIER_DISK] <= f->req->disk_budget)
             high = *knob;
         else
             low = *knob + 1;
     }
-    *knob = low;
-    return 0;
+    *knob = low <= max ? low : before;
+    return low <= max;
+}
+
+/* The least memory, but no more on disk than its budget: the fewest boundaries and gradients
+ * elsewhere. */
+static int relieve_disk(struct ps__fill *f, bool free_x)
+{
+    int32_t *x = f->req->discrete ? &f->k.host_x : &f->k.near_x;
+    int32_t n = needed_x(f->req->shape);
+    int32_t before = *x;
+    bool updates = ps__fill_streams_updates(f);
+    int ret = free_x ? ps__fill_relieve_disk(f, x, n) : 0;
+    if (ret != 0 || (!updates && !free_x))
+        return ret;
+    *x = free_x ? n : *x; /* not enough: all of them, and gradients too */
+    if (!updates)
+        return 0;
+    ret = ps__relieve_updates(f);
+    if (ret == 0 && free_x) /* it does not help */
+        *x = before;
+    return ret;
 }
 
 /* Slots to read ahead, and room on the ways. */
-static int widen_ways(struct fill *f)
+static int widen_ways(struct ps__fill *f)
 {
-    struct knobs *k = &f->k;
-    int ret = raise(f, &k->slots, slots_wanted(f));
+    struct ps__knobs *k = &f->k;
+    int ret = ps__fill_streams_updates(f) ? ps__widen_updates(f) : 0;
     if (ret >= 0)
-        ret = raise(f, &k->raw_slots, f->choice->cache == PS__CACHE_PINS_3 ? 3 : 2);
+        ret = ps__fill_raise(f, &k->slots, slots_wanted(f));
     if (ret >= 0)
-        ret = raise(f, &k->ring_extra, RING_EXTRA);
+        ret = ps__fill_raise(f, &k->raw_slots, f->choice->cache == PS__CACHE_PINS_3 ? 3 : 2);
     if (ret >= 0)
-        ret = raise(f, &k->host_ring, HOST_RING);
+        ret = ps__fill_raise(f, &k->ring_extra, RING_EXTRA);
+    if (ret >= 0)
+        ret = ps__fill_raise(f, &k->host_ring, HOST_RING);
+    if (ret >= 0 && ps__fill_streams_updates(f))
+        ret = ps__widen_updates_more(f);
     return ret;
 }
 
 /* Everything but kept activations and weights. 1: goes on, 0: nothing more fits. */
-static int fill_ways(struct fill *f)
+static int fill_ways(struct ps__fill *f)
 {
-    struct knobs *k = &f->k;
+    struct ps__knobs *k = &f->k;
     int32_t n = needed_x(f->req->shape);
     int act = f->req->offload_activations;
     bool free_x = f->choice->x != PS__X_NEAR && (act < 0 || act == PS_PLAN_RECOMPUTE);
     int ret = 0;
-    if (free_x)
-        ret = relieve_disk(f, f->req->discrete ? &k->host_x : &k->near_x);
+    ret = relieve_disk(f, free_x);
     if (ret < 0 || f->choice->cache == PS__CACHE_LEAST)
         return ret;
-    ret = fits(f);
+    ret = ps__fill_fits(f);
     if (ret <= 0)
         return ret;
     if (free_x && f->req->discrete && f->choice->x == PS__X_MOVED)
-        ret = raise(f, &k->host_x, n);
+        ret = ps__fill_raise(f, &k->host_x, n);
     if (ret >= 0)
         ret = widen_ways(f);
     if (ret >= 0 && free_x && f->choice->x == PS__X_MIXED) {
-        ret = raise(f, &k->near_x, n);
-        k->host_x = least_of(k->host_x, n - k->near_x);
+        ret = ps__fill_raise(f, &k->near_x, n);
+        k->host_x = ps__least_of(k->host_x, n - k->near_x);
         if (ret >= 0 && f->req->discrete)
-            ret = raise(f, &k->host_x, n - k->near_x);
+            ret = ps__fill_raise(f, &k->host_x, n - k->near_x);
     }
     return ret < 0 ? ret : 1;
 }
 
-static int fill(struct fill *f)
+static int fill(struct ps__fill *f)
 {
     bool free_keep = begin_activations(f);
     f->k.slots = f->choice->stream ? 1 : 0;
@@ -393,11 +420,13 @@ static int fill(struct fill *f)
         f->k.host_units = f->req->shape->n_layer;
         f->k.embed_host = true;
     }
+    if (ps__fill_streams_updates(f))
+        ps__begin_updates(f);
     int ret = fill_ways(f);
     if (ret <= 0)
         return ret;
     if (free_keep && f->choice->keep != PS__KEEP_NONE) {
-        ret = raise(f, &f->k.keep, needed_x(f->req->shape));
+        ret = ps__fill_raise(f, &f->k.keep, needed_x(f->req->shape));
         if (ret >= 0 && f->choice->keep == PS__KEEP_BALANCED)
             ret = balance(f, f->k.keep);
         if (ret < 0)
@@ -409,7 +438,13 @@ static int fill(struct fill *f)
 int ps__choice_layout(const struct ps_planner_request *req, const struct ps__choice *choice,
                       struct ps_step_layout *out, struct ps_error *err)
 {
-    struct fill f = {.req = req, .choice = choice, .l = out, .err = err};
+    struct ps__choice made = *choice;
+    struct ps__fill f = {.req = req, .choice = &made, .l = out, .err = err};
+    /* updates on the host do not need weights that are streamed */
+    if (choice->update != PS_UPDATE_RESIDENT &&
+        (req->offload_weights == PS_TIER_DEVICE ||
+         (req->offload_weights == PS_TIER_HOST && !req->discrete)))
+        made.stream = false;
     int ret = ps_step_layout_init(out, req->shape);
     if (ret < 0)
         return ps_error_set(err, ret, "out of memory");
@@ -417,8 +452,11 @@ int ps__choice_layout(const struct ps_planner_request *req, const struct ps__cho
     out->strategy = choice->strategy;
     out->discrete = req->discrete;
     out->ablate = req->ablate;
+    out->clip = req->clip;
+    out->update = req->shape->trains ? choice->update : PS_UPDATE_RESIDENT;
     out->group = req->shape->trains ? choice->group : 1;
-    out->eval_group = req->shape->trains ? least_of(choice->group, req->eval_max) : choice->group;
+    out->eval_group =
+        req->shape->trains ? ps__least_of(choice->group, req->eval_max) : choice->group;
     if (out->eval_group < 1)
         out->eval_group = 1;
     ret = fill(&f);
@@ -447,6 +485,22 @@ int32_t ps__choice_group(const struct ps_planner_request *req, int i)
             return group;
     }
     return 0;
+}
+
+int32_t ps__choice_whole_step(const struct ps_planner_request *req)
+{
+    return req->shape->micro_max > req->micro_count ? req->shape->micro_max : req->micro_count;
+}
+
+enum ps__grad_choice ps__choice_inside_grad(const struct ps_planner_request *req)
+{
+    return req->clip == PS_CLIP_EXACT || req->discrete ? PS__GRAD_MIXED : PS__GRAD_DROPPED;
+}
+
+int ps__choice_pick(int i, int count, int *index)
+{
+    *index = i % count;
+    return i / count;
 }
 
 void ps__layout_note(const struct ps_step_shape *p, const struct ps_step_layout *l, char *note,
@@ -487,5 +541,10 @@ void ps__layout_note(const struct ps_step_shape *p, const struct ps_step_layout 
         ADD(" %d to RAM", x_host);
     if (x_disk > 0)
         ADD("%s %d to disk", x_host ? "," : "", x_disk);
+    if (p->trains && l->update != PS_UPDATE_RESIDENT) {
+        char text[64];
+        ps__update_note(p, l, text, sizeof text);
+        ADD(", %s", text);
+    }
 #undef ADD
 }

@@ -54,19 +54,27 @@ static int known_keys(const struct reader *r, const json_t *obj, const char *con
     return 0;
 }
 
-/* A tier's name, one that the device has. */
-static int read_tier(const struct reader *r, const json_t *v, const char *field, enum ps_tier *out)
+/* A tier's name as it stands. */
+static int read_name(const struct reader *r, const json_t *v, const char *field, enum ps_tier *out)
 {
     const char *name = json_string_value(v);
     for (int t = 0; name && t < PS_TIER_COUNT; t++) {
         if (strcmp(name, ps_tier_name((enum ps_tier)t)) != 0)
             continue;
-        /* One memory: where compute reads is the host. */
-        *out = t == PS_TIER_HOST && !r->discrete ? PS_TIER_DEVICE : (enum ps_tier)t;
+        *out = (enum ps_tier)t;
         return 0;
     }
     return name ? bad(r, field, "'%.32s' is no tier: device, host or disk", name)
                 : bad(r, field, "a tier must be a string: device, host or disk");
+}
+
+/* One that the device has: of one memory, where compute reads is the host. */
+static int read_tier(const struct reader *r, const json_t *v, const char *field, enum ps_tier *out)
+{
+    int ret = read_name(r, v, field, out);
+    if (ret == 0 && *out == PS_TIER_HOST && !r->discrete)
+        *out = PS_TIER_DEVICE;
+    return ret;
 }
 
 static int read_list(const struct reader *r, const json_t *obj, const char *key, const json_t **out)
@@ -81,25 +89,32 @@ static int read_list(const struct reader *r, const json_t *obj, const char *key,
     return 0;
 }
 
-static int read_weights(const struct reader *r, const json_t *root, struct ps_step_layout *l)
+typedef int (*read_tier_fn)(const struct reader *r, const json_t *v, const char *field,
+                            enum ps_tier *out);
+
+/* A tier a unit: {"embed":..,"layers":[..],"head":..}. */
+static int read_units(const struct reader *r, const json_t *root, const char *key,
+                      read_tier_fn read, enum ps_tier *tier)
 {
     static const char *const keys[] = {"embed", "layers", "head", NULL};
-    const json_t *w = json_object_get(root, "weights");
+    const json_t *w = json_object_get(root, key);
     const json_t *layers;
     int32_t n = r->shape->n_layer;
+    char field[48];
     if (!json_is_object(w))
-        return bad(r, "weights", "'weights' must be an object");
-    int ret = known_keys(r, w, keys, "weights");
+        return bad(r, key, "'%s' must be an object", key);
+    int ret = known_keys(r, w, keys, key);
+    snprintf(field, sizeof field, "%s.embed", key);
     if (ret == 0)
-        ret = read_tier(r, json_object_get(w, "embed"), "weights.embed", &l->weight[0]);
+        ret = read(r, json_object_get(w, "embed"), field, &tier[0]);
+    snprintf(field, sizeof field, "%s.head", key);
     if (ret == 0)
-        ret = read_tier(r, json_object_get(w, "head"), "weights.head", &l->weight[n + 1]);
+        ret = read(r, json_object_get(w, "head"), field, &tier[n + 1]);
     if (ret == 0)
         ret = read_list(r, w, "layers", &layers);
     for (int32_t i = 0; ret == 0 && i < n; i++) {
-        char field[48];
-        snprintf(field, sizeof field, "weights.layers[%d]", i);
-        ret = read_tier(r, json_array_get(layers, (size_t)i), field, &l->weight[i + 1]);
+        snprintf(field, sizeof field, "%s.layers[%d]", key, i);
+        ret = read(r, json_array_get(layers, (size_t)i), field, &tier[i + 1]);
     }
     return ret;
 }
@@ -136,11 +151,42 @@ static int read_count(const struct reader *r, const json_t *root, const char *ke
     return ret;
 }
 
+/* On the host states are updated where compute reads, without a device memory; gradients are made
+ * near and may be kept on the host there too. */
+static int read_update(const struct reader *r, const json_t *root, struct ps_step_layout *l)
+{
+    const char *name;
+    int ret = ps_json_get_string(root, "update", ps_update_when_name(PS_UPDATE_RESIDENT), r->path,
+                                 &name, r->err);
+    int when = 0;
+    while (ret == 0 && when < PS_UPDATE_WHEN_COUNT &&
+           strcmp(name, ps_update_when_name((enum ps_update_when)when)) != 0)
+        when++;
+    if (ret < 0)
+        return ret;
+    if (when == PS_UPDATE_WHEN_COUNT)
+        return bad(r, "update", "there is no time of update '%.64s'", name);
+    l->update = (enum ps_update_when)when;
+    if (l->update == PS_UPDATE_RESIDENT)
+        return 0;
+    ret = read_units(r, root, "optimizer", read_tier, l->state);
+    if (ret == 0)
+        ret = read_units(r, root, "gradients", read_name, l->grad);
+    if (ret == 0)
+        ret = read_count(r, root, "grad_slots", 0, 0, &l->grad_slots);
+    if (ret == 0)
+        ret = read_count(r, root, "grad_ring", 0, 0, &l->grad_ring);
+    if (ret == 0)
+        ret = read_count(r, root, "state_slots", 0, 0, &l->state_slots);
+    return ret;
+}
+
 static int read_root(const struct reader *r, const json_t *root, struct ps_step_layout *l)
 {
-    static const char *const keys[] = {"version",    "strategy",  "group",       "eval_group",
-                                       "near_slots", "raw_slots", "x_ring",      "host_ring",
-                                       "interleave", "weights",   "activations", NULL};
+    static const char *const keys[] = {
+        "version",   "strategy",  "group",      "eval_group", "near_slots",  "raw_slots",
+        "x_ring",    "host_ring", "interleave", "weights",    "activations", "update",
+        "optimizer", "gradients", "grad_slots", "grad_ring",  "state_slots", NULL};
     int64_t version;
     const char *name;
     if (!json_is_object(root))
@@ -174,8 +220,10 @@ static int read_root(const struct reader *r, const json_t *root, struct ps_step_
     if (ret == 0)
         ret = read_count(r, root, "host_ring", 0, r->discrete ? 2 : 0, &l->host_ring);
     if (ret == 0)
-        ret = read_weights(r, root, l);
-    return ret == 0 ? read_activations(r, root, l) : ret;
+        ret = read_units(r, root, "weights", read_tier, l->weight);
+    if (ret == 0)
+        ret = read_activations(r, root, l);
+    return ret == 0 ? read_update(r, root, l) : ret;
 }
 
 int ps_placement_parse(struct ps_step_layout *out, const char *text, size_t len, const char *file,
@@ -199,7 +247,9 @@ int ps_placement_parse(struct ps_step_layout *out, const char *text, size_t len,
     ret = read_root(&r, inner ? inner : root, &l);
     json_decref(root);
     if (ret == 0) {
+        l.clip = PS_CLIP_NONE; /* asks the least; the planner knows which it is */
         ret = ps_step_map_create(&map, shape, &l, err); /* what the parts mean together */
+        l.clip = PS_CLIP_EXACT;
         if (ret == 0)
             ps_step_map_fini(&map);
         else
@@ -231,23 +281,55 @@ static const char *tier_text(const struct ps_step_layout *l, enum ps_tier t)
     return ps_tier_name(t == PS_TIER_DEVICE && !l->discrete ? PS_TIER_HOST : t);
 }
 
-json_t *ps_placement_json(const struct ps_step_layout *l, const struct ps_step_shape *shape)
+/* {"embed":..,"layers":[..],"head":..}; near: what tier DEVICE is called. */
+static json_t *units_json(const struct ps_step_shape *shape, const enum ps_tier *tier,
+                          const char *near)
 {
     json_t *layers = json_array();
+    int failed = 0;
+    const char *name[PS_TIER_COUNT] = {near, ps_tier_name(PS_TIER_HOST),
+                                       ps_tier_name(PS_TIER_DISK)};
+    for (int32_t i = 0; i < shape->n_layer; i++)
+        failed |= json_array_append_new(layers, json_string(name[tier[i + 1]]));
+    json_t *o = json_pack("{s:s,s:o,s:s}", "embed", name[tier[0]], "layers", layers, "head",
+                          name[tier[shape->n_layer + 1]]);
+    if (failed) {
+        json_decref(o);
+        return NULL;
+    }
+    return o;
+}
+
+static int add_update_json(json_t *root, const struct ps_step_layout *l,
+                           const struct ps_step_shape *shape)
+{
+    const char *near = tier_text(l, PS_TIER_DEVICE);
+    int failed = json_object_set_new(root, "update", json_string(ps_update_when_name(l->update)));
+    if (l->update == PS_UPDATE_RESIDENT)
+        return failed;
+    failed |= json_object_set_new(root, "optimizer", units_json(shape, l->state, near));
+    failed |= json_object_set_new(root, "gradients", units_json(shape, l->grad, "device"));
+    failed |= json_object_set_new(root, "grad_slots", json_integer(l->grad_slots));
+    failed |= json_object_set_new(root, "grad_ring", json_integer(l->grad_ring));
+    return failed | json_object_set_new(root, "state_slots", json_integer(l->state_slots));
+}
+
+json_t *ps_placement_json(const struct ps_step_layout *l, const struct ps_step_shape *shape)
+{
     json_t *activations = json_array();
     int failed = 0;
-    for (int32_t i = 0; i < shape->n_layer; i++) {
-        failed |= json_array_append_new(layers, json_string(tier_text(l, l->weight[i + 1])));
+    for (int32_t i = 0; i < shape->n_layer; i++)
         failed |=
             json_array_append_new(activations, json_pack("{s:b,s:s}", "keep", l->keep[i] ? 1 : 0,
                                                          "boundary", tier_text(l, l->boundary[i])));
-    }
     json_t *root = json_pack(
-        "{s:i,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:{s:s,s:o,s:s},s:o}", "version", PLACEMENT_VERSION,
-        "strategy", l->strategy, "group", l->group, "eval_group", l->eval_group, "near_slots",
-        l->near_slots, "raw_slots", l->raw_slots, "x_ring", l->x_ring, "host_ring", l->host_ring,
-        "interleave", l->interleave, "weights", "embed", tier_text(l, l->weight[0]), "layers",
-        layers, "head", tier_text(l, l->weight[shape->n_layer + 1]), "activations", activations);
+        "{s:i,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:o,s:o}", "version", PLACEMENT_VERSION, "strategy",
+        l->strategy, "group", l->group, "eval_group", l->eval_group, "near_slots", l->near_slots,
+        "raw_slots", l->raw_slots, "x_ring", l->x_ring, "host_ring", l->host_ring, "interleave",
+        l->interleave, "weights", units_json(shape, l->weight, tier_text(l, PS_TIER_DEVICE)),
+        "activations", activations);
+    if (root)
+        failed |= add_update_json(root, l, shape);
     if (failed) {
         json_decref(root);
         return NULL;

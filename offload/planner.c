@@ -20,6 +20,8 @@
 /* A plan that writes to the disk in every step must be so much faster than one that does not:
  * writes wear a drive out, and no profile knows how long it keeps its pace. */
 #define WRITE_PENALTY 0.05
+/* And one that writes optimizer states, as many bytes as a drive can take, all day long. */
+#define STATE_WRITE_PENALTY 0.25
 /* Layouts that can at best tie with what was found are simulated only where they take less memory,
  * and not too many of them. */
 #define TIES_MAX 8
@@ -46,18 +48,14 @@ static bool same_layout(const struct ps_step_shape *p, const struct ps_step_layo
     return a->group == b->group && a->eval_group == b->eval_group &&
            a->near_slots == b->near_slots && a->raw_slots == b->raw_slots &&
            a->x_ring == b->x_ring && a->host_ring == b->host_ring &&
-           a->interleave == b->interleave &&
+           a->interleave == b->interleave && a->update == b->update &&
+           a->grad_slots == b->grad_slots && a->grad_ring == b->grad_ring &&
+           a->state_slots == b->state_slots &&
+           memcmp(a->state, b->state, (n + 2) * sizeof *a->state) == 0 &&
+           memcmp(a->grad, b->grad, (n + 2) * sizeof *a->grad) == 0 &&
            memcmp(a->weight, b->weight, (n + 2) * sizeof *a->weight) == 0 &&
            memcmp(a->keep, b->keep, n * sizeof *a->keep) == 0 &&
            memcmp(a->boundary, b->boundary, n * sizeof *a->boundary) == 0;
-}
-
-static bool writes(const struct ps_step_shape *p, const struct ps_step_layout *l)
-{
-    for (int32_t i = p->first_trained; p->trains && i < p->n_layer; i++)
-        if (l->boundary[i] == PS_TIER_DISK)
-            return true;
-    return false;
 }
 
 /* Takes over *l. One that is there already is dropped. */
@@ -85,12 +83,17 @@ static int add_trial(struct ps__trials *t, const struct ps_planner_request *req,
     memset(n, 0, sizeof *n);
     n->layout = *l;
     n->strategy = strategy;
-    n->writes = writes(req->shape, l);
     int ret = ps__layout_bytes(req, &n->layout, n->bytes, err);
     if (ret < 0)
         return ret;
     n->fits = ps__bytes_fit(req, n->bytes);
     ret = ps__estimate_layout(&n->estimate, req, cost, &n->layout);
+    n->writes = n->estimate.write_bytes > 0;
+    for (int32_t i = 0; n->writes && i < req->shape->n_layer + 2; i++)
+        n->writes_states |= l->update != PS_UPDATE_RESIDENT && l->state[i] == PS_TIER_DISK;
+    /* too much even if it were as slow as can be */
+    n->wears = req->write_limit > 0 && ps__per_day(n->estimate.write_bytes, n->estimate.serial_s) >
+                                           (double)req->write_limit;
     return ret < 0 ? ps_error_set(err, ret, "out of memory") : 0;
 }
 
@@ -100,9 +103,23 @@ static const char *refusal(const struct ps_planner_request *req, const struct ps
     bool resident = s == &ps_strategy_resident;
     bool near = req->offload_weights == PS_TIER_DEVICE ||
                 (req->offload_weights == PS_TIER_HOST && !req->discrete);
-    if (!resident && !req->shape->frozen)
+    bool full = !req->shape->frozen;
+    int state = req->offload_optimizer;
+    if (full && !s->full)
         return "streams a frozen base, and here base weights are trained";
-    if (!resident && near)
+    if (!full && !s->frozen)
+        return "is for full fine-tuning, and here the base is frozen";
+    if (full && resident && req->discrete && state > PS_TIER_DEVICE)
+        return "keeps optimizer states on the device, which --offload-optimizer forbids";
+    if (full && state == PS_TIER_DISK && !s->disk_states)
+        return "keeps optimizer states in memory, which --offload-optimizer forbids";
+    if (full && state >= 0 && state != PS_TIER_DISK && !s->memory_states)
+        return "keeps optimizer states on disk, which --offload-optimizer forbids";
+    if (full && !resident && !s->disk_states && req->offload_weights == PS_TIER_DISK)
+        return "keeps weights in memory, which --offload-weights forbids";
+    if (full && req->discrete && state == PS_TIER_DEVICE && !resident)
+        return "updates on the host, but --offload-optimizer keeps the states on the device";
+    if (!full && !resident && near)
         return "streams weights, which --offload-weights keeps in memory";
     if (resident && req->offload_weights >= 0 && !near)
         return "keeps all weights in memory, which --offload-weights forbids";
@@ -157,14 +174,19 @@ static int collect(struct ps__trials *t, const struct ps_planner_request *req,
     return 0;
 }
 
+static double weight(const struct ps__trial *t)
+{
+    return 1 + (t->writes_states ? STATE_WRITE_PENALTY : t->writes ? WRITE_PENALTY : 0);
+}
+
 static int by_guess(const void *a, const void *b)
 {
     const struct ps__trial *x = a;
     const struct ps__trial *y = b;
     if (x->fits != y->fits)
         return x->fits ? -1 : 1;
-    double a_guess = x->estimate.guess_s * (1 + (x->writes ? WRITE_PENALTY : 0));
-    double b_guess = y->estimate.guess_s * (1 + (y->writes ? WRITE_PENALTY : 0));
+    double a_guess = x->estimate.guess_s * weight(x);
+    double b_guess = y->estimate.guess_s * weight(y);
     if (a_guess != b_guess)
         return a_guess < b_guess ? -1 : 1;
     for (int t = 0; t < PS_TIER_COUNT; t++)
@@ -175,7 +197,7 @@ static int by_guess(const void *a, const void *b)
 
 static double score(const struct ps__trial *t)
 {
-    return t->step_s * (1 + (t->writes ? WRITE_PENALTY : 0));
+    return t->step_s * weight(t);
 }
 
 /* Is a the better plan? Both are simulated. */
@@ -194,6 +216,9 @@ static bool better(const struct ps__trial *a, const struct ps__trial *b)
     return ps__trial_memory(a) < ps__trial_memory(b);
 }
 
+/* Even where nothing has been found that may be written. */
+#define TASKS_AT_ALL_MAX (4 * (uint64_t)TASKS_MAX)
+
 /* What the search knows so far. */
 struct search {
     double lowest; /* score */
@@ -206,9 +231,11 @@ struct search {
 /* Is it worth building and simulating? */
 static bool worth(struct search *s, const struct ps__trials *t, const struct ps__trial *c)
 {
+    if (c->wears)
+        return false;
     if (!s->seen[c->strategy] || s->best < 0)
-        return true;
-    double bound = c->estimate.bound_s * (1 + (c->writes ? WRITE_PENALTY : 0));
+        return s->tasks <= TASKS_AT_ALL_MAX;
+    double bound = c->estimate.bound_s * weight(c);
     if (s->tasks > TASKS_MAX || bound > s->lowest * (1 + TIE))
         return false;
     if (bound < s->lowest * (1 - TIE))
@@ -230,6 +257,10 @@ static int search(struct ps__trials *t, const struct ps_planner_request *req,
         int ret = ps__trial_simulate(c, req, cost, &s.tasks, err);
         if (ret < 0)
             return ret;
+        c->wears = req->write_limit > 0 &&
+                   ps__per_day(c->estimate.write_bytes, c->step_s) > (double)req->write_limit;
+        if (c->wears)
+            continue;
         if (s.best < 0 || score(c) < s.lowest)
             s.lowest = score(c);
         if (s.best < 0 || better(c, &t->trial[s.best]))
@@ -249,6 +280,7 @@ static int take_placement(struct ps__trials *t, const struct ps_planner_request 
         return ps_error_set(err, ret, "out of memory");
     l.discrete = req->discrete;
     l.ablate |= req->ablate;
+    l.clip = req->clip;
     if (req->shape->trains && (req->ablate & PS_ABLATE_LAYER_MAJOR)) {
         l.group = 1;
         l.interleave = 0;
@@ -300,6 +332,8 @@ int ps_planner_choose(struct ps_plan *out, const struct ps_planner_request *req,
 {
     struct ps_planner_request of = *req;
     struct ps_step_shape shape = *req->shape;
+    of.shape = &shape;
+    shape.micro_max = ps__choice_whole_step(req); /* the steps that are planned are among those */
     if (!shape.trains && shape.cache_bytes > 0)
         one_token(&of, &shape);
     return choose(out, &of, err);

@@ -27,6 +27,12 @@ struct ps_planner_request {
     int32_t prefetch_depth;      /* slots read ahead; 0: the planner chooses */
     int offload_weights;         /* -1 auto, else enum ps_tier */
     int offload_activations;     /* -1 auto, PS_TIER_*, or PS_PLAN_RECOMPUTE */
+    int offload_optimizer;       /* -1 auto, else enum ps_tier: where optimizer states live */
+    enum ps_clip_mode clip;
+    /* Bytes on disk of the store that layouts with streamed updates need, all its slots; 0: twice
+     * what the layout says. */
+    uint64_t store_bytes;
+    uint64_t write_limit;        /* bytes that may be written to the disk in a day; 0: any */
     unsigned ablate;
     const struct ps_step_layout *placement; /* not NULL: take it as it is (--placement) */
 };
@@ -36,7 +42,9 @@ struct ps_plan_candidate {
     const char *strategy;
     double step_s;
     uint64_t device_bytes, host_bytes, disk_bytes;
+    uint64_t write_bytes; /* to the disk, a step */
     bool fits;
+    bool wears;           /* fits, but writes more a day than it may */
     char note[160]; /* "3 slots, 5 of 22 layers pinned, recompute" */
 };
 
@@ -47,6 +55,8 @@ struct ps_plan {
     struct ps_cost_model cost;
     struct ps_sim_result step; /* one optimizer step in the steady state */
     double step_s, serial_s, tokens_per_s;
+    bool commits; /* every step is a checkpoint */
+    uint64_t needs_write_limit; /* PS_ENOFIT for the write limit alone: the least that would do */
     uint64_t device_bytes, host_bytes, disk_bytes; /* buffers; not discrete: host_bytes is 0 */
     uint64_t disk_read, disk_write, h2d, d2h;      /* bytes a step */
     double tokens_per_pass, break_even_tokens;     /* N*; 0 when nothing is streamed */
@@ -72,6 +82,8 @@ const char *ps_plan_time_text(char buf[32], double s);
 struct ps_strategy {
     const char *name;
     const char *help;
+    bool frozen, full; /* for frozen bases, with adapters or without; for full fine-tuning */
+    bool memory_states, disk_states; /* of full fine-tuning: where it can have optimizer states */
     /* Candidate number i (0, 1, ...), best guesses first; 0: filled, 1: no more, negative: error. */
     int (*candidate)(const struct ps_planner_request *req, int i, struct ps_step_layout *out,
                      struct ps_error *err);
@@ -80,14 +92,18 @@ struct ps_strategy {
                     struct ps_error *err);
 };
 extern const struct ps_strategy ps_strategy_resident, ps_strategy_stream_lora,
-    ps_strategy_horizontal;
+    ps_strategy_horizontal, ps_strategy_zero_offload, ps_strategy_zero_infinity, ps_strategy_fuyou,
+    ps_strategy_vertical, ps_strategy_update_next_forward;
 const struct ps_strategy *ps_strategy_find(const char *name);
 const struct ps_strategy *ps_strategy_at(int i); /* NULL past the end */
 
 /* The placement file (--placement), JSON: {"version":1,"strategy":..,"group":..,"eval_group":..,
  * "near_slots":..,"raw_slots":..,"x_ring":..,"interleave":..,"host_ring":..,
  * "weights":{"embed":TIER,"layers":[TIER,..],"head":TIER},
- * "activations":[{"keep":bool,"boundary":TIER},..]}; written by plan, read back here. TIER is "device",
+ * "activations":[{"keep":bool,"boundary":TIER},..],"update":WHEN}, and where WHEN (a name of
+ * ps_update_when_name) is not "resident" "optimizer":{..},"gradients":{..} (like weights; of gradients
+ * "device" is where they are made),"grad_slots":..,"grad_ring":..,"state_slots":..; written by plan,
+ * read back here. TIER is "device",
  * "host" or "disk"; on a device without memory of its own device and host are the same, written as
  * "host". An object with a member "placement" (plan.json of a run, the output of plan --json) stands for
  * that member. Reading: PS_EFORMAT (a member of the wrong type, range, name or number of layers), PS_EUSAGE

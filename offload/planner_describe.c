@@ -13,38 +13,64 @@
 /* Slower than this is said in words. */
 #define TIMES_MAX 100
 
+static bool streams_updates(const struct ps_step_shape *p, const struct ps_step_layout *l)
+{
+    return p->trains && l->update != PS_UPDATE_RESIDENT;
+}
+
+static int build_schedules(struct ps__schedules *s, const struct ps_step_shape *p,
+                           const struct ps_step_layout *l, struct ps_error *err)
+{
+    enum ps_segment pass = p->trains ? PS_SEGMENT_TRAIN : PS_SEGMENT_EVAL;
+    enum ps_segment second = s->streams ? PS_SEGMENT_TRAIN_INNER : PS_SEGMENT_UPDATE;
+    ps_schedule_init(&s->pass, ps_segment_name(pass));
+    ps_schedule_init(&s->second, ps_segment_name(second));
+    int ret = ps_step_build(&s->pass, pass, p, l, &s->map, err);
+    if (ret == 0 && p->trains && (!s->streams || s->pass_count > 1))
+        ret = ps_step_build(&s->second, second, p, l, &s->map, err);
+    return ret;
+}
+
 int ps__schedules_build(struct ps__schedules *s, const struct ps_planner_request *req,
                         const struct ps_step_layout *l, struct ps_error *err)
 {
+    struct ps__coarse coarse;
     const struct ps_step_shape *p = req->shape;
     int32_t micros = p->trains ? req->micro_count : req->eval_max;
     int32_t group = p->trains ? l->group : l->eval_group;
-    enum ps_segment pass = p->trains ? PS_SEGMENT_TRAIN : PS_SEGMENT_EVAL;
     memset(s, 0, sizeof *s);
-    int ret = ps_step_map_create(&s->map, p, l, err);
+    s->streams = streams_updates(p, l);
+    s->pass_count = (micros + group - 1) / group;
+    int ret = s->streams ? ps__coarse_init(&coarse, p) : 0;
+    if (ret < 0)
+        return ps_error_set(err, ret, "out of memory");
+    if (s->streams)
+        p = &coarse.shape;
+    ret = ps_step_map_create(&s->map, p, l, err);
+    if (ret == 0) {
+        ret = build_schedules(s, p, l, err);
+        if (ret < 0)
+            ps__schedules_fini(s);
+    }
+    if (s->streams)
+        ps__coarse_fini(&coarse);
     if (ret < 0)
         return ret;
-    ps_schedule_init(&s->pass, ps_segment_name(pass));
-    ps_schedule_init(&s->update, ps_segment_name(PS_SEGMENT_UPDATE));
-    ret = ps_step_build(&s->pass, pass, p, l, &s->map, err);
-    if (ret == 0 && p->trains)
-        ret = ps_step_build(&s->update, PS_SEGMENT_UPDATE, p, l, &s->map, err);
-    if (ret < 0) {
-        ps__schedules_fini(s);
-        return ret;
-    }
-    s->segment[0].schedule = &s->pass;
-    s->segment[0].repeat = (uint32_t)((micros + group - 1) / group);
-    s->segment[1].schedule = &s->update;
-    s->segment[1].repeat = 1;
-    s->segment_count = p->trains ? 2 : 1;
+    /* a step begins with the inner passes; slots and dependencies are handed over at rest */
+    bool both = s->streams && s->pass_count > 1;
+    struct ps_sim_segment passes = {&s->pass, (uint32_t)(s->streams ? 1 : s->pass_count), both};
+    struct ps_sim_segment other = {&s->second, (uint32_t)(s->streams ? s->pass_count - 1 : 1),
+                                   both};
+    s->segment[both ? 1 : 0] = passes;
+    s->segment[both ? 0 : 1] = other;
+    s->segment_count = both || (p->trains && !s->streams) ? 2 : 1;
     return 0;
 }
 
 void ps__schedules_fini(struct ps__schedules *s)
 {
     ps_schedule_fini(&s->pass);
-    ps_schedule_fini(&s->update);
+    ps_schedule_fini(&s->second);
     ps_step_map_fini(&s->map);
 }
 
@@ -131,11 +157,43 @@ static const struct ps__trial *smallest(const struct ps__trials *t, int strategy
     return least;
 }
 
+/* Something fits, but all of that writes too much: PS_ENOFIT; else 0. */
+static int wears_out(struct ps_plan *out, const struct ps__trials *t,
+                     const struct ps_planner_request *req, struct ps_error *err)
+{
+    const struct ps__trial *least = NULL;
+    double least_day = 0;
+    for (int i = 0; i < t->count; i++) {
+        const struct ps__trial *c = &t->trial[i];
+        double s = c->simulated ? c->step_s : c->estimate.serial_s;
+        double day = ps__per_day(c->estimate.write_bytes, s);
+        if (!c->fits || !c->wears || (least && day >= least_day))
+            continue;
+        least = c;
+        least_day = day;
+    }
+    if (!least)
+        return 0;
+    out->device_bytes = least->bytes[PS_TIER_DEVICE];
+    out->host_bytes = least->bytes[PS_TIER_HOST];
+    out->disk_bytes = least->bytes[PS_TIER_DISK];
+    out->needs_write_limit = (uint64_t)least_day + 1;
+    return ps_error_full(err, PS_ENOFIT, NULL, "nvme-write-limit",
+                         "raise the limit, or the memory budget so that less is written, or give "
+                         "more tokens a step",
+                         "a day of %s would write %.1f GiB to the disk and %.1f GiB may be "
+                         "written; nothing that fits writes less",
+                         least->layout.strategy, least_day / GIB, (double)req->write_limit / GIB);
+}
+
 int ps__plan_no_fit(struct ps_plan *out, const struct ps__trials *t,
                     const struct ps_planner_request *req, struct ps_error *err)
 {
     const struct ps__trial *least = smallest(t, -1, req);
     assert(least);
+    int ret = wears_out(out, t, req, err);
+    if (ret < 0)
+        return ret;
     out->device_bytes = least->bytes[PS_TIER_DEVICE];
     out->host_bytes = least->bytes[PS_TIER_HOST];
     out->disk_bytes = least->bytes[PS_TIER_DISK];
@@ -185,6 +243,33 @@ static double alone_s(const struct ps_schedule *s, const struct ps_cost_model *c
     return sum;
 }
 
+/* A lane's seconds in a step, alone. */
+static double step_alone_s(const struct ps__schedules *s, const struct ps_cost_model *cost,
+                           enum ps_lane lane, enum ps_task_kind kind)
+{
+    double sum = 0;
+    for (int i = 0; i < s->segment_count; i++)
+        sum += s->segment[i].repeat * alone_s(s->segment[i].schedule, cost, lane, kind);
+    return sum;
+}
+
+/* What compute must hide, in a step: weights, and where the updates are streamed all that the disk
+ * does. */
+static double moved_s(const struct ps__schedules *s, const struct ps_cost_model *cost)
+{
+    double read = step_alone_s(s, cost, PS_LANE_DISK_WEIGHTS, PS_TASK_READ_WEIGHTS);
+    double copy = step_alone_s(s, cost, PS_LANE_H2D, PS_TASK_COPY_WEIGHTS);
+    double most = read > copy ? read : copy;
+    double disk = 0;
+    for (int i = 0; s->streams && i < PS_LANE_COUNT; i++) {
+        double lane = step_alone_s(s, cost, (enum ps_lane)i, PS_TASK_KIND_COUNT);
+        if (i != PS_LANE_COMPUTE && lane > most)
+            most = lane;
+        disk += lane * cost->use[i][PS_RESOURCE_DISK];
+    }
+    return disk > most ? disk : most;
+}
+
 /* Break-even, serial time, slowdown: what needs the schedules again. */
 static int measure(struct ps_plan *out, const struct ps_planner_request *req,
                    const struct ps_cost_model *cost, struct ps_error *err)
@@ -195,24 +280,24 @@ static int measure(struct ps_plan *out, const struct ps_planner_request *req,
     if (ret < 0)
         return ret;
     ret = simulate(&serial, &s, cost, true, err);
-    double compute = alone_s(&s.pass, cost, PS_LANE_COMPUTE, PS_TASK_KIND_COUNT);
-    double read = alone_s(&s.pass, cost, PS_LANE_DISK_WEIGHTS, PS_TASK_READ_WEIGHTS);
-    double copy = alone_s(&s.pass, cost, PS_LANE_H2D, PS_TASK_COPY_WEIGHTS);
-    double moved = read > copy ? read : copy;
-    double passes = s.segment[0].repeat;
+    double compute = alone_s(&s.pass, cost, PS_LANE_COMPUTE, PS_TASK_KIND_COUNT) * s.pass_count;
+    if (s.streams)
+        compute = step_alone_s(&s, cost, PS_LANE_COMPUTE, PS_TASK_KIND_COUNT);
+    double moved = moved_s(&s, cost);
     double updates = 0;
-    if (ret == 0 && s.segment_count == 2) {
+    if (ret == 0 && s.segment_count == 2 && !s.streams) {
         struct ps_sim_options o = {
             .model = cost, .segment = &s.segment[1], .segment_count = 1, .rounds = 1};
         ret = ps_simulate(&update, &o, err);
         updates = update.seconds;
     }
+    out->commits = s.streams && s.map.commits;
     ps__schedules_fini(&s);
     if (ret < 0)
         return ret;
     out->serial_s = serial.seconds;
     out->break_even_tokens = compute > 0 ? out->tokens_per_pass * moved / compute : 0;
-    double bare = passes * compute + updates;
+    double bare = compute + updates;
     out->slowdown = bare > 0 ? out->step_s / bare : 1;
     return 0;
 }
@@ -229,9 +314,13 @@ static void list_candidate(struct ps_plan *out, const struct ps_planner_request 
     c->host_bytes = t->bytes[PS_TIER_HOST];
     c->disk_bytes = t->bytes[PS_TIER_DISK];
     c->fits = t->fits;
+    c->wears = t->fits && t->wears;
+    c->write_bytes = t->estimate.write_bytes;
     ps__layout_note(req->shape, &t->layout, c->note, sizeof c->note);
     size_t len = strlen(c->note);
-    if (t->fits && !t->simulated)
+    if (t->fits && t->wears)
+        snprintf(c->note + len, sizeof c->note - len, " (writes too much)");
+    else if (t->fits && !t->simulated)
         snprintf(c->note + len, sizeof c->note - len, " (at least)");
 }
 
@@ -304,7 +393,8 @@ static void say_rival(struct text *w, const struct ps__trials *t,
     const struct ps__trial *best = NULL;
     for (int i = 0; i < t->count; i++) {
         const struct ps__trial *c = &t->trial[i];
-        if (c->strategy == strategy && c->simulated && (!best || c->step_s < best->step_s))
+        if (c->strategy == strategy && c->simulated && !c->wears &&
+            (!best || c->step_s < best->step_s))
             best = c;
     }
     const char *name = ps_strategy_at(strategy)->name;
@@ -331,6 +421,8 @@ static void explain(struct ps_plan *out, const struct ps__trials *t,
     char note[160];
     ps__layout_note(req->shape, &out->layout, note, sizeof note);
     say(&w, "%s: %s; ", out->layout.strategy, note);
+    if (out->commits)
+        say(&w, "every step is a checkpoint; ");
     double busy = out->step_s > 0 ? 100 * out->step.busy_s[out->bottleneck] / out->step_s : 0;
     say(&w, "%s is the bottleneck, busy %.0f%% of the step", ps_lane_name(out->bottleneck), busy);
     if (out->break_even_tokens > 0)

@@ -17,7 +17,9 @@ struct ps__trial {
     struct ps_sim_result sim;
     double step_s; /* 0 until simulated */
     int strategy;
-    bool fits, writes, simulated; /* writes: boundaries to the disk */
+    bool fits, simulated;
+    bool writes, writes_states; /* to the disk, in every step */
+    bool wears;                   /* more than the request allows in a day */
 };
 
 static inline uint64_t ps__trial_memory(const struct ps__trial *t)
@@ -30,16 +32,36 @@ struct ps__trials {
     int count, capacity;
 };
 
-/* The schedules of a layout; release with ps__schedules_fini. */
+/* The schedules of a layout; release with ps__schedules_fini. A step is pass_count runs of `pass`
+ * and then the update, or, with streamed updates, pass_count - 1 runs of `inner` and one of `pass`,
+ * which holds the updates. */
 struct ps__schedules {
     struct ps_step_map map;
-    struct ps_schedule pass, update; /* update: empty without training */
+    struct ps_schedule pass, second; /* second: update or inner; may be empty */
     struct ps_sim_segment segment[2];
     int segment_count;
+    int32_t pass_count;
+    bool streams; /* updates */
 };
 int ps__schedules_build(struct ps__schedules *s, const struct ps_planner_request *req,
                         const struct ps_step_layout *l, struct ps_error *err) PS_WARN_UNUSED;
 void ps__schedules_fini(struct ps__schedules *s);
+
+/* Bytes that a step writes to the disk, in a day of steps. */
+static inline double ps__per_day(uint64_t bytes, double step_s)
+{
+    return step_s > 0 ? (double)bytes * 86400.0 / step_s : 0;
+}
+
+/* A shape with fewer update granules where there are very many, neighbours taken together: for the
+ * time of plans, not for their memory. Release with ps__coarse_fini. */
+struct ps__coarse {
+    struct ps_step_shape shape;
+    struct ps_granule *granule;
+    uint32_t *granule_begin;
+};
+int ps__coarse_init(struct ps__coarse *c, const struct ps_step_shape *shape) PS_WARN_UNUSED;
+void ps__coarse_fini(struct ps__coarse *c);
 
 /* Fill sim, step_s, simulated; adds the tasks walked to *tasks. */
 int ps__trial_simulate(struct ps__trial *t, const struct ps_planner_request *req,
@@ -51,7 +73,8 @@ int ps__trial_simulate(struct ps__trial *t, const struct ps_planner_request *req
 int ps__grow_eval_group(struct ps__trial *t, const struct ps_planner_request *req,
                         const struct ps_cost_model *cost, struct ps_error *err) PS_WARN_UNUSED;
 
-/* PS_ENOFIT: the smallest layout's bytes and the message. */
+/* PS_ENOFIT: the smallest layout's bytes, or what the write limit would have to be, and the
+ * message. */
 int ps__plan_no_fit(struct ps_plan *out, const struct ps__trials *t,
                     const struct ps_planner_request *req, struct ps_error *err) PS_WARN_UNUSED;
 

@@ -131,12 +131,14 @@ void ps_cost_query_model(struct ps_cost_query *q, const struct ps_model_config *
  * backward with the last two swapped; attention at its own rate, backward 2.5 times its forward;
  * adapters, narrow products, at a third of the linears' rate, backward twice. A rate is that of the
  * FLOPs that tasks count, so it contains what they count too much (the down projection, which
- * recomputation leaves out) or not (adapters). The head is a product (tokens, vocab, hidden). An
- * update's `flops` are its parameters. On a CPU the element-wise operations of a block, which have
- * no FLOPs, are added as time at memory bandwidth. Each compute task has step_overhead_s on top,
- * each disk task the latency of a small read. Disk lanes have the rates of disk 0 (of the careful
- * figures when there is none). Copies run at h2d and d2h; where those are not known, or the device
- * has no memory of its own, at copy_host; with a decode_rate one after the other on the h2d lane.
+ * recomputation leaves out) or not (adapters). The head is a product (tokens, vocab, hidden). The
+ * `flops` of updates and norms are parameters, and so are the bytes of updates on cpu_optim; on a
+ * card, whose own memory's rate a profile does not say, updates and norms cost nothing. On a CPU
+ * the element-wise operations of a block, which have no FLOPs, are added as time at memory
+ * bandwidth. Each compute task has step_overhead_s on top, each disk task the latency of a small
+ * read, a commit a few of them. Disk lanes have the rates of disk 0 (of the careful figures when
+ * there is none). Copies run at h2d and d2h; where those are not known, or the device has no memory
+ * of its own, at copy_host; with a decode_rate one after the other on the h2d lane.
  *
  * Shares. Two works that slow each other down by a and b (alone / together) do 1/a + 1/b of a
  * second's work in a second. A shared resource slows both by one factor f, the sum of their shares,

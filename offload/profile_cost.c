@@ -16,6 +16,10 @@
 #define ADAPTER_SLOWER 3
 /* Bytes that a fused AdamW update moves for a parameter. */
 #define UPDATE_BYTES 26.0
+/* And the norm of its gradient, which is rounded in place. */
+#define NORM_BYTES 8.0
+/* A commit flushes three times and writes a table and a superblock, one after the other. */
+#define COMMIT_LATENCIES 5
 
 /* --- products --- */
 
@@ -166,9 +170,11 @@ static void set_compute(const struct ps_profile *p, const struct ps_cost_query *
     for (int k = 0; k <= PS_TASK_UPDATE; k++)
         out->overhead_s[k] = p->step_overhead_s;
     set_layers(p, q, out->flop_rate);
-    out->flop_rate[PS_TASK_UPDATE] = p->cpu_optim_params;
+    if (!on_cuda(p)) /* a card's own memory is so much faster that both cost nothing there */
+        out->flop_rate[PS_TASK_UPDATE] = p->cpu_optim_params;
     if (on_cuda(p) || p->memory <= 0)
         return;
+    out->flop_rate[PS_TASK_GRAD_NORM] = p->memory / NORM_BYTES;
     /* Elements that the element-wise operations of a block read and write for each token: two norms
      * (4 h), RoPE on queries and keys (2.5 h), residuals (2 h), SwiGLU (3 i); backward the norms
      * and SwiGLU again, their gradients, and the sums of three gradients. */
@@ -219,9 +225,14 @@ static void set_bytes(const struct ps_profile *p, const struct ps_cost_query *q,
             q->discrete ? 1 / (1 / out->byte_rate[PS_LANE_H2D] + 1 / q->decode_rate)
                         : q->decode_rate;
     out->byte_rate[PS_LANE_D2H] = q->discrete ? known(p->copy_d2h, p->copy_host) : p->copy_host;
-    out->overhead_s[PS_TASK_READ_WEIGHTS] = d->latency_s;
-    out->overhead_s[PS_TASK_SPILL_READ] = d->latency_s;
-    out->overhead_s[PS_TASK_SPILL_WRITE] = d->latency_s;
+    out->byte_rate[PS_LANE_CPU_OPTIM] = p->cpu_optim_params;
+    out->host_copy_rate = p->copy_host;
+    static const enum ps_task_kind request[] = {
+        PS_TASK_READ_WEIGHTS, PS_TASK_SPILL_READ, PS_TASK_SPILL_WRITE, PS_TASK_GRAD_WRITE,
+        PS_TASK_GRAD_READ,    PS_TASK_READ_STATE, PS_TASK_WRITE_STATE, PS_TASK_WRITE_WEIGHTS};
+    for (size_t i = 0; i < sizeof request / sizeof *request; i++)
+        out->overhead_s[request[i]] = d->latency_s;
+    out->overhead_s[PS_TASK_COMMIT] = COMMIT_LATENCIES * d->latency_s;
 }
 
 /* The factor by which two that run together both slow down in the model, when the first slows down
@@ -264,6 +275,8 @@ static void set_shares(const struct ps_profile *p, const struct ps_cost_query *q
     if (p->memory <= 0)
         return;
     for (int l = 0; l < PS_LANE_COUNT; l++) {
+        if (l == PS_LANE_CPU_OPTIM)
+            continue;
         bool twice = (l == PS_LANE_H2D || l == PS_LANE_D2H) && !(q->discrete && on_cuda(p));
         out->use[l][PS_RESOURCE_HOST_MEMORY] =
             fmin(1, out->byte_rate[l] * (twice ? 2 : 1) / p->memory);

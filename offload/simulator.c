@@ -17,7 +17,7 @@
  * 1. Runs (periods of segments) are released one after the other; tasks that do not trail and are
  * not done belong to the run released last.
  * 2. A period begins when the last but one of the same schedule has ended, trailing tasks included
- * (the executor keeps two periods).
+ * (the executor keeps two periods). The first of a drained segment begins when all have.
  * 3. Something is active or every released task has ended: dependencies point to earlier tasks or
  * to the period before (checked beforehand), and lanes follow program order. */
 #include "offload/simulator.h"
@@ -73,8 +73,8 @@ struct sim {
     uint64_t run_recorded;                   /* UINT64_MAX: none */
     int segment;                             /* of the run to release next, and its repetition */
     uint32_t repeat;
-    uint32_t waiting; /* tasks that the run released last still waits for */
-    bool held;        /* the next run waits for an older period of its schedule (invariant 2) */
+    uint32_t waiting;          /* tasks that the run released last still waits for */
+    bool held;                 /* the next run waits for trailing tasks (invariant 2) */
     double now, begin, finish; /* last round: [begin, finish); INFINITY while ahead */
 };
 
@@ -207,6 +207,20 @@ static void settle(struct sim *s, struct lane *l)
     l->ready = s->now;
 }
 
+/* Must the next run wait for tasks that trail? */
+static bool is_held(const struct sim *s)
+{
+    const struct book *b = &s->book[s->book_of[s->segment]];
+    if (b->left[b->periods & 1] > 0)
+        return true;
+    if (!s->opt->segment[s->segment].drained || s->repeat > 0)
+        return false;
+    for (int i = 0; i < s->book_count; i++)
+        if (s->book[i].left[0] > 0 || s->book[i].left[1] > 0)
+            return true;
+    return false;
+}
+
 /* Begin the next run that can begin; at the end of a round, take the time. */
 static void release(struct sim *s)
 {
@@ -218,7 +232,7 @@ static void release(struct sim *s)
             return;
         }
         struct book *b = &s->book[s->book_of[s->segment]];
-        s->held = b->left[b->periods & 1] > 0;
+        s->held = is_held(s);
         if (s->held)
             return;
         b->left[b->periods++ & 1] = b->schedule->task_count;

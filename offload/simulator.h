@@ -12,10 +12,12 @@
 extern "C" {
 #endif
 
-/* One segment run `repeat` times in a row (periods): trailing tasks of a period overlap what follows. */
+/* One segment run `repeat` times in a row (periods): trailing tasks of a period overlap what
+ * follows, but where the next segment is `drained`: it begins when everything before has ended. */
 struct ps_sim_segment {
     const struct ps_schedule *schedule;
     uint32_t repeat;
+    bool drained;
 };
 
 /* The last round. busy_s and stall_s count what lies between its begin and its end: also work of the round

@@ -7,6 +7,11 @@ static const struct ps_strategy *const strategies[] = {
     &ps_strategy_resident,
     &ps_strategy_stream_lora,
     &ps_strategy_horizontal,
+    &ps_strategy_zero_offload,
+    &ps_strategy_update_next_forward,
+    &ps_strategy_vertical,
+    &ps_strategy_fuyou,
+    &ps_strategy_zero_infinity,
 };
 
 const struct ps_strategy *ps_strategy_at(int i)

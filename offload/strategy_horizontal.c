@@ -42,6 +42,7 @@ static int smallest(const struct ps_planner_request *req, struct ps_step_layout 
 const struct ps_strategy ps_strategy_horizontal = {
     .name = "horizontal",
     .help = "the usual order: a frozen base is read anew for every micro-batch",
+    .frozen = true,
     .candidate = candidate,
     .smallest = smallest,
 };

@@ -35,6 +35,25 @@ enum ps__cache_choice {
     PS__CACHE_COUNT,
 };
 
+/* Full fine-tuning: where the optimizer states lie. */
+enum ps__state_choice {
+    PS__STATE_DISK,   /* all: every step is a checkpoint */
+    PS__STATE_MEMORY, /* all, and the weights where they are updated */
+    PS__STATE_MIXED,  /* as many units as fit in memory */
+};
+
+/* Where gradients wait for the update. */
+enum ps__grad_choice {
+    PS__GRAD_MIXED,   /* layers in shared slots, kept in memory as far as they fit, the rest on disk
+                       */
+    PS__GRAD_MEMORY,  /* the same, all in memory */
+    PS__GRAD_OWN,     /* each in a place of its own */
+    PS__GRAD_DROPPED, /* in shared slots and nowhere else */
+};
+
+/* What of an update gets memory first. */
+enum ps__order_choice { PS__ORDER_WEIGHTS, PS__ORDER_GRADS, PS__ORDER_STATES };
+
 struct ps__choice {
     const char *strategy; /* static storage */
     bool stream;          /* false: every unit is pinned */
@@ -42,6 +61,10 @@ struct ps__choice {
     enum ps__x_choice x;
     enum ps__keep_choice keep;
     enum ps__cache_choice cache;
+    enum ps_update_when update; /* not RESIDENT: full fine-tuning, updated on the host */
+    enum ps__state_choice state;
+    enum ps__grad_choice grad;
+    enum ps__order_choice order;
 };
 
 /* Fill a layout for the choice, using the budgets of the request; what does not fit at all is
@@ -53,7 +76,19 @@ int ps__choice_layout(const struct ps_planner_request *req, const struct ps__cho
 /* The i-th group size worth trying, the largest first; 0 past the end. */
 int32_t ps__choice_group(const struct ps_planner_request *req, int i);
 
-/* Layers that may leave the device, and whether the embedding may. */
+/* All micro-batches of a step, in one pass. */
+int32_t ps__choice_whole_step(const struct ps_planner_request *req);
+
+/* What an update inside the backward pass asks of gradients: kept for a redo where that can come.
+ */
+enum ps__grad_choice ps__choice_inside_grad(const struct ps_planner_request *req);
+
+/* Number i in lists of choices: index % count of each in turn, the first the fastest; what is left
+ * of i is returned. */
+int ps__choice_pick(int i, int count, int *index);
+
+/* Units that may leave the device where weights are streamed: layers, and an embedding that is not
+ * the head too. */
 bool ps__unit_streamable(const struct ps_planner_request *req, int32_t unit_idx);
 
 /* Bytes by tier as the budgets count them: without a device memory of its own all memory is that of
@@ -63,14 +98,15 @@ int ps__layout_bytes(const struct ps_planner_request *req, const struct ps_step_
 bool ps__bytes_fit(const struct ps_planner_request *req, const uint64_t bytes[PS_TIER_COUNT]);
 
 /* A lower bound of the time of a step and what it moves, without building a schedule: each lane's
- * own work, and each resource's share of it. Trained updates count nothing. */
+ * own work, and each resource's share of it. */
 struct ps__estimate {
     double lane_s[PS_LANE_COUNT];
-    double bound_s;      /* no schedule of the layout is faster, but for parts in a hundred */
-    double guess_s;      /* more likely: the phases of a pass overlap little; orders proposals */
-    uint64_t read_bytes; /* weights from disk, a step */
+    double bound_s;       /* no schedule of the layout is faster, but for parts in a hundred */
+    double guess_s;       /* more likely: the phases of a pass overlap little; orders proposals */
+    uint64_t read_bytes;  /* weights from disk, a step */
+    uint64_t write_bytes; /* to the disk, a step */
+    double serial_s;      /* one task after the other: no schedule is slower */
 };
-/* Layers and embedding blocks read from disk and copied in a steady pass; -ENOMEM. */
 int ps__estimate_layout(struct ps__estimate *out, const struct ps_planner_request *req,
                         const struct ps_cost_model *cost,
                         const struct ps_step_layout *l) PS_WARN_UNUSED;

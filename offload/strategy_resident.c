@@ -36,6 +36,9 @@ static int smallest(const struct ps_planner_request *req, struct ps_step_layout 
 const struct ps_strategy ps_strategy_resident = {
     .name = "resident",
     .help = "all weights in memory; nothing is streamed",
+    .frozen = true,
+    .full = true,
+    .memory_states = true,
     .candidate = candidate,
     .smallest = smallest,
 };

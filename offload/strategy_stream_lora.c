@@ -44,6 +44,7 @@ static int smallest(const struct ps_planner_request *req, struct ps_step_layout 
 const struct ps_strategy ps_strategy_stream_lora = {
     .name = "stream-lora",
     .help = "a frozen base is read once a pass for many micro-batches, layer by layer",
+    .frozen = true,
     .candidate = candidate,
     .smallest = smallest,
 };

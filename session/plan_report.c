@@ -205,7 +205,8 @@ static void put_candidates(FILE *to, const struct ps_plan *p, int most)
         beaten |= p->candidate[i].fits && p->candidate[i].step_s < p->candidate[0].step_s;
     fprintf(to, beaten ? "; the first row is chosen although another looks\n"
                          "faster: where times hardly differ, writing less and needing less memory "
-                         "count more\n(and writing to the disk in each step counts as 5%% of it)\n"
+                         "count more\n(and writing to the disk in each step counts as 5%% of it, "
+                         "optimizer states as 25%%)\n"
                        : "; the first row is chosen\n");
 }
 

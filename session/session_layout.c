@@ -194,6 +194,8 @@ static void set_wishes(const struct ps_session *s, struct ps_planner_request *r)
                                [PS_ACT_DEVICE] = PS_TIER_DEVICE,
                                [PS_ACT_DISK] = PS_TIER_DISK};
     r->offload_activations = wish[o->offload_activations];
+    r->offload_optimizer = o->offload_optimizer;
+    r->clip = s->trainer_options.clip_mode;
     if (o->command != PS_CMD_TRAIN && o->command != PS_CMD_PLAN)
         r->offload_activations = -1;
 }

@@ -2,8 +2,7 @@
  * both read, each with its own code.
  *
  * Every task has a solo time: overhead[kind] + flops / flop_rate[kind] + bytes / byte_rate[lane],
- * stretched to amount / throttle[lane] where a throttle asks for more (amount: flops on the compute
- * lane, bytes elsewhere). While it runs it takes the share use[lane][r] of each resource r. When the
+ * stretched to amount / throttle[lane] where a throttle asks for more (ps_task_amount). While it runs it takes the share use[lane][r] of each resource r. When the
  * shares of the running tasks on a resource add up to more than 1, each of them that uses it slows down
  * by that sum; a task goes at the pace of its slowest resource. Time that a throttle adds takes no
  * resource, but the task stays as long. */
@@ -28,10 +27,28 @@ enum ps_resource {
 struct ps_cost_model {
     double overhead_s[PS_TASK_KIND_COUNT];
     double flop_rate[PS_TASK_KIND_COUNT]; /* FLOP/s; 0: flops cost nothing */
-    double byte_rate[PS_LANE_COUNT];      /* bytes/s; 0: bytes cost nothing */
+    double byte_rate[PS_LANE_COUNT];      /* bytes/s (cpu_optim: parameters/s); 0: cost nothing */
+    double host_copy_rate; /* bytes/s of what cpu_optim moves beside its updates; 0: cost nothing */
     double throttle[PS_LANE_COUNT];       /* FLOP/s or bytes/s; 0: none */
     double use[PS_LANE_COUNT][PS_RESOURCE_COUNT]; /* 0..1 */
 };
+
+/* What a task counts on its lane: FLOPs on compute, parameters on cpu_optim, where gradients that
+ * are only moved count nothing, bytes elsewhere. */
+static inline double ps_task_amount(const struct ps_task *t)
+{
+    if (t->lane == PS_LANE_COMPUTE)
+        return t->flops;
+    return t->lane == PS_LANE_CPU_OPTIM && t->kind != PS_TASK_UPDATE_HOST ? 0 : (double)t->bytes;
+}
+
+/* Rate of a task's bytes on its lane. */
+static inline double ps_cost_byte_rate(const struct ps_cost_model *m, enum ps_lane lane,
+                                       enum ps_task_kind kind)
+{
+    return lane == PS_LANE_CPU_OPTIM && kind != PS_TASK_UPDATE_HOST ? m->host_copy_rate
+                                                                    : m->byte_rate[lane];
+}
 
 /* Solo seconds of the task's own work, and how long it lasts at least because of the throttle. */
 static inline double ps_cost_solo_s(const struct ps_cost_model *m, const struct ps_task *t)
@@ -39,15 +56,16 @@ static inline double ps_cost_solo_s(const struct ps_cost_model *m, const struct 
     double s = m->overhead_s[t->kind];
     if (m->flop_rate[t->kind] > 0)
         s += t->flops / m->flop_rate[t->kind];
-    if (m->byte_rate[t->lane] > 0)
-        s += (double)t->bytes / m->byte_rate[t->lane];
+    double rate = ps_cost_byte_rate(m, t->lane, t->kind);
+    if (rate > 0)
+        s += (double)t->bytes / rate;
     return s;
 }
 
 static inline double ps_cost_throttle_s(const struct ps_cost_model *m, const struct ps_task *t)
 {
     double rate = m->throttle[t->lane];
-    return rate > 0 ? (t->lane == PS_LANE_COMPUTE ? t->flops : (double)t->bytes) / rate : 0;
+    return rate > 0 ? ps_task_amount(t) / rate : 0;
 }
 
 #ifdef __cplusplus

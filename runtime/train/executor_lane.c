@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "runtime/device/virtual_clock.h"
+#include "runtime/train/cost.h"
 #include "runtime/train/executor_internal.h"
 
 #define NS_PER_S 1000000000u
@@ -130,7 +131,7 @@ void ps__task_rest(struct ps_executor *ex, pthread_cond_t *wake, const struct ps
     const struct ps_task *t = f->task;
     double rate = ex->opt.throttle[t->lane];
     if (rate > 0 && !ex->opt.vclock) {
-        double amount = t->lane == PS_LANE_COMPUTE ? t->flops : (double)t->bytes;
+        double amount = ps_task_amount(t);
         uint64_t now = monotonic_ns();
         uint64_t until = begin_ns + (uint64_t)(amount / rate * 1e9);
         if (until > now) {

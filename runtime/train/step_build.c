@@ -436,6 +436,7 @@ static void emit_update(struct ps__build *b)
                 continue;
             int32_t unit = i == 0 ? PS_UNIT_EMBED : i == p->n_layer + 1 ? PS_UNIT_HEAD : i - 1;
             ps__emit(b, pass == 0 ? PS_TASK_GRAD_NORM : PS_TASK_UPDATE, PS_LANE_COMPUTE, unit, -1);
+            ps__cost(b, (double)(p->grad_bytes[i] / sizeof(float)), 0); /* parameters */
             ps__done(b);
         }
     }

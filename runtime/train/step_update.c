@@ -162,6 +162,8 @@ void ps__finish_gradient(struct ps__build *b, int32_t unit, int32_t near_slot)
     if (b->segment == PS_SEGMENT_TRAIN) {
         ps__emit(b, PS_TASK_GRAD_NORM, PS_LANE_COMPUTE, unit, -1);
         ps__arg(b, PS_ARG_GRAD, near_slot);
+        uint64_t bytes = b->p->grad_bytes[ps_step_unit_idx(b->p, unit)];
+        ps__cost(b, (double)(bytes / sizeof(float)), 0); /* parameters */
         ps__done(b);
     }
     bool own = b->m->grad_offset[ps_step_unit_idx(b->p, unit)] != UINT64_MAX;

@@ -1,4 +1,6 @@
-/* A made-up model for tests of layouts and plans: all layers alike, a frozen base with adapters. */
+/* A made-up model for tests of layouts and plans: all layers alike, a frozen base with adapters, or
+ * (full, one embedding block) bf16 weights that are trained, in granules of granule_params
+ * parameters. */
 #ifndef PS_TESTS_STEP_SHAPE_H
 #define PS_TESTS_STEP_SHAPE_H
 
@@ -12,13 +14,60 @@ struct shape_spec {
     uint64_t layer_bytes, embed_block_bytes, head_bytes, x_bytes, saved_bytes;
     double layer_flops;
     bool direct, tied, full;
+    uint64_t granule_params; /* 0: a granule a unit */
+    int32_t micro_max;
 };
 
 struct made_shape {
     struct ps_step_shape shape;
     struct ps_unit_sources sources;
-    uint64_t *numbers; /* (4, n_layer + 2) */
+    uint64_t *numbers; /* (5, n_layer + 2) */
+    struct ps_granule *granule;
+    uint32_t *granule_begin;
 };
+
+/* Every unit trained: fp32 gradients, 10 bytes of states a parameter. */
+static inline void made_shape_full(struct made_shape *m, const struct shape_spec *s)
+{
+    size_t n = (size_t)s->n_layer + 2;
+    uint64_t *grad = m->numbers + n, *state = m->numbers + 2 * n, *pinned = m->numbers + 3 * n;
+    uint64_t *image = m->numbers + 4 * n;
+    uint32_t count = 0;
+    m->granule_begin = calloc(n + 1, sizeof *m->granule_begin);
+    for (int pass = 0; pass < 2; pass++) {
+        if (pass)
+            m->granule = calloc(count + 1, sizeof *m->granule);
+        count = 0;
+        for (size_t i = 0; i < n; i++) {
+            uint64_t params = pinned[i] / 2, at = 0;
+            uint64_t most = s->granule_params ? s->granule_params : params;
+            m->numbers[i] = 0;
+            grad[i] = params * 4;
+            state[i] = params * 10;
+            image[i] = 0;
+            m->granule_begin[i] = count;
+            for (; at < params; at += most, count++) {
+                uint64_t k = params - at < most ? params - at : most;
+                uint64_t bytes = (k * 10 + 4095) & ~(uint64_t)4095;
+                if (pass)
+                    m->granule[count] =
+                        (struct ps_granule){.weight_offset = at * 2,
+                                            .weight_bytes = (k * 2 + 4095) & ~(uint64_t)4095,
+                                            .state_offset = image[i],
+                                            .state_bytes = bytes,
+                                            .params = k};
+                image[i] += bytes;
+            }
+        }
+        m->granule_begin[n] = count;
+    }
+    m->shape.embed_trained = m->shape.head_trained = true;
+    m->shape.grad_rounds = true;
+    m->shape.granule = m->granule;
+    m->shape.granule_begin = m->granule_begin;
+    m->shape.state_image_bytes = image;
+    m->shape.workspace_bytes = 4096;
+}
 
 static inline void made_shape_unit(struct ps_unit_source *u, int32_t unit, int32_t block,
                                    uint64_t bytes, bool direct)
@@ -36,7 +85,7 @@ static inline void made_shape_init(struct made_shape *m, const struct shape_spec
     size_t n = (size_t)s->n_layer + 2;
     uint32_t units = (uint32_t)(s->n_layer + s->embed_blocks + 1);
     memset(m, 0, sizeof *m);
-    m->numbers = calloc(4 * n, sizeof *m->numbers);
+    m->numbers = calloc(5 * n, sizeof *m->numbers);
     m->sources.unit = calloc(units, sizeof *m->sources.unit);
     m->sources.unit_count = units;
     m->sources.embed_block_count = (uint32_t)s->embed_blocks;
@@ -75,12 +124,17 @@ static inline void made_shape_init(struct made_shape *m, const struct shape_spec
                                       .layer_flops = s->layer_flops,
                                       .layer_backward_flops = s->layer_flops,
                                       .head_flops = s->layer_flops,
-                                      .head_backward_flops = s->layer_flops};
+                                      .head_backward_flops = s->layer_flops,
+                                      .micro_max = s->micro_max};
+    if (s->full)
+        made_shape_full(m, s);
 }
 
 static inline void made_shape_fini(struct made_shape *m)
 {
     free(m->numbers);
+    free(m->granule);
+    free(m->granule_begin);
     free(m->sources.unit);
 }
 

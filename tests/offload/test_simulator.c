@@ -467,7 +467,10 @@ static void segments_repeated_zero_times_are_passed_over(void **state)
     double_buffer(&s, 3, 1, 2);
     ps_schedule_init(&other, "other");
     add(&other, PS_LANE_COMPUTE, 100);
-    struct ps_sim_segment seg[] = {{&other, 0}, {&s, 1}, {&other, 0}, {&other, 0}};
+    struct ps_sim_segment seg[] = {{.schedule = &other},
+                                   {.schedule = &s, .repeat = 1},
+                                   {.schedule = &other},
+                                   {.schedule = &other}};
     struct ps_sim_options o = {.model = &m, .segment = seg, .segment_count = 4, .rounds = 2};
     assert_near(simulate(&o).seconds, 7, CLOSE);
     ps_schedule_fini(&other);

@@ -1,0 +1,179 @@
+/* Choices of full fine-tuning: where states and gradients lie and how many buffers they have on
+ * their ways. See choice.c. */
+#include <stdio.h>
+
+#include "offload/choice_internal.h"
+
+/* Buffers that let reading, updating and writing go on beside one another, and those that even out
+ * what they differ by. */
+#define STATE_SLOTS 3
+#define STATE_SLOTS_MORE 6
+#define GRAD_SLOTS 2
+#define GRAD_RING 3
+
+static bool is_trained(const struct ps_step_shape *p, int32_t unit_idx)
+{
+    return p->grad_bytes && p->grad_bytes[unit_idx] > 0;
+}
+
+static bool is_layer(const struct ps_step_shape *p, int32_t unit_idx)
+{
+    return unit_idx > 0 && unit_idx <= p->n_layer;
+}
+
+/* Number of a layer among the trained ones. */
+static int32_t trained_rank(const struct ps_step_shape *p, int32_t unit_idx)
+{
+    int32_t rank = 0;
+    for (int32_t i = 1; i < unit_idx; i++)
+        rank += is_trained(p, i);
+    return rank;
+}
+
+static int32_t trained_layers(const struct ps_step_shape *p)
+{
+    return trained_rank(p, p->n_layer + 1);
+}
+
+bool ps__fill_state_in_memory(const struct ps__fill *f, int32_t unit_idx)
+{
+    const struct ps_step_shape *p = f->req->shape;
+    if (!ps__fill_streams_updates(f) || !is_trained(p, unit_idx))
+        return false;
+    if (f->choice->state != PS__STATE_MIXED)
+        return f->choice->state == PS__STATE_MEMORY;
+    if (!is_layer(p, unit_idx))
+        return f->k.memory_ends;
+    return ps__chosen(trained_rank(p, unit_idx), f->k.memory_states, trained_layers(p));
+}
+
+/* Where a layer's gradient waits. */
+static enum ps_tier layer_grad(const struct ps__fill *f, int32_t rank, int32_t layers)
+{
+    switch (f->choice->grad) {
+    case PS__GRAD_OWN:
+        return f->req->discrete ? PS_TIER_HOST : PS_TIER_DEVICE;
+    case PS__GRAD_DROPPED:
+        return PS_TIER_DEVICE;
+    case PS__GRAD_MEMORY:
+        return PS_TIER_HOST;
+    case PS__GRAD_MIXED:
+        break;
+    }
+    return ps__chosen(rank, f->k.host_grads, layers) ? PS_TIER_HOST : PS_TIER_DISK;
+}
+
+void ps__assemble_updates(const struct ps__fill *f)
+{
+    const struct ps_step_shape *p = f->req->shape;
+    const bool discrete = f->req->discrete;
+    struct ps_step_layout *l = f->l;
+    int32_t layers = trained_layers(p);
+    int32_t rank = 0;
+    bool disk_state = false;
+    bool disk_grad = false;
+    for (int32_t i = 0; i < p->n_layer + 2; i++) {
+        bool layer = is_layer(p, i);
+        bool memory = ps__fill_state_in_memory(f, i);
+        enum ps_tier near = discrete ? PS_TIER_HOST : PS_TIER_DEVICE;
+        l->state[i] = memory || !is_trained(p, i) ? near : PS_TIER_DISK;
+        l->grad[i] = layer && is_trained(p, i) ? layer_grad(f, rank, layers) : near;
+        rank += layer && is_trained(p, i);
+        disk_state |= l->state[i] == PS_TIER_DISK;
+        disk_grad |= l->grad[i] == PS_TIER_DISK;
+    }
+    l->grad_slots = f->choice->grad == PS__GRAD_OWN ? 0 : ps__least_of(f->k.grad_slots, layers);
+    l->grad_ring = disk_grad ? f->k.grad_ring : 0;
+    l->state_slots = disk_state ? f->k.state_slots : 0;
+}
+
+void ps__update_note(const struct ps_step_shape *p, const struct ps_step_layout *l, char *note,
+                     size_t size)
+{
+    static const char *const when[PS_UPDATE_WHEN_COUNT] = {"", "after", "inside", "next"};
+    int32_t units = 0;
+    int32_t states = 0;
+    int32_t grads = 0;
+    for (int32_t i = 0; i < p->n_layer + 2; i++) {
+        units += is_trained(p, i);
+        states += is_trained(p, i) && l->state[i] == PS_TIER_DISK;
+        grads += is_trained(p, i) && l->grad[i] == PS_TIER_DISK;
+    }
+    int n = snprintf(note, size, "update %s, %d of %d states", when[l->update], states, units);
+    if (n > 0 && (size_t)n < size && grads > 0)
+        n += snprintf(note + n, size - (size_t)n, ", %d gradients", grads);
+    if (n > 0 && (size_t)n < size)
+        snprintf(note + n, size - (size_t)n, " on disk");
+}
+
+void ps__begin_updates(struct ps__fill *f)
+{
+    f->k.grad_slots = 1;
+    f->k.grad_ring = 2;
+    f->k.state_slots = 1;
+    f->k.host_grads_base = 0;
+    /* updated in one while the next is read */
+    if (f->req->discrete && f->choice->state != PS__STATE_MEMORY)
+        f->k.raw_slots = 2;
+    ps__reset_update_cache(f);
+}
+
+int ps__relieve_updates(struct ps__fill *f)
+{
+    if (f->choice->grad != PS__GRAD_MIXED)
+        return 0;
+    int ret = ps__fill_relieve_disk(f, &f->k.host_grads, trained_layers(f->req->shape));
+    f->k.host_grads_base = f->k.host_grads;
+    return ret;
+}
+
+int ps__widen_updates(struct ps__fill *f)
+{
+    int ret = ps__fill_raise(f, &f->k.state_slots, STATE_SLOTS);
+    if (ret >= 0)
+        ret = ps__fill_raise(f, &f->k.grad_slots, GRAD_SLOTS);
+    if (ret >= 0)
+        ret = ps__fill_raise(f, &f->k.grad_ring, GRAD_RING);
+    return ret;
+}
+
+int ps__widen_updates_more(struct ps__fill *f)
+{
+    return ps__fill_raise(f, &f->k.state_slots, STATE_SLOTS_MORE);
+}
+
+void ps__reset_update_cache(struct ps__fill *f)
+{
+    f->k.host_grads = f->k.host_grads_base;
+    f->k.memory_states = 0;
+    f->k.memory_ends = false;
+}
+
+static int grads_to_memory(struct ps__fill *f)
+{
+    if (f->choice->grad != PS__GRAD_MIXED)
+        return 0;
+    return ps__fill_raise(f, &f->k.host_grads, trained_layers(f->req->shape));
+}
+
+/* Something stays on disk: that all of it fits is what zero-offload says. */
+static int states_to_memory(struct ps__fill *f)
+{
+    if (f->choice->state != PS__STATE_MIXED || f->req->offload_optimizer == PS_TIER_DISK ||
+        f->req->offload_weights == PS_TIER_DISK)
+        return 0;
+    int ret = ps__fill_turn_on(f, &f->k.memory_ends);
+    return ret < 0 ? ret
+                   : ps__fill_raise(f, &f->k.memory_states, trained_layers(f->req->shape) - 1);
+}
+
+int ps__fill_update_cache(struct ps__fill *f, bool first)
+{
+    if (first != (f->choice->order != PS__ORDER_WEIGHTS))
+        return 0;
+    bool states_first = f->choice->order == PS__ORDER_STATES;
+    int ret = states_first ? states_to_memory(f) : grads_to_memory(f);
+    if (ret >= 0)
+        ret = states_first ? grads_to_memory(f) : states_to_memory(f);
+    return ret < 0 ? ret : 0;
+}
