@@ -14,6 +14,11 @@
 #define TRACE_STEPS 3
 #define TRACE_TASKS 60000
 
+static bool streams_updates(const struct ps_session *s)
+{
+    return s->chosen.layout.update != PS_UPDATE_RESIDENT;
+}
+
 /* Where the simulator puts the tasks of the last pass of a step. */
 static int predict(struct ps_session *s, struct ps_error *err)
 {
@@ -24,11 +29,17 @@ static int predict(struct ps_session *s, struct ps_error *err)
     s->predicted = calloc((size_t)train->task_count + 1, sizeof *s->predicted);
     if (!s->predicted)
         return ps_error_set(err, -ENOMEM, "out of memory");
-    struct ps_sim_segment segment[] = {{train, (uint32_t)((micros + group - 1) / group)},
-                                       {update, 1}};
+    uint32_t passes = (uint32_t)((micros + group - 1) / group);
+    bool streams = streams_updates(s);
+    bool inner = streams && passes > 1;
+    struct ps_sim_segment segment[] = {
+        {.schedule = train, .repeat = streams ? 1 : passes, .drained = inner},
+        {.schedule = inner ? ps_trainer_schedule(s->trainer, PS_SEGMENT_TRAIN_INNER) : update,
+         .repeat = inner ? passes - 1 : 1,
+         .drained = inner}};
     struct ps_sim_options o = {.model = &s->chosen.cost,
                                .segment = segment,
-                               .segment_count = 2,
+                               .segment_count = streams && !inner ? 1 : 2,
                                .rounds = 2,
                                .serial = s->opt->serial,
                                .record_segment = 0,
@@ -76,7 +87,7 @@ void ps__trace_step(struct ps_session *s)
     struct ps_error err = {0};
     static const enum ps_segment traced[] = {PS_SEGMENT_TRAIN, PS_SEGMENT_UPDATE};
     int ret = 0;
-    for (int i = 0; ret == 0 && i < 2; i++) {
+    for (int i = 0; ret == 0 && i < (streams_updates(s) ? 1 : 2); i++) {
         int handle;
         struct ps_executor *ex = ps_trainer_executor(s->trainer, traced[i], &handle);
         ret = ps_trace_period(s->trace, ps_trainer_schedule(s->trainer, traced[i]),
