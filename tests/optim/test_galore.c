@@ -243,8 +243,7 @@ static void narrow_moments_stay_near_fp32(void **state)
             off += pow((double)first[i] - (double)want[i], 2);
             all += pow((double)want[i], 2);
         }
-        /* bf16 rounds by 2^-9 and at random; 8 bits: specs, 0.08 of the displacement in blocks of
-         * like sizes, and rows of R are not that */
+        /* bf16 rounds by 2^-9, at random; 8 bits: 0.08 of the displacement (specs) */
         assert_true(sqrt(off / all) < (form == 2 ? 0.08 : 0.004));
         assert_true(form == 0 || off > 0);
     }
