@@ -76,6 +76,11 @@ void ps_spill_store_close(struct ps_spill_store *s);
 /* Remove the files of a store that is open, then close it. */
 int ps_spill_store_remove(struct ps_spill_store *s, struct ps_error *err) PS_WARN_UNUSED;
 
+/* Give up the store of a run in `path` without opening it: its files, known by name and header, and its
+ * directory. Nothing there: 0. -EBUSY: a process has it open. */
+int ps_spill_store_discard(const char *path, const char *run_uuid,
+                           struct ps_error *err) PS_WARN_UNUSED;
+
 /* The table for a trainer; valid until close. */
 struct ps_state_store *ps_spill_store_state(struct ps_spill_store *s);
 /* config_hash of the options that the store was made with. */

@@ -37,100 +37,6 @@ static int path_in(char *buf, const char *dir, const char *name, struct ps_error
     return ps_error_full(err, -ENAMETOOLONG, dir, NULL, NULL, "the path is too long");
 }
 
-/* One entry of optimizer.safetensors. */
-struct slot {
-    char name[256];
-    void *data;
-    enum ps_dtype dtype;
-    int rank; /* that of the tensor where every element has its own, else 1 */
-    int64_t shape[2];
-    size_t n;
-};
-
-static struct slot *list_slots(struct ps_session *s, size_t *count)
-{
-    size_t n = ps_trainer_trainable_count(s->trainer);
-    struct slot *list = calloc(n * (PS_OPTIMIZER_STATE_MAX + 1), sizeof *list);
-    *count = 0;
-    for (size_t i = 0; list && i < n; i++) {
-        const struct ps_trainable *x = ps_trainer_trainable(s->trainer, i);
-        for (int k = 0; k <= x->layout.state_count; k++) {
-            bool rest = k == x->layout.state_count;
-            if (rest && !x->remainder)
-                continue;
-            const struct ps_opt_state *state = &x->layout.state[k];
-            struct slot *e = &list[(*count)++];
-            e->data = rest ? (void *)x->remainder : x->state[k];
-            e->dtype = rest ? PS_DTYPE_U16 : state->dtype;
-            e->n = rest ? x->n : (size_t)ps_opt_state_bytes(state, x->n) / ps_dtype_size(e->dtype);
-            bool each = rest || state->per == 1;
-            e->rank = each ? x->rank : 1;
-            e->shape[0] = each ? x->shape[0] : (int64_t)e->n;
-            e->shape[1] = each ? x->shape[1] : 0;
-            PS_IGNORE(snprintf(e->name, sizeof e->name, "%s.%s", x->name,
-                               rest ? "remainder" : state->name) < 0,
-                      "names are short");
-        }
-    }
-    return list;
-}
-
-static int write_optimizer(struct ps_session *s, const char *dir, struct ps_error *err)
-{
-    char path[PATH_BYTES];
-    int ret = path_in(path, dir, "optimizer.safetensors", err);
-    if (ret < 0)
-        return ret;
-    size_t count;
-    struct slot *list = list_slots(s, &count);
-    struct ps_st_spec *spec = calloc(count + 1, sizeof *spec);
-    struct ps_st_writer *w = NULL;
-    ret = list && spec ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
-    for (size_t i = 0; ret == 0 && i < count; i++)
-        spec[i] = (struct ps_st_spec){.name = list[i].name,
-                                      .dtype = list[i].dtype,
-                                      .rank = list[i].rank,
-                                      .shape = {list[i].shape[0], list[i].shape[1]}};
-    if (ret == 0)
-        ret = ps_st_writer_create(&w, path, spec, count, err);
-    for (size_t i = 0; ret == 0 && i < count; i++)
-        ret = ps_st_writer_append(w, list[i].data, list[i].n * ps_dtype_size(list[i].dtype), err);
-    if (ret == 0)
-        ret = ps_st_writer_close(w, err);
-    else
-        ps_st_writer_abort(w);
-    free(spec);
-    free(list);
-    return ret;
-}
-
-static int read_optimizer(struct ps_session *s, const char *dir, struct ps_error *err)
-{
-    char path[PATH_BYTES];
-    struct ps_st_file *f = NULL;
-    int ret = path_in(path, dir, "optimizer.safetensors", err);
-    if (ret == 0)
-        ret = ps_st_open(&f, path, err);
-    if (ret < 0)
-        return ret;
-    size_t count;
-    struct slot *list = list_slots(s, &count);
-    if (!list)
-        ret = ps_error_set(err, -ENOMEM, "out of memory");
-    for (size_t i = 0; ret == 0 && i < count; i++) {
-        const struct ps_st_tensor *t = ps_st_find(f, list[i].name);
-        if (!t || (size_t)t->elements != list[i].n || t->dtype != (int)list[i].dtype)
-            ret =
-                ps_error_full(err, PS_EFORMAT, path, list[i].name, "resume from another checkpoint",
-                              "the checkpoint has no state %s of the right size", list[i].name);
-        else
-            ret = ps_st_read(f, t, 0, t->bytes, list[i].data, err);
-    }
-    free(list);
-    ps_st_close(f);
-    return ret;
-}
-
 static json_t *history_json(const struct ps_session *s)
 {
     json_t *list = json_array();
@@ -156,7 +62,7 @@ static int write_state(struct ps_session *s, const char *dir, struct ps_error *e
     PS_IGNORE(snprintf(hash, sizeof hash, "%016" PRIx64, s->data_hash) < 0, "cannot fail");
     bool best = isfinite(s->best_eval);
     json_t *root = json_pack(
-        "{s:i, s:I, s:I, s:f, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:o}",
+        "{s:i, s:I, s:I, s:f, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:f, s:o}",
         "version", 1, "global_step", (json_int_t)s->step, "updates",
         (json_int_t)ps_trainer_updates(s->trainer), "epoch",
         s->step > 0 ? ps_batcher_epoch_at(s->batcher, s->step - 1) : 0.0, "max_steps",
@@ -166,7 +72,8 @@ static int write_state(struct ps_session *s, const char *dir, struct ps_error *e
         (json_int_t)s->best_step, "evals_without_gain", (json_int_t)s->evals_without_gain,
         "nonfinite_run", (json_int_t)s->nonfinite_run, "skipped", (json_int_t)s->skipped,
         "data_hash", hash, "isa", ps_isa_name(s->isa), "total_tokens", (json_int_t)s->total_tokens,
-        "total_labels", (json_int_t)s->total_labels, "log_history", history_json(s));
+        "total_labels", (json_int_t)s->total_labels, "norm_before",
+        ps_trainer_norm_before(s->trainer), "log_history", history_json(s));
     char *text = root ? json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(root);
     if (!text)
@@ -233,12 +140,14 @@ static void prune(struct ps_session *s)
 static int write_parts(struct ps_session *s, const char *dir, struct ps_error *err)
 {
     char path[PATH_BYTES];
-    int ret = ps_trainer_pull(s->trainer, err);
+    int ret = ps_trainer_settle(s->trainer, err);
+    if (ret == 0)
+        ret = ps_trainer_pull(s->trainer, err);
     if (ret == 0)
         ret = is_full(s) ? ps__write_model(s, dir, err)
                          : ps__write_adapter(s, dir, PS_DTYPE_F32, err);
     if (ret == 0)
-        ret = write_optimizer(s, dir, err);
+        ret = ps__write_optimizer(s, dir, err);
     if (ret == 0)
         ret = write_state(s, dir, err);
     if (ret == 0)
@@ -319,34 +228,12 @@ int ps__checkpoint_save(struct ps_session *s, char *path, size_t size, struct ps
     return 0;
 }
 
-static int read_full_weights(struct ps_session *s, const char *dir, struct ps_error *err)
+int ps__check_same_config(struct ps_session *s, const char *path, struct ps_error *err)
 {
-    struct ps_st_set *set = NULL;
-    int ret = ps_st_set_open(&set, dir, err);
-    for (size_t i = 0; ret == 0 && i < ps_trainer_trainable_count(s->trainer); i++) {
-        const struct ps_trainable *x = ps_trainer_trainable(s->trainer, i);
-        const struct ps_st_file *f;
-        const struct ps_st_tensor *t = ps_st_set_find(set, x->name, &f);
-        if (!t || (size_t)t->elements != x->n || t->dtype != (int)x->dtype)
-            ret = ps_error_full(err, PS_EFORMAT, dir, x->name, "resume from another checkpoint",
-                                "the checkpoint has no tensor %s of the right size and type",
-                                x->name);
-        else
-            ret = ps_st_read(f, t, 0, t->bytes, x->weight, err);
-    }
-    ps_st_set_close(set);
-    return ret;
-}
-
-static int check_same_run(struct ps_session *s, const char *dir, struct ps_error *err)
-{
-    char path[PATH_BYTES];
     char *text = NULL;
     size_t len;
     char diff[512];
-    int ret = path_in(path, dir, "config.resolved.yaml", err);
-    if (ret == 0)
-        ret = ps_file_read(path, (size_t)1 << 20, &text, &len, err);
+    int ret = ps_file_read(path, (size_t)1 << 20, &text, &len, err);
     if (ret < 0)
         return ret;
     ret = ps_options_numerical_diff(text, s->config_text, diff, sizeof diff, err);
@@ -354,10 +241,16 @@ static int check_same_run(struct ps_session *s, const char *dir, struct ps_error
     if (ret > 0)
         return ps_error_full(
             err, PS_EUSAGE, path, NULL,
-            "resume with the options of the checkpoint, or start a new run in another "
-            "--output",
-            "these options differ from those of the checkpoint: %s", diff);
+            "resume with the options of the run, or start a new one in another --output",
+            "these options differ from those of the run: %s", diff);
     return ret;
+}
+
+static int check_same_run(struct ps_session *s, const char *dir, struct ps_error *err)
+{
+    char path[PATH_BYTES];
+    int ret = path_in(path, dir, "config.resolved.yaml", err);
+    return ret < 0 ? ret : ps__check_same_config(s, path, err);
 }
 
 static int restore_history(struct ps_session *s, const json_t *root)
@@ -377,15 +270,11 @@ static int restore_history(struct ps_session *s, const json_t *root)
     return 0;
 }
 
-static int read_state(struct ps_session *s, const char *dir, struct ps_error *err)
+/* Counters of the run; `path`, `from` for messages. */
+static int apply_state(struct ps_session *s, const json_t *root, const char *path, const char *from,
+                       struct ps_error *err)
 {
-    char path[PATH_BYTES];
-    json_t *root = NULL;
-    int ret = path_in(path, dir, "trainer_state.json", err);
-    if (ret == 0)
-        ret = ps_json_load(path, STATE_BYTES_MAX, &root, err);
-    if (ret < 0)
-        return ret;
+    int ret = 0;
     const struct {
         const char *key;
         int64_t value;
@@ -403,14 +292,14 @@ static int read_state(struct ps_session *s, const char *dir, struct ps_error *er
     if (ret == 0 && strcmp(hash, now) != 0)
         ret = ps_error_full(err, PS_EUSAGE, s->opt->data, "data",
                             "resume with the data, tokenizer and template of the run",
-                            "the training rows are not those of the checkpoint %s", dir);
+                            "the training rows are not those of %s", from);
     const char *isa;
     if (ret == 0)
         ret = ps_json_get_string(root, "isa", ps_isa_name(s->isa), path, &isa, err);
     if (ret == 0 && strcmp(isa, ps_isa_name(s->isa)) != 0)
         ps_log(&s->log, PS_LOG_WARN,
                "%s was computed with %s, this run computes with %s: it will not be bit-identical",
-               dir, isa, ps_isa_name(s->isa));
+               from, isa, ps_isa_name(s->isa));
     if (ret == 0) {
         s->step = (uint64_t)v[0];
         ps_trainer_set_updates(s->trainer, (uint64_t)v[1]);
@@ -426,27 +315,32 @@ static int read_state(struct ps_session *s, const char *dir, struct ps_error *er
         const json_t *last = json_object_get(root, "last_metric");
         s->best_eval = json_is_number(best) ? json_number_value(best) : (double)INFINITY;
         s->last_eval_loss = json_is_number(last) ? json_number_value(last) : (double)NAN;
+        const json_t *norm = json_object_get(root, "norm_before");
+        if (json_is_number(norm))
+            ps_trainer_set_norm_before(s->trainer, json_number_value(norm));
         ret = restore_history(s, root);
     }
-    json_decref(root);
     return ret;
 }
 
-static int read_tensors(struct ps_session *s, const char *dir, struct ps_error *err)
+static int read_state(struct ps_session *s, const char *dir, struct ps_error *err)
 {
-    return is_full(s) ? read_full_weights(s, dir, err) : ps_adapter_dir_load(dir, s->trainer, err);
+    char path[PATH_BYTES];
+    json_t *root = NULL;
+    int ret = path_in(path, dir, "trainer_state.json", err);
+    if (ret == 0)
+        ret = ps_json_load(path, STATE_BYTES_MAX, &root, err);
+    if (ret < 0)
+        return ret;
+    ret = apply_state(s, root, path, dir, err);
+    json_decref(root);
+    return ret;
 }
 
 int ps__checkpoint_load_tensors(struct ps_session *s, const char *dir, struct ps_error *err)
 {
     int ret = ps__manifest_check(dir, err);
-    if (ret == 0)
-        ret = ps_trainer_pull(s->trainer, err);
-    if (ret == 0)
-        ret = read_tensors(s, dir, err);
-    if (ret == 0 && is_full(s))
-        ret = read_optimizer(s, dir, err);
-    return ret < 0 ? ret : ps_trainer_push(s->trainer, err);
+    return ret < 0 ? ret : ps__read_tensors(s, dir, err);
 }
 
 /* With --resume auto a damaged checkpoint is not passed over: that is for the user to decide. */
@@ -466,8 +360,61 @@ static int advise_older(struct ps_session *s, int64_t n, int ret, struct ps_erro
     return len < 0 ? ret : replace_advice(err, ret, text);
 }
 
+int64_t ps__checkpoint_newest(const struct ps_session *s)
+{
+    return s->opt->output ? newest_below(s->opt->output, INT64_MAX) : -1;
+}
+
+/* The lines of metrics.jsonl up to the step of the commit: the store does not hold the history. */
+static int history_from_metrics(struct ps_session *s, struct ps_error *err)
+{
+    char path[PATH_BYTES];
+    char *text;
+    size_t len;
+    int ret = path_in(path, s->opt->output, "metrics.jsonl", err);
+    if (ret < 0 || access(path, R_OK) != 0)
+        return ret;
+    ret = ps_file_read(path, (size_t)1 << 31, &text, &len, err);
+    if (ret < 0)
+        return ret;
+    for (size_t at = 0; at < len;) {
+        const char *end = memchr(text + at, '\n', len - at);
+        size_t n = end ? (size_t)(end - (text + at)) : len - at;
+        json_t *line = json_loadb(text + at, n, 0, NULL);
+        const json_t *loss = json_object_get(line, "loss");
+        const json_t *step = json_object_get(line, "step");
+        const json_t *norm = json_object_get(line, "grad_norm");
+        if (loss && json_is_integer(step) && (uint64_t)json_integer_value(step) <= s->step &&
+            s->history_count < s->history_capacity)
+            s->history[s->history_count++] = (struct ps_log_entry){
+                .step = (uint64_t)json_integer_value(step),
+                .epoch = json_number_value(json_object_get(line, "epoch")),
+                .loss = json_is_number(loss) ? json_number_value(loss) : (double)NAN,
+                .grad_norm = json_is_number(norm) ? json_number_value(norm) : (double)NAN,
+                .learning_rate = json_number_value(json_object_get(line, "learning_rate"))};
+        json_decref(line);
+        at += n + 1;
+    }
+    free(text);
+    return 0;
+}
+
+static int resume_from_store(struct ps_session *s, struct ps_error *err)
+{
+    int ret = apply_state(s, ps__store_state(s), "run state", "the last commit", err);
+    if (ret == 0)
+        ret = history_from_metrics(s, err);
+    if (ret < 0)
+        return ret;
+    ps_log(&s->log, PS_LOG_INFO, "resuming from the last commit of the spill store at step %llu",
+           (unsigned long long)s->step);
+    return 1;
+}
+
 int ps__checkpoint_load(struct ps_session *s, const char *which, struct ps_error *err)
 {
+    if (ps__store_resumed(s))
+        return resume_from_store(s, err);
     char name[64];
     char dir[PATH_BYTES];
     int ret = 0;
@@ -493,11 +440,7 @@ int ps__checkpoint_load(struct ps_session *s, const char *which, struct ps_error
     if (ret == 0)
         ret = read_state(s, dir, err);
     if (ret == 0)
-        ret = read_tensors(s, dir, err);
-    if (ret == 0)
-        ret = read_optimizer(s, dir, err);
-    if (ret == 0)
-        ret = ps_trainer_push(s->trainer, err);
+        ret = ps__read_tensors(s, dir, err);
     if (ret < 0)
         return ret;
     ps_log(&s->log, PS_LOG_INFO, "resuming from %s at step %llu", dir, (unsigned long long)s->step);

@@ -111,7 +111,9 @@ struct ps_options {
     double beta2_half_life;                  /* tokens; 0: beta2 is what it is */
     double weight_decay;                     /* -1: 0 adapters, 0.01 full */
     double max_grad_norm;
-    char *clip;                              /* "exact" or "none" */
+    char *clip;                              /* "exact", "delayed", "per-tensor" or "none" */
+    char *commit_interval;                   /* "auto", steps, or seconds with `s` */
+    char *spill_mode;                        /* "shadow" or "inplace" */
     char *optimizer;                         /* a name of optim/optimizers.h */
     char *optim_state;                       /* "fp32", "bf16" or "8bit"; NULL: the method's */
     bool stochastic_rounding;                /* of bf16 weights, instead of an exact master */

@@ -522,9 +522,27 @@ static int check_strategy(const struct ps_options *o, struct ps_error *err)
                          "no strategy `%.64s` in this version, which has: %s", o->strategy, list);
 }
 
+/* auto, N steps or Ns seconds. */
+static int check_interval(const struct ps_options *o, struct ps_error *err)
+{
+    const char *text = o->commit_interval;
+    if (!text || is(text, "auto"))
+        return 0;
+    size_t digits = strspn(text, "0123456789");
+    bool unit = text[digits] == 's' && text[digits + 1] == '\0';
+    if (digits > 0 && digits < 10 && text[0] != '0' && (text[digits] == '\0' || unit))
+        return 0;
+    return ps_error_full(err, PS_EUSAGE, NULL, "commit-interval",
+                         "give auto, steps (10) or seconds (60s)",
+                         "`commit-interval` cannot be `%.64s`", text);
+}
+
 /* Placements and experiments that the device or the strategy cannot have. */
 static int check_memory(const struct ps_options *o, struct ps_error *err)
 {
+    int ret = check_interval(o, err);
+    if (ret < 0)
+        return ret;
     if (!o->strategy) /* a command without them */
         return 0;
     bool discrete = ps_options_discrete(o);

@@ -250,9 +250,14 @@ static const struct ps__option table[] = {
      .max = 100, .commands = TRAIN, .numerical = true, .help = "decoupled decay of matrices"},
     {"max-grad-norm", PS__REAL, AT(max_grad_norm), .fallback = "1", .arg = "F", .min = PS__ABOVE_0,
      .max = 1e30, .commands = TRAIN, .numerical = true, .help = "clip the gradient to this norm"},
-    {"clip", PS__CHOICE, AT(clip), .fallback = "exact", .choices = "exact|none",
-     .not_yet = "delayed|per-tensor", .commands = TRAIN, .numerical = true,
-     .help = "clip by the norm of the whole gradient, or not at all"},
+    {"clip", PS__CHOICE, AT(clip), .fallback = "exact", .choices = "exact|delayed|per-tensor|none",
+     .commands = TRAIN, .numerical = true,
+     .help = "by the norm of all gradients, of the step before, by tensor, or not"},
+    {"commit-interval", PS__STRING, AT(commit_interval), .fallback = "auto", .arg = "auto|N|Ns",
+     .commands = TRAIN, .help = "steps or seconds between commits to the spill store"},
+    {"spill-mode", PS__CHOICE, AT(spill_mode), .fallback = "shadow", .choices = "shadow|inplace",
+     .planned = true, .commands = TRAIN,
+     .help = "two copies of states on disk, or one, which a kill destroys"},
     {"optimizer", PS__OPTIMIZER, AT(optimizer), .fallback = "adamw", .arg = "NAME",
      .commands = TRAIN, .numerical = true,
      .help = "update rule, see `penstock list optimizers`; the following are those of some"},
@@ -426,8 +431,7 @@ static const struct ps__option table[] = {
      .help = "report, and errors, as JSON"},
 };
 
-static const char *const not_yet[] = {"nvme-write-limit", "commit-interval", "spill-mode",
-                                      "base-quant",       "peft-exact",      NULL};
+static const char *const not_yet[] = {"nvme-write-limit", "base-quant", "peft-exact", NULL};
 
 static_assert(sizeof table / sizeof table[0] <= 256, "struct ps_options has 256 given bits");
 

@@ -324,7 +324,9 @@ static int choose_method(struct ps_session *s, struct ps_trainer_options *t, str
     t->site_on = s->site_on;
     t->site_config = s->site_config;
     s->adapter_config.seed = o->seed;
-    t->adapter_loaded = o->adapter || o->resume;
+    /* a commit holds what is trained; what a method keeps frozen is made anew */
+    t->adapter_loaded =
+        o->adapter || (o->resume && ps__checkpoint_newest(s) >= 0 && !ps__store_named(s));
     int ret = o->adapter ? adapter_of_dir(s, train, err) : adapter_of_options(s, err);
     s->adapter_config.rate_ratio = train ? o->loraplus_ratio : 1;
     ret = ret < 0 ? ret : check_dropout(s, train, err);
@@ -439,6 +441,9 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
         t->hyper.beta2 = ps__beta2_by_half_life(s);
     t->hyper.thread_count = s->thread_count;
     t->max_grad_norm = o->clip && strcmp(o->clip, "none") == 0 ? 0 : o->max_grad_norm;
+    t->clip_mode = ps__clip_mode(o);
+    t->run_state = ps__run_state;
+    t->run_state_arg = s;
     t->clip = clip;
     t->lr_at = lr_at;
     t->lr_arg = &s->schedule;
@@ -583,6 +588,8 @@ static int allocate(struct ps_session *s, struct ps_error *err)
     int ret = ps__schedule_import(s, err);
     if (ret == 0)
         ret = make_clock(s, err);
+    if (ret == 0 && is_command(s, PS_CMD_TRAIN))
+        ret = ps__store_open(s, err);
     if (ret == 0)
         ret = ps_trainer_commit(s->trainer, err);
     if (ret == 0 && blends(s))
@@ -625,13 +632,13 @@ static int open_parts(struct ps_session *s, struct ps_error *err)
         ret = ps__schedule_make(s, err);
     if (ret == 0)
         ret = plan(s, err);
-    if (ret == 0)
-        ret = allocate(s, err);
     if (ret == 0 && o->command == PS_CMD_TRAIN) {
         s->config_text = ps_options_to_yaml(o);
         if (!s->config_text)
             ret = ps_error_set(err, -ENOMEM, "out of memory");
     }
+    if (ret == 0)
+        ret = allocate(s, err);
     if (ret == 0 && o->command == PS_CMD_TRAIN && o->resume && !o->dry_run)
         ret = ps__checkpoint_load(s, o->resume, err);
     return ret < 0 ? ret : 0;
@@ -691,6 +698,7 @@ void ps_session_close(struct ps_session *s)
     ps_trace_discard(s->trace);
     free(s->predicted);
     ps_trainer_destroy(s->trainer);
+    ps__store_close(s);
     ps_vclock_destroy(s->clock);
     ps__import_destroy(s->import);
     ps_session_io_destroy(s->io);

@@ -8,6 +8,8 @@
 
 #include "offload/planner.h"
 #include "optim/lr_schedule.h"
+#include <jansson.h>
+
 #include "runtime/data/batch.h"
 #include "runtime/data/dataset.h"
 #include "runtime/data/tokenizer.h"
@@ -48,12 +50,13 @@ struct ps_session {
     struct ps_cuda_info cuda; /* of the CUDA device */
     bool device_limited;      /* --gpu-mem is more than the card has left */
     struct ps_session_io *io;
-    struct ps_session_import *import; /* NULL: not considered */
-    struct ps_vclock *clock; /* NULL: real time */
-    struct ps_plan chosen;         /* layout and prediction */
-    const char *profile_where;     /* where the hardware profile came from */
-    uint64_t process_bytes;        /* beside the arenas */
-    uint64_t ram_copy_bytes;       /* of these the files that --storage ram loads */
+    struct ps__store *store;             /* session_store.c; training alone */
+    struct ps_session_import *import;    /* NULL: not considered */
+    struct ps_vclock *clock;             /* NULL: real time */
+    struct ps_plan chosen;               /* layout and prediction */
+    const char *profile_where;           /* where the hardware profile came from */
+    uint64_t process_bytes;              /* beside the arenas */
+    uint64_t ram_copy_bytes;             /* of these the files that --storage ram loads */
     uint64_t host_budget, host_need;     /* of the whole process */
     uint64_t device_budget, device_need; /* of a discrete device */
     uint64_t disk_need;
@@ -78,22 +81,22 @@ struct ps_session {
     FILE *metrics;
     uint64_t total_tokens, total_labels;
     double total_seconds, last_eval_loss;
-    uint64_t peak_rss; /* largest of the steps */
+    uint64_t peak_rss;                            /* largest of the steps */
     uint64_t total_read_bytes, total_write_bytes; /* of the disk, by this process */
-    uint64_t first_step;                      /* that this process began with */
-    struct ps_lane_stats lane[PS_LANE_COUNT]; /* of the last step */
+    uint64_t first_step;                          /* that this process began with */
+    struct ps_lane_stats lane[PS_LANE_COUNT];     /* of the last step */
     struct ps_lane_stats lane_sum[PS_LANE_COUNT]; /* of all but the first */
     uint64_t lane_steps, lane_read_bytes, lane_write_bytes;
     double lane_seconds;
-    struct ps_trace *trace; /* NULL: none, or complete */
+    struct ps_trace *trace;           /* NULL: none, or complete */
     struct ps_task_record *predicted; /* of the train segment, for the trace */
 
     _Atomic int stop_signal; /* atomic: set by a signal handler */
     _Atomic int save_wanted; /* atomic: set by a signal handler */
 };
 
-/* As ps_session_open, but on failure *out is what there is so far (close it), NULL without memory. The
- * error must be given and empty. */
+/* As ps_session_open, but on failure *out is what there is so far (close it), NULL without memory.
+ * The error must be given and empty. */
 int ps__session_open(struct ps_session **out, const struct ps_options *opt,
                      const struct ps_log *log, struct ps_error *err) PS_WARN_UNUSED;
 
@@ -113,13 +116,14 @@ int ps__planner_request(struct ps_session *s, struct ps_planner_request *r,
 /* --hardware, else the user's own profile, else the built-in one; *where says which. */
 int ps__profile_find(const struct ps_options *o, struct ps_profile *out, const char **where,
                      struct ps_error *err) PS_WARN_UNUSED;
-/* session_trace.c: trace.json (and --trace FILE) of the first steps. A trace that cannot be written is a
- * warning while the run goes on. */
+/* session_trace.c: trace.json (and --trace FILE) of the first steps. A trace that cannot be written
+ * is a warning while the run goes on. */
 int ps__trace_begin(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
 void ps__trace_step(struct ps_session *s);
 int ps__trace_end(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
 
-/* --schedule FILE: take the segments of the file in place of the builder's; after the layout is set. */
+/* --schedule FILE: take the segments of the file in place of the builder's; after the layout is
+ * set. */
 int ps__schedule_import(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
 /* Write the segments of the chosen layout. */
 int ps__schedule_export(struct ps_session *s, const char *path,
@@ -128,8 +132,8 @@ int ps__schedule_export(struct ps_session *s, const char *path,
 /* Fill s->plan. */
 void ps__layout_describe(struct ps_session *s);
 
-/* RSS of this process in bytes, without the arena of an emulated device, which is shared memory. 0 when
- * the system does not say. */
+/* RSS of this process in bytes, without the arena of an emulated device, which is shared memory. 0
+ * when the system does not say. */
 uint64_t ps__rss_bytes(const struct ps_session *s);
 /* Its peak: the kernel's high-water mark, or, where that counts a device's arena too, the largest
  * of the steps and now. */
@@ -143,8 +147,8 @@ int ps__write_model(struct ps_session *s, const char *dir, struct ps_error *err)
 /* Re-open a model directory and compare it with what this session would write. */
 int ps__verify_model(struct ps_session *s, const char *dir, struct ps_error *err) PS_WARN_UNUSED;
 
-/* Write manifest.json, an XXH3 of each file of the checkpoint directory `dir`; compare the files with it
- * (PS_ECHECKSUM, PS_EFORMAT when one is missing). See manifest.c. */
+/* Write manifest.json, an XXH3 of each file of the checkpoint directory `dir`; compare the files
+ * with it (PS_ECHECKSUM, PS_EFORMAT when one is missing). See manifest.c. */
 int ps__manifest_write(const char *dir, struct ps_error *err) PS_WARN_UNUSED;
 int ps__manifest_check(const char *dir, struct ps_error *err) PS_WARN_UNUSED;
 
@@ -160,6 +164,32 @@ int ps__checkpoint_load(struct ps_session *s, const char *which,
 /* Load the trained tensors of a checkpoint alone, after checking its hashes; counters stay. */
 int ps__checkpoint_load_tensors(struct ps_session *s, const char *dir,
                                 struct ps_error *err) PS_WARN_UNUSED;
+
+/* checkpoint_tensors.c: optimizer.safetensors, and all tensors of a checkpoint back (weights or
+ * adapters, remainders, states). */
+int ps__write_optimizer(struct ps_session *s, const char *dir, struct ps_error *err) PS_WARN_UNUSED;
+int ps__read_tensors(struct ps_session *s, const char *dir, struct ps_error *err) PS_WARN_UNUSED;
+
+/* Number of the newest whole checkpoint under opt->output; -1: none. */
+int64_t ps__checkpoint_newest(const struct ps_session *s);
+/* PS_EUSAGE when numerical options differ from those of a config.resolved.yaml. */
+int ps__check_same_config(struct ps_session *s, const char *path,
+                          struct ps_error *err) PS_WARN_UNUSED;
+
+/* session_store.c: before the trainer's memory is committed find the store that the run goes on
+ * from, or make the one that it needs; counters of a run that goes on from it; a commit when one is
+ * due; the run is complete: remove it on close. */
+int ps__store_open(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
+/* Is there a run.json, so that the run may go on from a commit? */
+bool ps__store_named(const struct ps_session *s);
+bool ps__store_resumed(const struct ps_session *s);
+const json_t *ps__store_state(const struct ps_session *s);
+int ps__store_after_step(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
+void ps__store_done(struct ps_session *s);
+void ps__store_close(struct ps_session *s);
+enum ps_clip_mode ps__clip_mode(const struct ps_options *o);
+/* struct ps_trainer_options.run_state; arg: the session. */
+size_t ps__run_state(void *arg, const struct ps_run_point *p, void *out, size_t max);
 
 /* Labelled mean of the evaluation rows. */
 int ps__eval(struct ps_session *s, struct ps_eval_stats *out, struct ps_error *err) PS_WARN_UNUSED;

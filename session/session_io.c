@@ -95,8 +95,8 @@ static int open_storage(void *arg, struct ps_storage **out, const struct ps_stor
 }
 
 /* Directories of the spill files: --nvme-path, or OUTPUT/spill. */
-static int spill_paths(struct ps_session_io *io, const char *path[PS_STRIPE_PATHS_MAX],
-                       uint32_t *count, struct ps_error *err)
+int ps_session_io_paths(struct ps_session_io *io, const char **path, uint32_t *count,
+                        struct ps_error *err)
 {
     *count = 0;
     while (io->opt->nvme_path && *count < PS_STRIPE_PATHS_MAX &&
@@ -123,7 +123,7 @@ static int spill_create(void *arg, uint64_t bytes, struct ps_error *err)
     struct ps_session_io *io = arg;
     const char *path[PS_STRIPE_PATHS_MAX];
     struct ps_stripe_options o = {.path = path, .bytes = bytes, .log = io->log};
-    int ret = spill_paths(io, path, &o.path_count, err);
+    int ret = ps_session_io_paths(io, path, &o.path_count, err);
     if (ret == 0)
         ret = ps_stripe_open(&io->stripe, &o, err);
     if (ret == -ENOENT && err)

@@ -15,6 +15,11 @@ int ps_session_io_create(struct ps_session_io **out, const struct ps_options *op
 /* After the trainer that uses it. NULL is legal. */
 void ps_session_io_destroy(struct ps_session_io *io);
 
+/* Directories of spill files and stores, made where they are ours: --nvme-path, or OUTPUT/spill; at
+ * most PS_STRIPE_PATHS_MAX. Valid until destroy. */
+int ps_session_io_paths(struct ps_session_io *io, const char **path, uint32_t *count,
+                        struct ps_error *err) PS_WARN_UNUSED;
+
 void ps_session_io_fill(struct ps_session_io *io, struct ps_trainer_io *out);
 
 /* The back end in use and why; "" before the first lane was opened. */

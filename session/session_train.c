@@ -71,6 +71,7 @@ int ps_session_step(struct ps_session *s, struct ps_step_stats *out, struct ps_e
         .disk_write_bytes = st.write_bytes,
         .h2d_bytes = st.lane[PS_LANE_H2D].bytes,
         .d2h_bytes = st.lane[PS_LANE_D2H].bytes,
+        .redo_bytes = st.redo_bytes,
         .device_bytes = s->device_need,
         .disk_bytes = s->disk_need,
         .stall_s = ps_lane_stall_s(&st.lane[PS_LANE_COMPUTE]),
@@ -124,13 +125,14 @@ static int log_step(struct ps_session *s, const struct ps_step_stats *st, struct
         "\"update_s\":%.6f,\"stall_s\":%.6f,\"device_bytes\":%" PRIu64 ",\"host_bytes\":%" PRIu64
         ",\"disk_bytes\":%" PRIu64 ",\"disk_read_bytes\":%" PRIu64 ",\"disk_write_bytes\":%" PRIu64
         ",\"h2d_bytes\":%" PRIu64 ",\"d2h_bytes\":%" PRIu64 ",\"clip_coef\":%.9g,"
-        "\"predicted_step_s\":%s,\"skipped\":%s,%s}\n",
+        "\"redo_bytes\":%" PRIu64 ",\"predicted_step_s\":%s,\"skipped\":%s,%s}\n",
         st->step, st->epoch, real(loss, sizeof loss, st->loss),
         real(norm, sizeof norm, st->grad_norm), st->learning_rate, st->tokens, st->label_tokens,
         st->tokens_per_s, st->step_s, st->compute_s, st->data_s, st->update_s, st->stall_s,
         st->device_bytes, st->host_bytes, st->disk_bytes, st->disk_read_bytes, st->disk_write_bytes,
-        st->h2d_bytes, st->d2h_bytes, st->clip_coef, real(predicted, sizeof predicted, guess),
-        st->skipped ? "true" : "false", ps_lane_report_json(s->lane, lanes));
+        st->h2d_bytes, st->d2h_bytes, st->clip_coef, st->redo_bytes,
+        real(predicted, sizeof predicted, guess), st->skipped ? "true" : "false",
+        ps_lane_report_json(s->lane, lanes));
     return flush_metrics(s, err);
 }
 
@@ -173,9 +175,8 @@ static int write_plan(struct ps_session *s, struct ps_error *err)
 {
     uint64_t budget = s->host_budget < INT64_MAX ? s->host_budget : INT64_MAX;
     json_t *root = ps__plan_contract_json(s);
-    json_t *more =
-        json_pack("{s:i,s:I,s:o,s:o}", "version", 1, "host_budget", (json_int_t)budget, "memory",
-                  ps__plan_memory_json(s), "import", ps__import_json(s));
+    json_t *more = json_pack("{s:i,s:I,s:o,s:o}", "version", 1, "host_budget", (json_int_t)budget,
+                             "memory", ps__plan_memory_json(s), "import", ps__import_json(s));
     bool whole = root && more && json_object_update(root, more) == 0;
     char *text = whole ? json_dumps(root, JSON_COMPACT) : NULL;
     json_decref(root);
@@ -356,6 +357,8 @@ static int after_step(struct ps_session *s, const struct ps_step_stats *st,
     int signal_number = atomic_load_explicit(&s->stop_signal, memory_order_relaxed);
     if (ret == 0 && (asked || due || last || stop || signal_number))
         ret = save_checkpoint(s, hooks, err);
+    if (ret == 0)
+        ret = ps__store_after_step(s, err);
     if (ret < 0)
         return ret;
     if (signal_number && !last)
@@ -464,5 +467,9 @@ int ps_session_train(struct ps_session *s, const struct ps_train_hooks *hooks, s
         ret = ps__trace_end(s, err);
     if (ret >= 0)
         report(s, hooks);
-    return ret < 0 ? ret : write_result(s, err);
+    if (ret >= 0)
+        ret = write_result(s, err);
+    if (ret == 0)
+        ps__store_done(s);
+    return ret;
 }

@@ -78,8 +78,9 @@ struct ps_unit_codec {
 
 /* Where a run is when a step has been decided, for the state that is committed with it. */
 struct ps_run_point {
-    uint64_t step;    /* of the batcher: the next one to do is step + 1 */
-    uint64_t updates; /* completed, this step's included */
+    uint64_t step;          /* of the batcher: the next one to do is step + 1 */
+    uint64_t updates;       /* completed, this step's included */
+    int64_t tokens, labels; /* of this step */
     double loss, grad_norm, learning_rate;
     float clip_coef;
     bool skipped;
@@ -129,6 +130,11 @@ struct ps_trainer_options {
      * compute lane's thread, or the caller's. NULL: none. */
     size_t (*run_state)(void *arg, const struct ps_run_point *p, void *out, size_t max);
     void *run_state_arg;
+    /* For looking at gradients: called for each trained tensor when its gradient is complete,
+     * before clipping (streamed updates alone: others keep theirs in struct ps_trainable); host
+     * memory, valid during the call, on the compute lane's thread. NULL: none. */
+    void (*grad_sink)(void *arg, size_t idx, const float *grad, size_t n);
+    void *grad_sink_arg;
     uint64_t granule_elements; /* 0: the default; else a multiple of 2048 (tests) */
     double throttle[PS_LANE_COUNT];
     bool serial;
@@ -270,7 +276,8 @@ unsigned char *ps_trainer_buffer(const struct ps_trainer *t, enum ps_step_buffer
 /* Executor, and the handle of a segment in it, for traces and checks; NULL before commit. */
 struct ps_executor *ps_trainer_executor(struct ps_trainer *t, enum ps_segment segment, int *handle);
 
-/* The store of mutable state (borrowed until destroy); before commit. Its extents are those given
+/* The store of mutable state (borrowed until destroy); before commit, or, for runs that keep all in
+ * memory, also before the first ps_trainer_store_commit. Its extents are those given
  * here, the same for every layout. One that holds a generation is what the run goes on from:
  * weights, states (and adapters) come from it; an empty one is filled with the model. A layout with
  * states on disk needs one. */

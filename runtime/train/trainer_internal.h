@@ -135,6 +135,8 @@ struct ps_trainer {
     int store_cut_max;
     unsigned char *bounce_weight, *bounce_state; /* one granule each; caller's thread only */
     size_t bounce_weight_bytes, bounce_state_bytes;
+    uint64_t held_weight,
+        held_state;             /* extent and chunk + 1 that they hold for part_read; 0: none */
     uint64_t *grad_sum;         /* (n_layer + 2) XXH3 of kept gradients on disk, as spill_sum */
     bool redoing;               /* segment update runs */
     bool *unit_updated;         /* (n_layer + 2) by the last update task of the unit */
@@ -162,7 +164,8 @@ struct ps_trainer {
     enum ps__head_mode head_mode;
     float dscale;
     double loss_sum;
-    int64_t label_count;
+    int64_t label_count, tokens;
+    bool settled; /* no step since the last ps_trainer_settle */
     double norm;
 };
 

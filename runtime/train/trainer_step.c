@@ -83,6 +83,8 @@ void ps__trainer_decided(struct ps_trainer *t)
         return;
     struct ps_run_point p = {.step = t->step,
                              .updates = t->updates + (t->now.go ? 1 : 0),
+                             .tokens = t->tokens,
+                             .labels = t->label_count,
                              .loss = t->label_count > 0 ? t->loss_sum / (double)t->label_count : 0,
                              .grad_norm = t->norm,
                              .learning_rate = t->now.lr,
@@ -145,6 +147,9 @@ static void pending_done(struct ps_trainer *t)
 int ps_trainer_settle(struct ps_trainer *t, struct ps_error *err)
 {
     int ret = t->ex ? ps_executor_drain(t->ex, err) : 0;
+    if (!t->settled)
+        t->held_weight = t->held_state = 0; /* a step may have written since */
+    t->settled = true;
     if (ret < 0 || !t->pending)
         return ret;
     ret = update_all(t, err);
@@ -200,6 +205,7 @@ static int train_passes(struct ps_trainer *t, struct ps_batcher *b, struct ps_tr
             ps_batcher_fill(b, begin + i, &t->batch_host[i]);
             batch_filled(t, i);
             stats->tokens += t->batch[i].n_tok;
+            t->tokens += t->batch[i].n_tok;
         }
         double filled = now_s(t);
         stats->data_s += filled - before;
@@ -232,7 +238,9 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
     t->dscale = labels > 0 ? (float)(1.0 / (double)labels) : 0.0f;
     t->loss_sum = 0;
     t->label_count = 0;
+    t->tokens = 0;
     ps__trainer_begin_order(t);
+    t->settled = false;
     int ret = train_passes(t, b, stats, err);
     if (ret < 0)
         return ret;

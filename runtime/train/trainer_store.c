@@ -19,7 +19,7 @@ const struct ps_store_extent *ps_trainer_store_extents(const struct ps_trainer *
 
 void ps_trainer_set_store(struct ps_trainer *t, struct ps_state_store *store)
 {
-    assert(!t->committed);
+    assert(!t->committed || !ps__trainer_streams(t));
     t->store = store;
 }
 
@@ -68,8 +68,8 @@ static int open_lane(struct ps_trainer *t, enum ps_lane lane, struct ps_error *e
     t->store_cut[lane] = calloc((size_t)t->store_cut_max, sizeof *t->store_cut[0]);
     if (!t->store_cut[lane])
         return ps_error_set(err, -ENOMEM, "out of memory");
-    bool writes = lane == PS_LANE_DISK_WRITE || lane == PS_LANE_COMMIT;
-    return t->store->ops->attach(t->store, t->store_storage[lane], writes, err);
+    /* writable for all: a back end in RAM then maps the file, and sees what others write */
+    return t->store->ops->attach(t->store, t->store_storage[lane], true, err);
 }
 
 int ps__trainer_store_open(struct ps_trainer *t, struct ps_error *err)
@@ -148,6 +148,7 @@ static int wait_all(struct ps_trainer *t, uint64_t first, uint64_t last, struct 
 static int get_chunk(struct ps_trainer *t, uint32_t extent, uint32_t chunk, void *memory,
                      struct ps_error *err)
 {
+    t->held_weight = t->held_state = 0; /* the bounce buffers change */
     uint64_t first;
     uint64_t last;
     int ret = ps__trainer_store_submit(t, PS_LANE_COMMIT, extent, chunk, false, memory, &first,
@@ -162,6 +163,7 @@ static int get_chunk(struct ps_trainer *t, uint32_t extent, uint32_t chunk, void
 static int put_chunk(struct ps_trainer *t, uint32_t extent, uint32_t chunk, void *memory,
                      struct ps_error *err)
 {
+    t->held_weight = t->held_state = 0; /* the bounce buffers change */
     uint64_t first;
     uint64_t last;
     t->store->ops->seal(t->store, extent, chunk, memory);
@@ -473,6 +475,8 @@ int ps_trainer_store_commit(struct ps_trainer *t, const void *run_state, size_t 
 {
     assert(t->store && bytes <= PS_TRAINER_RUN_STATE_MAX);
     int ret = ps_trainer_settle(t, err);
+    if (ret == 0 && !t->store_storage[PS_LANE_COMMIT])
+        ret = ps__trainer_store_open(t, err);
     if (ret == 0)
         ret = ps_trainer_pull(t, err);
     for (int32_t i = 0; ret == 0 && i < t->cfg.n_layer + 2; i++)
@@ -488,17 +492,19 @@ int ps_trainer_store_commit(struct ps_trainer *t, const void *run_state, size_t 
 /* One slice's part [begin, begin + n) (entries of the tensor) between `memory` and where it lies.
  */
 static int move_part(struct ps_trainer *t, uint32_t granule, const struct ps_slice *s, int part,
-                     size_t begin, size_t n, unsigned char *memory, bool write,
-                     struct ps_error *err)
+                     size_t begin, size_t n, unsigned char *memory, struct ps_error *err)
 {
     const struct ps_trainable *x = &t->trainable[s->tensor];
     int32_t i = ps_step_unit_idx(&t->shape, x->unit);
     uint32_t chunk = granule - t->granule_begin[i];
     uint32_t extent = 2 * (uint32_t)i + (part == PS_PART_WEIGHT ? 0 : 1);
     unsigned char *bounce = part == PS_PART_WEIGHT ? t->bounce_weight : t->bounce_state;
-    int ret = get_chunk(t, extent, chunk, bounce, err);
+    uint64_t *held = part == PS_PART_WEIGHT ? &t->held_weight : &t->held_state;
+    uint64_t wanted = (uint64_t)extent << 32 | (chunk + 1);
+    int ret = *held == wanted ? 0 : get_chunk(t, extent, chunk, bounce, err);
     if (ret < 0)
         return ret;
+    *held = wanted; /* reads come in order: the next one is often of the same chunk */
     unsigned char *at;
     size_t size;
     size_t skip = begin;
@@ -514,8 +520,8 @@ static int move_part(struct ps_trainer *t, uint32_t granule, const struct ps_sli
         skip -= !st ? (size_t)s->begin : st->per > 0 ? (size_t)(s->begin / st->per) : 0;
     }
     at += skip * size;
-    memcpy(write ? at : memory, write ? memory : at, n * size);
-    return write ? put_chunk(t, extent, chunk, bounce, err) : 0;
+    memcpy(memory, at, n * size);
+    return 0;
 }
 
 /* Entries of a part before element e of its tensor. */
@@ -530,7 +536,7 @@ static size_t entries(const struct ps_trainable *x, int part, uint64_t e)
 }
 
 static int disk_part(struct ps_trainer *t, size_t idx, int part, size_t begin, size_t n,
-                     unsigned char *memory, bool write, struct ps_error *err)
+                     unsigned char *memory, struct ps_error *err)
 {
     const struct ps_trainable *x = &t->trainable[idx];
     int32_t i = ps_step_unit_idx(&t->shape, x->unit);
@@ -548,8 +554,8 @@ static int disk_part(struct ps_trainer *t, size_t idx, int part, size_t begin, s
             from = from > begin ? from : begin;
             to = to < begin + n ? to : begin + n;
             if (from < to)
-                ret = move_part(t, g, s, part, from, to - from, memory + (from - begin) * size,
-                                write, err);
+                ret =
+                    move_part(t, g, s, part, from, to - from, memory + (from - begin) * size, err);
         }
     }
     return ret;
@@ -586,7 +592,7 @@ int ps_trainer_part_read(struct ps_trainer *t, size_t idx, int part, size_t begi
                          void *out, struct ps_error *err)
 {
     if (part_on_disk(t, idx, part))
-        return disk_part(t, idx, part, begin, n, out, false, err);
+        return disk_part(t, idx, part, begin, n, out, err);
     size_t size;
     const unsigned char *from = part_in_memory(t, idx, part, &size);
     memcpy(out, from + begin * size, n * size);

@@ -1,6 +1,8 @@
 /* The tasks that compute: see trainer.h. All addresses here are those of the device's threads. */
 #include <assert.h>
+#include <errno.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "runtime/train/trainer_internal.h"
@@ -196,6 +198,19 @@ static int clip_tensor(struct ps_trainer *t, size_t i)
     return ret;
 }
 
+static int show_gradient(struct ps_trainer *t, size_t i, const float *grad)
+{
+    size_t n = t->trainable[i].n;
+    float *copy = malloc(n * sizeof *copy);
+    if (!copy)
+        return -ENOMEM;
+    int ret = t->cx.k->fetch(&t->cx, copy, grad, n * sizeof *copy);
+    if (ret == 0)
+        t->opt.grad_sink(t->opt.grad_sink_arg, i, copy, n);
+    free(copy);
+    return ret;
+}
+
 static int task_grad_norm(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
@@ -213,6 +228,8 @@ static int task_grad_norm(void *ctx, const struct ps_task *task, struct ps_error
         t->cx.k->square_sum(&t->cx, partials(t) + x->partial_begin, grad, x->n);
         if (inside && task->unit >= 0)
             ret = clip_tensor(t, i);
+        if (ret == 0 && t->opt.grad_sink && ps__trainer_streams(t))
+            ret = show_gradient(t, i, grad);
     }
     return ret;
 }

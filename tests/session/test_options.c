@@ -231,8 +231,7 @@ static void mistakes_get_a_suggestion(void **state)
 static void options_of_later_versions_are_named_as_such(void **state)
 {
     (void)state;
-    static const char *const later[] = {"commit-interval", "nvme-write-limit", "spill-mode",
-                                        "peft-exact", "base_quant"};
+    static const char *const later[] = {"nvme-write-limit", "peft-exact", "base_quant"};
     for (size_t i = 0; i < COUNT(later); i++) {
         struct ps_options o;
         struct ps_error err = {0};
@@ -275,7 +274,8 @@ static void values_are_checked(void **state)
         {"emu-clock", "slow", "accepts real/virtual"},
         {"serial", "yes", "true or false"},
         {"method", "qlora", "accepts lora"},
-        {"clip", "delayed", "not in this version"},
+        {"clip", "late", "accepts exact/delayed/per-tensor/none"},
+        {"spill-mode", "fast", "accepts shadow/inplace"},
         {"optimizer", "adagrad", "accepts adamw/adamw8bit"},
         {"dtype", "fp16", "accepts bf16/fp32"},
         {"output", "", "not empty"},
@@ -525,8 +525,8 @@ static void yaml_errors_name_file_and_line(void **state)
         {"model: \"m\n", "bad.yaml:2", "not valid YAML"},
         {"model: m\n\tlora_r: 8\n", "bad.yaml:2", "not valid YAML"},
         {"logits: f\n", "bad.yaml:1", "no effect in `train`"},
-        {"commit_interval: 60s\n", "bad.yaml:1", "not in this version"},
-        {"commit_interval:\n", "bad.yaml:1", "not in this version"},
+        {"nvme_write_limit: 60s\n", "bad.yaml:1", "not in this version"},
+        {"nvme_write_limit:\n", "bad.yaml:1", "not in this version"},
         {"\"lora_r\\0x\": 8\n", "bad.yaml:1", "a key is a name"},
         {"model: \"a\\0b\"\n", "bad.yaml:1", "NUL"},
     };
