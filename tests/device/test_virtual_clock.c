@@ -32,7 +32,7 @@ static struct ps_task work(enum ps_lane lane, uint32_t ms)
 {
     struct ps_task t;
     memset(&t, 0, sizeof t);
-    t.kind = PS_TASK_COPY_BATCH;
+    t.kind = lane == PS_LANE_CPU_OPTIM ? PS_TASK_UPDATE_HOST : PS_TASK_COPY_BATCH;
     t.lane = lane;
     if (lane == PS_LANE_COMPUTE)
         t.flops = ms;

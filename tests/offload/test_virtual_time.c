@@ -40,7 +40,7 @@ static void random_schedule(struct ps_schedule *s, int n, bool trailing)
 {
     static const enum ps_task_kind kind[PS_LANE_COUNT] = {
         PS_TASK_LAYER_FORWARD, PS_TASK_COPY_WEIGHTS, PS_TASK_SPILL_OUT, PS_TASK_READ_WEIGHTS,
-        PS_TASK_SPILL_READ,    PS_TASK_SPILL_WRITE,  PS_TASK_UPDATE,    PS_TASK_UPDATE};
+        PS_TASK_SPILL_READ,    PS_TASK_SPILL_WRITE,  PS_TASK_COMMIT,    PS_TASK_UPDATE_HOST};
     ps_schedule_init(s, "random");
     for (int i = 0; i < n; i++) {
         enum ps_lane lane = (enum ps_lane)draw(PS_LANE_COUNT);
@@ -132,7 +132,8 @@ static double run(struct pair *p)
 
 static void compare(struct pair *p, bool serial, int graph)
 {
-    struct ps_sim_segment seg[] = {{&p->s[0], PERIODS}, {&p->s[1], 1}};
+    struct ps_sim_segment seg[] = {{.schedule = &p->s[0], .repeat = PERIODS},
+                                   {.schedule = &p->s[1], .repeat = 1}};
     double seconds = run(p);
     for (int i = 0; i < 2; i++) {
         struct ps_task_record rec[TASK_MAX];
@@ -220,7 +221,8 @@ static void lanes_are_busy_and_stall_as_the_simulator_says(void **state)
         struct ps_lane_stats stats[PS_LANE_COUNT];
         struct ps_error err = {0};
         pair_open(&p, false, false);
-        struct ps_sim_segment seg[] = {{&p.s[0], PERIODS}, {&p.s[1], 1}};
+        struct ps_sim_segment seg[] = {{.schedule = &p.s[0], .repeat = PERIODS},
+                                       {.schedule = &p.s[1], .repeat = 1}};
         struct ps_sim_options o = {.model = &p.m, .segment = seg, .segment_count = 2, .rounds = 1};
         run(&p);
         ps_executor_stats(p.ex, stats);
