@@ -353,6 +353,20 @@ int ps__verify_model(struct ps_session *s, const char *dir, struct ps_error *err
     return ret;
 }
 
+/* A debugging aid: it takes the memory that it needs beside the budget. */
+void ps__keep_grad(void *arg, size_t idx, const float *grad, size_t n)
+{
+    struct ps_session *s = arg;
+    if (s->step > s->first_step)
+        return;
+    if (!s->dumped)
+        s->dumped = calloc(ps_trainer_trainable_count(s->trainer), sizeof *s->dumped);
+    if (s->dumped && !s->dumped[idx])
+        s->dumped[idx] = malloc(n * sizeof(float));
+    if (s->dumped && s->dumped[idx])
+        memcpy(s->dumped[idx], grad, n * sizeof(float));
+}
+
 int ps__dump_grads(struct ps_session *s, const char *path, struct ps_error *err)
 {
     size_t count = ps_trainer_trainable_count(s->trainer);
@@ -373,7 +387,9 @@ int ps__dump_grads(struct ps_session *s, const char *path, struct ps_error *err)
     free(spec);
     for (size_t i = 0; ret == 0 && i < count; i++) {
         const struct ps_trainable *x = ps_trainer_trainable(s->trainer, i);
-        ret = ps_st_writer_append(w, x->grad, x->n * sizeof(float), err);
+        const float *grad = s->dumped ? s->dumped[i] : x->grad;
+        ret = grad ? ps_st_writer_append(w, grad, x->n * sizeof(float), err)
+                   : ps_error_set(err, -ENOMEM, "out of memory for the gradients to dump");
     }
     if (ret == 0)
         return ps_st_writer_close(w, err);

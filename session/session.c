@@ -444,6 +444,8 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
     t->clip_mode = ps__clip_mode(o);
     t->run_state = ps__run_state;
     t->run_state_arg = s;
+    t->grad_sink = o->dump_grads ? ps__keep_grad : NULL;
+    t->grad_sink_arg = s;
     t->clip = clip;
     t->lr_at = lr_at;
     t->lr_arg = &s->schedule;
@@ -697,6 +699,9 @@ void ps_session_close(struct ps_session *s)
         fclose(s->metrics);
     ps_trace_discard(s->trace);
     free(s->predicted);
+    for (size_t i = 0; s->dumped && i < ps_trainer_trainable_count(s->trainer); i++)
+        free(s->dumped[i]);
+    free(s->dumped);
     ps_trainer_destroy(s->trainer);
     ps__store_close(s);
     ps_vclock_destroy(s->clock);

@@ -79,6 +79,7 @@ struct ps_session {
     size_t history_count, history_capacity;
     char *config_text; /* config.resolved.yaml */
     FILE *metrics;
+    float **dumped; /* (trainable_count,) --dump-grads of a run whose updates are streamed */
     uint64_t total_tokens, total_labels;
     double total_seconds, last_eval_loss;
     uint64_t peak_rss;                            /* largest of the steps */
@@ -197,6 +198,8 @@ int ps__eval(struct ps_session *s, struct ps_eval_stats *out, struct ps_error *e
 /* Refuse (PS_EUSAGE) an output directory that holds another run, a model or an adapter. */
 int ps__output_check(const struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
 
+/* Keeps the gradients of the first step for --dump-grads (struct ps_trainer_options.grad_sink). */
+void ps__keep_grad(void *arg, size_t idx, const float *grad, size_t n);
 /* Dump the gradients of the last step (fp32, before clipping) as safetensors. */
 int ps__dump_grads(struct ps_session *s, const char *path, struct ps_error *err) PS_WARN_UNUSED;
 
