@@ -265,6 +265,47 @@ static void narrow_moments_cannot_be_rotated(void **state)
     assert_string_equal(err.field, "optim-moments");
 }
 
+/* An embedding: AdamW, eps beside the uncorrected root, decay after the step. */
+static void other_matrices_get_adamw_of_the_same_form(void **state)
+{
+    (void)state;
+    const double lr = 1e-2, decay = 0.5, eps = 1e-3;
+    enum { N = 240 };
+    struct ps_optimizer_hyper h = hyper_make();
+    struct subject s;
+    h.weight_decay = decay;
+    h.eps = eps;
+    subject_make(&s, &ps_galore_ops, &h, 0, 24, 10, PS_DTYPE_F32);
+    s.tensor.hidden = false;
+    struct ps_error err = {0};
+    double w[N], m[N] = {0}, v[N] = {0};
+    struct ps_opt_layout layout;
+    assert_int_equal(ps_galore_ops.layout(&h, &s.tensor, &layout, &err), 0);
+    assert_int_equal(layout.granule, 1);
+    subject_free(&s);
+    subject_make(&s, &ps_adamw_ops, &h, 0, 24, 10, PS_DTYPE_F32); /* its states are AdamW's */
+    assert_int_equal(s.layout.state_count, layout.state_count);
+    s.tensor.hidden = false;
+    subject_fill(&s, 0);
+    for (size_t i = 0; i < N; i++)
+        w[i] = (double)subject_weight(&s)[i];
+    for (uint64_t t = 1; t <= STEPS; t++) {
+        tensor_gradient(subject_grad(&s), 0, t);
+        subject_update(&s, &ps_galore_ops, &h, NULL, ps_isa_detect(), lr);
+        double rate = lr * sqrt(1 - pow(0.95, (double)t)) / (1 - pow(0.9, (double)t));
+        for (size_t i = 0; i < N; i++) {
+            double g = (double)subject_grad(&s)[i];
+            m[i] = 0.9 * m[i] + 0.1 * g;
+            v[i] = 0.95 * v[i] + 0.05 * g * g;
+            w[i] -= rate * m[i] / (sqrt(v[i]) + eps);
+            w[i] -= lr * decay * w[i];
+        }
+    }
+    for (size_t i = 0; i < N; i++)
+        close_to("weight", i, (double)subject_weight(&s)[i], w[i], 5e-7, 1e-6);
+    subject_free(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -272,6 +313,7 @@ int main(void)
         cmocka_unit_test(update_is_the_back_projection_of_adam_in_the_subspace),
         cmocka_unit_test(moments_are_reset_or_rotated_when_asked),
         cmocka_unit_test(rotation_matters_when_the_subspace_turns),
+        cmocka_unit_test(other_matrices_get_adamw_of_the_same_form),
         cmocka_unit_test(narrow_moments_stay_near_fp32),
         cmocka_unit_test(narrow_moments_cannot_be_rotated),
         cmocka_unit_test(gradient_scale_equals_scaling_the_gradient),
