@@ -237,6 +237,11 @@ static void add_compute(struct sums *s, const struct ps_planner_request *req,
     add(s, BACKWARD, PS_TASK_LAYER_BACKWARD, lane, micros * trained,
         micros * trained * p->layer_backward_flops, 0);
     bool streams = streams_updates(p, l);
+    if (l->discrete)
+        add(s, FORWARD, PS_TASK_COPY_BATCH, PS_LANE_H2D, micros, 0,
+            micros * (double)p->batch_bytes);
+    add(s, BACKWARD, PS_TASK_EMBED_BACKWARD, lane, p->embed_trained ? micros : 0, 0, 0);
+    add(s, UPDATE, PS_TASK_CLIP, lane, p->trains, 0, 0);
     for (int32_t i = 0; i < p->n_layer + 2; i++) {
         if (!is_trained(p, i))
             continue;

@@ -318,7 +318,7 @@ static int choose(struct ps_plan *out, const struct ps_planner_request *req, str
     if (ret == 0)
         ret = search(&t, req, &cost, &best, err);
     if (ret == 0 && best < 0)
-        ret = ps__plan_no_fit(out, &t, req, err);
+        ret = ps__plan_no_fit(out, &t, req, &cost, err);
     if (ret == 0 && !req->placement)
         ret = ps__grow_eval_group(&t.trial[best], req, &cost, err);
     if (ret == 0)

@@ -157,17 +157,38 @@ static const struct ps__trial *smallest(const struct ps__trials *t, int strategy
     return least;
 }
 
+/* Simulate what may write least in a day, by the longest that its step can take. */
+static int simulate_least_written(struct ps__trials *t, const struct ps_planner_request *req,
+                                  const struct ps_cost_model *cost, struct ps_error *err)
+{
+    struct ps__trial *least = NULL;
+    double least_day = 0;
+    uint64_t tasks = 0;
+    for (int i = 0; i < t->count; i++) {
+        struct ps__trial *c = &t->trial[i];
+        double day = ps__per_day(c->estimate.write_bytes, c->estimate.serial_s);
+        if (!c->fits || !c->wears || (least && day >= least_day))
+            continue;
+        least = c;
+        least_day = day;
+    }
+    return least && !least->simulated ? ps__trial_simulate(least, req, cost, &tasks, err) : 0;
+}
+
 /* Something fits, but all of that writes too much: PS_ENOFIT; else 0. */
-static int wears_out(struct ps_plan *out, const struct ps__trials *t,
-                     const struct ps_planner_request *req, struct ps_error *err)
+static int wears_out(struct ps_plan *out, struct ps__trials *t,
+                     const struct ps_planner_request *req, const struct ps_cost_model *cost,
+                     struct ps_error *err)
 {
     const struct ps__trial *least = NULL;
     double least_day = 0;
+    int ret = simulate_least_written(t, req, cost, err);
+    if (ret < 0)
+        return ret;
     for (int i = 0; i < t->count; i++) {
         const struct ps__trial *c = &t->trial[i];
-        double s = c->simulated ? c->step_s : c->estimate.serial_s;
-        double day = ps__per_day(c->estimate.write_bytes, s);
-        if (!c->fits || !c->wears || (least && day >= least_day))
+        double day = ps__per_day(c->estimate.write_bytes, c->step_s);
+        if (!c->fits || !c->wears || !c->simulated || (least && day >= least_day))
             continue;
         least = c;
         least_day = day;
@@ -186,12 +207,12 @@ static int wears_out(struct ps_plan *out, const struct ps__trials *t,
                          least->layout.strategy, least_day / GIB, (double)req->write_limit / GIB);
 }
 
-int ps__plan_no_fit(struct ps_plan *out, const struct ps__trials *t,
-                    const struct ps_planner_request *req, struct ps_error *err)
+int ps__plan_no_fit(struct ps_plan *out, struct ps__trials *t, const struct ps_planner_request *req,
+                    const struct ps_cost_model *cost, struct ps_error *err)
 {
     const struct ps__trial *least = smallest(t, -1, req);
     assert(least);
-    int ret = wears_out(out, t, req, err);
+    int ret = wears_out(out, t, req, cost, err);
     if (ret < 0)
         return ret;
     out->device_bytes = least->bytes[PS_TIER_DEVICE];

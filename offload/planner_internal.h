@@ -75,8 +75,8 @@ int ps__grow_eval_group(struct ps__trial *t, const struct ps_planner_request *re
 
 /* PS_ENOFIT: the smallest layout's bytes, or what the write limit would have to be, and the
  * message. */
-int ps__plan_no_fit(struct ps_plan *out, const struct ps__trials *t,
-                    const struct ps_planner_request *req, struct ps_error *err) PS_WARN_UNUSED;
+int ps__plan_no_fit(struct ps_plan *out, struct ps__trials *t, const struct ps_planner_request *req,
+                    const struct ps_cost_model *cost, struct ps_error *err) PS_WARN_UNUSED;
 
 /* Everything of the plan; takes the best trial's layout over. */
 int ps__plan_describe(struct ps_plan *out, struct ps__trials *t, int best,
