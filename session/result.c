@@ -1,7 +1,7 @@
 /* Writing what a session produced: PEFT adapters, Hugging Face model directories, gradient dumps.
  *
  * A model directory keeps the split, names, order and dtypes of the base's files; side files are
- * copied byte for byte. Trained tensors come from memory, merged ones are base (from its file) plus
+ * copied byte for byte. Trained tensors come from the trainer, merged ones are base (from its file) plus
  * adapter in fp32 with one rounding, all others are copied raw. */
 #include <dirent.h>
 #include <errno.h>
@@ -82,7 +82,8 @@ static int copy_side_files(const char *from, const char *to, struct ps_error *er
 struct source {
     const struct ps_st_tensor *tensor;
     const struct ps_st_file *file;
-    const struct ps_trainable *trained;    /* from memory */
+    const struct ps_trainable *trained;    /* from the trainer */
+    size_t trained_idx;
     const struct ps_adapter_site *merged;  /* base plus adapter */
     const struct ps_adapter_entry *vector; /* trained in its place, fp32 */
     bool bias;                             /* of a merged linear */
@@ -91,10 +92,12 @@ struct source {
     enum ps_dtype dtype; /* written */
 };
 
-static const struct ps_trainable *find_trainable(struct ps_session *s, const char *name)
+static const struct ps_trainable *find_trainable(struct ps_session *s, const char *name,
+                                                 size_t *idx)
 {
     for (size_t i = 0; i < ps_trainer_trainable_count(s->trainer); i++) {
         const struct ps_trainable *x = ps_trainer_trainable(s->trainer, i);
+        *idx = i;
         if (strcmp(x->name, name) == 0)
             return x;
     }
@@ -133,7 +136,7 @@ static bool describe(struct ps_session *s, const struct ps_st_file *file,
         if (strcmp(info->name, t->name) != 0)
             continue;
         *out = (struct source){.tensor = t, .file = file, .dtype = (enum ps_dtype)t->dtype};
-        out->trained = find_trainable(s, t->name);
+        out->trained = find_trainable(s, t->name, &out->trained_idx);
         if (out->trained)
             out->dtype = out->trained->dtype;
         else
@@ -230,6 +233,22 @@ static int append_vector(struct ps_st_writer *w, const struct source *src, struc
     return ret;
 }
 
+/* A trained tensor, wherever it lies. */
+static int append_trained(struct ps_session *s, struct ps_st_writer *w, const struct source *src,
+                          void *piece, struct ps_error *err)
+{
+    size_t size = ps_dtype_size(src->dtype);
+    size_t most = PIECE_BYTES / size;
+    int ret = 0;
+    for (size_t at = 0; ret == 0 && at < src->trained->n; at += most) {
+        size_t n = src->trained->n - at < most ? src->trained->n - at : most;
+        ret = ps_trainer_part_read(s->trainer, src->trained_idx, PS_PART_WEIGHT, at, n, piece, err);
+        if (ret == 0)
+            ret = ps_st_writer_append(w, piece, n * size, err);
+    }
+    return ret;
+}
+
 static int write_file(struct ps_session *s, const struct ps_st_file *file, const char *path,
                       json_t *map, uint64_t *total, struct ps_error *err)
 {
@@ -258,9 +277,8 @@ static int write_file(struct ps_session *s, const struct ps_st_file *file, const
     if (ret == 0)
         ret = ps_st_writer_create(&w, path, spec, kept, err);
     for (size_t i = 0; ret == 0 && i < kept; i++) {
-        const struct ps_trainable *x = src[i].trained;
-        if (x)
-            ret = ps_st_writer_append(w, x->weight, x->n * ps_dtype_size(x->dtype), err);
+        if (src[i].trained)
+            ret = append_trained(s, w, &src[i], piece, err);
         else if (src[i].vector || src[i].bias)
             ret = append_vector(w, &src[i], err);
         else if (src[i].merged || src[i].blend)
