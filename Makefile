@@ -113,7 +113,7 @@ $(BUILD)/cuda/runtime/kernels/attention_%.o: CU_FLAGS = -ftz=true
 $(BUILD)/cuda/%.o: %.cu $(BUILD)/cuda/archs
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "NVCC $<")
-	$(Q)$(NVCC) -t 0 -std=c++17 -O3 -I. $(GENCODE) $(CU_FLAGS) $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden -MMD -MP -c $< -o $@ >$(@:.o=.ptxas) 2>&1 || { cat $(@:.o=.ptxas); rm -f $@; exit 1; }
+	$(Q)$(NVCC) -t 4 -std=c++17 -O3 -I. $(GENCODE) $(CU_FLAGS) $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden -MMD -MP -c $< -o $@ >$(@:.o=.ptxas) 2>&1 || { cat $(@:.o=.ptxas); rm -f $@; exit 1; }
 	@grep -i warning $(@:.o=.ptxas) || true
 # What the objects are built for; newer only when that changes.
 $(BUILD)/cuda/archs: FORCE
@@ -155,7 +155,7 @@ setup:
 	@tools/setup.sh
 tests: $(TEST_BIN) $(HELPER_BIN) $(CUDA_TEST_BIN) $(if $(CUDA_TEST_BIN),$(EMU_PROBE) $(BUILD)/libpenstock_cuda_emu.so)
 test check: setup
-	$(Q)$(MAKE) --no-print-directory all tests $(if $(CUDA_PLUGIN),gpu-bundle)
+	$(Q)$(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$$(nproc)) all tests $(if $(CUDA_PLUGIN),gpu-bundle)
 	$(Q)BUILD=$(BUILD) tests/run.sh $(TEST_BIN) $(CUDA_TEST_BIN) $(TEST_SH)
 # The crash tests whole: more seeds, kills and flips than `make test` has time for. Parts of it need root.
 crash: setup
