@@ -179,7 +179,9 @@ static int open_updates(struct ps_trainer *t, struct ps_error *err)
     bool ok = t->tensor_coef && t->unit_updated && t->grad_sum && t->run_state;
     int ret =
         ok && ps__trainer_streams(t) ? ps_pool_create(&t->optim_pool, t->opt.thread_count) : 0;
-    return ok && ret == 0 ? 0 : ps_error_set(err, ret < 0 ? ret : -ENOMEM, "out of memory");
+    if (!ok || ret < 0)
+        return ps_error_set(err, ret < 0 ? ret : -ENOMEM, "out of memory");
+    return ps__trainer_open_far(t, err);
 }
 
 int ps_trainer_commit(struct ps_trainer *t, struct ps_error *err)
@@ -218,6 +220,7 @@ void ps_trainer_destroy(struct ps_trainer *t)
     ps__trainer_io_close(t);
     ps__trainer_store_close(t);
     ps_pool_destroy(t->optim_pool);
+    free(t->far_workspace);
     if (t->queues)
         t->opt.cuda->queues->close(t->queues);
     if (t->pinned)

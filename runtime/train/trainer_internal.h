@@ -141,6 +141,7 @@ struct ps_trainer {
     bool redoing;               /* segment update runs */
     bool *unit_updated;         /* (n_layer + 2) by the last update task of the unit */
     struct ps_pool *optim_pool; /* streamed updates; cpu_optim lane only */
+    void *far_workspace;        /* of methods without kernels on the device */
     void *run_state;            /* of the next commit; written by clip, read by commit */
     size_t run_state_bytes;
     bool commit_due;
@@ -227,6 +228,13 @@ static inline bool ps__trainer_streams(const struct ps_trainer *t)
 {
     return t->layout.update != PS_UPDATE_RESIDENT && t->shape.trains;
 }
+
+/* trainer_update_far.c: whether a resident tensor is updated on the host though it lies on a device;
+ * the scratch memory for it; the update, complete on return, as `near` says but for the addresses. */
+bool ps__trainer_updates_far(const struct ps_trainer *t, const struct ps_opt_layout *layout);
+int ps__trainer_open_far(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+int ps__trainer_update_far(struct ps_trainer *t, size_t i, const struct ps_update *near,
+                           struct ps_error *err) PS_WARN_UNUSED;
 
 /* Before a step: what updates inside its backward pass go by. */
 void ps__trainer_begin_order(struct ps_trainer *t);

@@ -312,7 +312,8 @@ static int task_update(void *ctx, const struct ps_task *task, struct ps_error *e
             .decay = x->decay,
             .grad_scale = t->opt.clip_mode == PS_CLIP_PER_TENSOR ? t->tensor_coef[i] : t->now.coef};
         memcpy(u.state, x->state, sizeof u.state);
-        int ret = t->opt.optimizer->update(&u, err);
+        int ret = ps__trainer_updates_far(t, &x->layout) ? ps__trainer_update_far(t, i, &u, err)
+                                                         : t->opt.optimizer->update(&u, err);
         if (ret < 0)
             return ret;
     }
