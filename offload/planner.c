@@ -105,6 +105,9 @@ static const char *refusal(const struct ps_planner_request *req, const struct ps
                 (req->offload_weights == PS_TIER_HOST && !req->discrete);
     bool full = !req->shape->frozen;
     int state = req->offload_optimizer;
+    if (!full && state == PS_TIER_DISK)
+        return "keeps the optimizer states of adapters in memory, which --offload-optimizer "
+               "forbids";
     if (full && !s->full)
         return "streams a frozen base, and here base weights are trained";
     if (!full && !s->frozen)

@@ -58,7 +58,8 @@ struct ps_options {
     int offload_weights;                     /* -1 auto, else enum ps_tier; never DEVICE on cpu (where
                                                 HOST means: not streamed) */
     int offload_activations;                 /* enum ps_act_mode below */
-    int offload_optimizer;                   /* -1 auto or PS_TIER_HOST */
+    int offload_optimizer;                   /* -1 auto, else enum ps_tier */
+    int64_t nvme_write_limit;                /* bytes a day; -1: any */
     char *import;                            /* "auto", "never" or "always": compressed weights */
     int prefetch_depth;                      /* weight slots read ahead; 0: the planner chooses */
     char *hardware;                          /* profile file; NULL: the user's own, else conservative */

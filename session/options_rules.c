@@ -552,6 +552,10 @@ static int check_memory(const struct ps_options *o, struct ps_error *err)
         return refuse("offload-weights", "use host or disk",
                       "`offload-weights` cannot be device on cpu, which has no memory of its own",
                       err);
+    if (!discrete && o->offload_optimizer == PS_TIER_DEVICE)
+        return refuse("offload-optimizer", "use host or disk",
+                      "`offload-optimizer` cannot be device on cpu, which has no memory of its own",
+                      err);
     if (!discrete && o->offload_activations == PS_ACT_DEVICE)
         return refuse("offload-activations", "use host, disk or recompute",
                       "`offload-activations` cannot be device on cpu, which has no memory of its "

@@ -35,7 +35,6 @@ static const int isa_values[] = {-1, PS_ISA_PORTABLE, PS_ISA_AVX2, PS_ISA_AVX512
 static const int act_values[] = {PS_ACT_AUTO, PS_ACT_DEVICE, PS_ACT_HOST, PS_ACT_DISK,
                                  PS_ACT_RECOMPUTE};
 static const int tier_values[] = {-1, PS_TIER_DEVICE, PS_TIER_HOST, PS_TIER_DISK};
-static const int optimizer_tier_values[] = {-1, PS_TIER_HOST};
 
 static const int wsd_values[] = {PS_WSD_LINEAR, PS_WSD_COSINE, PS_WSD_SQRT};
 static const int projection_values[] = {PS_PROJECTION_STD, PS_PROJECTION_REVERSE_STD,
@@ -88,6 +87,9 @@ static const struct ps__option table[] = {
     {"nvme-path", PS__LIST, AT(nvme_path), .arg = "DIR", .shown = "OUTPUT/spill",
      .commands = MEMORY | BENCH | DOCTOR,
      .help = "directory on a fast disk; several (repeat it) are striped"},
+    {"nvme-write-limit", PS__BYTES, AT(nvme_write_limit), .fallback = "auto", .arg = "SIZE",
+     .shown = "none", .planned = true, .commands = TRAIN,
+     .help = "bytes that may be written to the disk in a day: choose or refuse a plan by it"},
     {"strategy", PS__STRING, AT(strategy), .fallback = "auto", .arg = "auto|NAME", .planned = true,
      .commands = MEMORY, .help = "how the step is laid out, see `penstock list strategies`"},
     {"import", PS__CHOICE, AT(import), .fallback = "auto", .choices = "auto|never|always",
@@ -101,8 +103,8 @@ static const struct ps__option table[] = {
      .commands = TRAIN,
      .help = "where activations wait for the backward pass, or recompute them per layer"},
     {"offload-optimizer", PS__ENUM, AT(offload_optimizer), .fallback = "auto",
-     .choices = "auto|host", .values = optimizer_tier_values, .not_yet = "device|disk",
-     .planned = true, .commands = TRAIN, .help = "where optimizer states live"},
+     .choices = "auto|device|host|disk", .values = tier_values, .planned = true, .commands = TRAIN,
+     .help = "where optimizer states of full fine-tuning live; on cpu host or disk"},
     {"prefetch-depth", PS__INT, AT(prefetch_depth), .fallback = "0", .shown = "auto", .arg = "N",
      .min = 1, .max = 4096, .planned = true, .commands = RUN,
      .help = "weight slots that are read ahead"},
@@ -431,7 +433,7 @@ static const struct ps__option table[] = {
      .help = "report, and errors, as JSON"},
 };
 
-static const char *const not_yet[] = {"nvme-write-limit", "base-quant", "peft-exact", NULL};
+static const char *const not_yet[] = {"base-quant", "peft-exact", NULL};
 
 static_assert(sizeof table / sizeof table[0] <= 256, "struct ps_options has 256 given bits");
 

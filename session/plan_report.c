@@ -29,6 +29,13 @@ static double hours_per_10m(const struct ps__plan_facts *f)
     return f->plan->tokens_per_s > 0 ? TEN_MILLION / f->plan->tokens_per_s / 3600 : 0;
 }
 
+/* What is committed, how often at most, and what that writes. */
+struct commits {
+    bool every_step;
+    uint64_t bytes; /* beside what the steps write */
+    double interval_s, day_bytes;
+};
+
 /* --- text --- */
 
 static const char *bytes_text(char buf[32], double bytes)
@@ -87,6 +94,39 @@ static void put_why(FILE *to, const char *why)
     fprintf(to, "%s\n", why);
 }
 
+static struct commits commits_of(const struct ps__plan_facts *f)
+{
+    struct commits c = {.every_step = f->plan->commits};
+    if (c.every_step)
+        return c;
+    uint64_t steps;
+    c.bytes = ps__commit_bytes(f->s);
+    ps__commit_interval(f->s, &steps, &c.interval_s);
+    double rate = f->plan->cost.byte_rate[PS_LANE_COMMIT];
+    if (steps > 0)
+        c.interval_s = (double)steps * f->plan->step_s;
+    else if (c.interval_s <= 0)
+        c.interval_s = ps__auto_interval_s(f->s, rate > 0 ? (double)c.bytes / rate : 0);
+    /* a step is not interrupted for one */
+    c.interval_s = fmax(c.interval_s, f->plan->step_s);
+    c.day_bytes = c.interval_s > 0 ? (double)c.bytes * DAY_S / c.interval_s : 0;
+    return c;
+}
+
+static void put_commits(FILE *to, const struct ps__plan_facts *f)
+{
+    struct commits c = commits_of(f);
+    char a[32];
+    char b[32];
+    if (c.every_step) {
+        fprintf(to, "commits   every step\n");
+        return;
+    }
+    fprintf(to, "commits   %s, at least %s apart; ", bytes_text(a, (double)c.bytes),
+            ps_plan_time_text(b, c.interval_s));
+    fprintf(to, "%s a day at most\n", bytes_text(a, c.day_bytes));
+}
+
 static void put_speed(FILE *to, const struct ps__plan_facts *f)
 {
     const struct ps_plan *p = f->plan;
@@ -133,6 +173,8 @@ static void put_speed(FILE *to, const struct ps__plan_facts *f)
     }
     fprintf(to, "\n          a day: %s read, ", bytes_text(a, per_day(f, p->disk_read)));
     fprintf(to, "%s written to the SSD\n", bytes_text(a, per_day(f, p->disk_write)));
+    if (ps_trainer_shape(f->s->trainer)->trains && f->s->opt->output)
+        put_commits(to, f);
 }
 
 static void put_cell(FILE *to, const struct ps_plan_item *i)
@@ -186,14 +228,18 @@ static uint64_t on_host(const struct ps_plan *p, const struct ps_plan_candidate 
 static void put_candidates(FILE *to, const struct ps_plan *p, int most)
 {
     char a[3][32];
-    fprintf(to, "\n%-12s %10s  %10s %10s %10s  layout\n", "tried", "step", "device", "host",
+    int wide = 12;
+    for (int i = 0; i < p->candidate_count && i < most; i++)
+        if ((int)strlen(p->candidate[i].strategy) > wide)
+            wide = (int)strlen(p->candidate[i].strategy);
+    fprintf(to, "\n%-*s %10s  %10s %10s %10s  layout\n", wide, "tried", "step", "device", "host",
             "disk");
     for (int i = 0; i < p->candidate_count && i < most; i++) {
         const struct ps_plan_candidate *c = &p->candidate[i];
         char step[32] = "too large";
         if (c->fits)
             ps_plan_time_text(step, c->step_s);
-        fprintf(to, "%-12s %10s  %10s %10s %10s  %s\n", c->strategy, step,
+        fprintf(to, "%-*s %10s  %10s %10s %10s  %s\n", wide, c->strategy, step,
                 bytes_text(a[0], (double)on_device(p, c)), bytes_text(a[1], (double)on_host(p, c)),
                 bytes_text(a[2], (double)c->disk_bytes), c->note);
     }
@@ -259,16 +305,27 @@ static json_t *candidates_json(const struct ps_plan *p)
     json_t *list = json_array();
     for (int i = 0; i < p->candidate_count; i++) {
         const struct ps_plan_candidate *c = &p->candidate[i];
-        json_t *o =
-            json_pack("{s:s,s:o,s:o,s:o,s:o,s:b,s:s}", "strategy", c->strategy, "step_s",
-                      real(c->step_s), "device", size(on_device(p, c)), "host", size(on_host(p, c)),
-                      "disk", size(c->disk_bytes), "fits", c->fits, "note", c->note);
+        json_t *o = json_pack("{s:s,s:o,s:o,s:o,s:o,s:o,s:b,s:s}", "strategy", c->strategy,
+                              "step_s", real(c->step_s), "device", size(on_device(p, c)), "host",
+                              size(on_host(p, c)), "disk", size(c->disk_bytes), "disk_write",
+                              size(c->write_bytes), "fits", c->fits, "note", c->note);
         if (json_array_append_new(list, o)) {
             json_decref(list);
             return NULL;
         }
     }
     return list;
+}
+
+static json_t *commits_json(const struct ps__plan_facts *f)
+{
+    struct commits c = commits_of(f);
+    if (!ps_trainer_shape(f->s->trainer)->trains)
+        return json_null();
+    if (c.every_step)
+        return json_pack("{s:b,s:i}", "every_step", 1, "bytes", 0);
+    return json_pack("{s:b,s:o,s:o,s:o}", "every_step", 0, "interval_s", real(c.interval_s),
+                     "bytes", size(c.bytes), "bytes_per_day", real(c.day_bytes));
 }
 
 json_t *ps__plan_contract_json(const struct ps_session *s)
@@ -290,20 +347,21 @@ json_t *ps__plan_json(const struct ps__plan_facts *f)
     const struct ps_plan *p = f->plan;
     const struct ps_session *s = f->s;
     json_t *o = ps__plan_contract_json(s);
-    json_t *more = json_pack(
-        "{s:o,s:o,s:s,s:{s:s,s:s},s:o,s:{s:o,s:o},s:o,s:o,s:o,s:{s:o,s:o,s:o},s:o,s:{s:o,s:o},s:o}",
-        "serial_s", real(p->serial_s), "slowdown", real(p->slowdown), "why", p->why, "hardware",
-        "profile", s->profile_where, "machine", f->machine, "hours_per_10m_tokens",
-        real(hours_per_10m(f)), "ssd_bytes_per_day", "read", real(per_day(f, p->disk_read)),
-        "write", real(per_day(f, p->disk_write)), "steps",
-        f->steps ? json_integer((json_int_t)f->steps) : json_null(), "tokens_per_step",
-        real(f->tokens_per_step), "hours",
-        f->steps ? real((double)f->steps * p->step_s / 3600) : json_null(), "evaluation",
-        "tokens_per_s", real(f->eval_tokens_per_s), "rows",
-        f->eval_rows ? json_integer((json_int_t)f->eval_rows) : json_null(), "minutes",
-        f->eval_rows ? real(f->eval_s / 60) : json_null(), "memory", ps__plan_memory_json(s),
-        "budgets", "device", size(s->device_budget), "host", size(s->host_budget), "candidates",
-        candidates_json(p));
+    json_t *more = json_pack("{s:o,s:o,s:s,s:{s:s,s:s},s:o,s:{s:o,s:o},s:o,s:o,s:o,s:o,s:{s:o,s:o,"
+                             "s:o},s:o,s:{s:o,s:o},s:o}",
+                             "serial_s", real(p->serial_s), "slowdown", real(p->slowdown), "why",
+                             p->why, "hardware", "profile", s->profile_where, "machine", f->machine,
+                             "hours_per_10m_tokens", real(hours_per_10m(f)), "ssd_bytes_per_day",
+                             "read", real(per_day(f, p->disk_read)), "write",
+                             real(per_day(f, p->disk_write)), "commit", commits_json(f), "steps",
+                             f->steps ? json_integer((json_int_t)f->steps) : json_null(),
+                             "tokens_per_step", real(f->tokens_per_step), "hours",
+                             f->steps ? real((double)f->steps * p->step_s / 3600) : json_null(),
+                             "evaluation", "tokens_per_s", real(f->eval_tokens_per_s), "rows",
+                             f->eval_rows ? json_integer((json_int_t)f->eval_rows) : json_null(),
+                             "minutes", f->eval_rows ? real(f->eval_s / 60) : json_null(), "memory",
+                             ps__plan_memory_json(s), "budgets", "device", size(s->device_budget),
+                             "host", size(s->host_budget), "candidates", candidates_json(p));
     if (!o || !more || json_object_update(o, more) < 0) {
         json_decref(o);
         o = NULL;

@@ -59,7 +59,8 @@ struct ps_session {
     uint64_t ram_copy_bytes;             /* of these the files that --storage ram loads */
     uint64_t host_budget, host_need;     /* of the whole process */
     uint64_t device_budget, device_need; /* of a discrete device */
-    uint64_t disk_need;
+    uint64_t disk_need;   /* spilled and imported, the store included */
+    uint64_t output_need; /* the result and its checkpoints */
     struct ps_plan_item plan[PS_PLAN_ITEM_MAX];
     size_t plan_count;
     char *checksum_path;
@@ -180,6 +181,14 @@ int ps__check_same_config(struct ps_session *s, const char *path,
 /* session_store.c: before the trainer's memory is committed find the store that the run goes on
  * from, or make the one that it needs; counters of a run that goes on from it; a commit when one is
  * due; the run is complete: remove it on close. */
+/* session_space.c: bytes of the store on disk, all slots; is there room for all that a run writes? */
+uint64_t ps__store_bytes(const struct ps_session *s);
+int ps__space_check(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
+/* What a commit of a run with states in memory writes; --commit-interval, both 0 for auto; the
+ * seconds that auto means where a commit takes took_s. */
+uint64_t ps__commit_bytes(const struct ps_session *s);
+void ps__commit_interval(const struct ps_session *s, uint64_t *steps, double *seconds);
+double ps__auto_interval_s(const struct ps_session *s, double took_s);
 int ps__store_open(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
 /* Is there a run.json, so that the run may go on from a commit? */
 bool ps__store_named(const struct ps_session *s);

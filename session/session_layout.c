@@ -149,7 +149,10 @@ static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
     }
     uint64_t host = budget_left((int64_t)s->host_budget, s->process_bytes);
     r->disk_budget = disk_budget(o);
-    if (o->nvme_mem >= 0) /* else it is not free any more */
+    r->store_bytes = ps__store_bytes(s);
+    if (o->nvme_mem < 0 && o->resume && ps__store_named(s) && r->disk_budget < UINT64_MAX / 4)
+        r->disk_budget += r->store_bytes; /* it is there, and not free any more */
+    if (o->nvme_mem >= 0)                 /* else it is not free any more */
         r->disk_budget -= import.disk_bytes < r->disk_budget ? import.disk_bytes : r->disk_budget;
     s->device_budget = 0;
     if (!r->discrete) {
@@ -195,6 +198,7 @@ static void set_wishes(const struct ps_session *s, struct ps_planner_request *r)
                                [PS_ACT_DISK] = PS_TIER_DISK};
     r->offload_activations = wish[o->offload_activations];
     r->offload_optimizer = o->offload_optimizer;
+    r->write_limit = o->nvme_write_limit > 0 ? (uint64_t)o->nvme_write_limit : 0;
     r->clip = s->trainer_options.clip_mode;
     if (o->command != PS_CMD_TRAIN && o->command != PS_CMD_PLAN)
         r->offload_activations = -1;
@@ -284,6 +288,12 @@ static int missing_is_usage(int ret, const char *option, struct ps_error *err)
     return ps_error_field(err, PS_EUSAGE, option);
 }
 
+/* Such runs have the store from the beginning. */
+static bool updates_streamed(const struct ps_session *s)
+{
+    return ps_trainer_shape(s->trainer)->trains && s->chosen.layout.update != PS_UPDATE_RESIDENT;
+}
+
 int ps__layout_choose(struct ps_session *s, struct ps_error *err)
 {
     struct ps_planner_request r;
@@ -324,7 +334,9 @@ int ps__layout_choose(struct ps_session *s, struct ps_error *err)
     s->host_need =
         s->process_bytes + (r.discrete ? ps_trainer_bytes(s->trainer, PS_TIER_HOST) : near);
     s->disk_need = ps_trainer_bytes(s->trainer, PS_TIER_DISK) + ps__import_needs(s).disk_bytes;
-    return 0;
+    if (updates_streamed(s))
+        s->disk_need += ps__store_bytes(s);
+    return ps__space_check(s, err);
 }
 
 int ps__schedule_import(struct ps_session *s, struct ps_error *err)
@@ -371,8 +383,8 @@ void ps__layout_describe(struct ps_session *s)
         int count;
     } line[] = {{"weights", {PS_BUF_PINNED, PS_BUF_SLOTS, PS_BUF_RAW, PS_BUF_HOST_UNITS}, 4},
                 {"adapter", {PS_BUF_ADAPTER}, 1},
-                {"gradients", {PS_BUF_GRAD}, 1},
-                {"optimizer state", {PS_BUF_STATE}, 1},
+                {"gradients", {PS_BUF_GRAD, PS_BUF_GRAD_HOST}, 2},
+                {"optimizer state", {PS_BUF_STATE, PS_BUF_STATE_RING}, 2},
                 {"activations", {PS_BUF_X, PS_BUF_DX, PS_BUF_SAVED, PS_BUF_HOST_X}, 4},
                 {"key-value cache", {PS_BUF_CACHE, PS_BUF_LOGITS}, 2},
                 {"workspace",
@@ -380,7 +392,7 @@ void ps__layout_describe(struct ps_session *s)
                  5},
                 {"batch", {PS_BUF_BATCH, PS_BUF_BATCH_HOST, PS_BUF_ROPE}, 3},
                 {"host copy of the state", {PS_BUF_MIRROR}, 1},
-                {"spill file", {PS_BUF_DISK_X}, 1}};
+                {"spill file", {PS_BUF_DISK_X, PS_BUF_DISK_GRAD}, 2}};
     const struct ps_step_map *m = ps_trainer_map(s->trainer);
     for (size_t i = 0; i < sizeof line / sizeof *line; i++) {
         for (int tier = 0; tier < PS_TIER_COUNT; tier++) {
@@ -400,6 +412,9 @@ void ps__layout_describe(struct ps_session *s)
     if (s->ram_copy_bytes > 0 && s->plan_count < PS_PLAN_ITEM_MAX - 1)
         s->plan[s->plan_count++] = (struct ps_plan_item){
             .name = "files in memory", .tier = "host", .bytes = s->ram_copy_bytes};
+    if (updates_streamed(s) && s->plan_count < PS_PLAN_ITEM_MAX - 1)
+        s->plan[s->plan_count++] = (struct ps_plan_item){
+            .name = "spill store", .tier = "disk", .bytes = ps__store_bytes(s)};
     uint64_t import = ps__import_needs(s).disk_bytes;
     if (import > 0 && s->plan_count < PS_PLAN_ITEM_MAX - 1)
         s->plan[s->plan_count++] =

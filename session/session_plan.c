@@ -96,6 +96,12 @@ static char *needs_json(const struct ps_session *s)
     json_t *o =
         json_pack("{s:b,s:{s:o,s:o,s:o}}", "fits", 0, "needs", "device", budget_for(s->device_need),
                   "host", budget_for(s->host_need), "disk", budget_for(s->chosen.disk_bytes));
+    if (o && s->chosen.needs_write_limit > 0 &&
+        json_object_set_new(json_object_get(o, "needs"), "write_per_day",
+                            json_integer((json_int_t)s->chosen.needs_write_limit)) < 0) {
+        json_decref(o);
+        o = NULL;
+    }
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     return text;

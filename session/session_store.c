@@ -23,9 +23,6 @@
 #include "session/session_internal.h"
 
 #define PATH_BYTES 4096
-#define AUTO_INTERVAL_S 60.0
-/* With `auto` commits take no more than this share of the time. */
-#define AUTO_SHARE 0.02
 #define RUN_JSON_MAX ((size_t)1 << 20)
 
 struct ps__store {
@@ -364,32 +361,16 @@ const json_t *ps__store_state(const struct ps_session *s)
 
 /* --- commits of runs that keep their states in memory --- */
 
-/* --commit-interval: steps (> 0) or seconds (> 0); both 0: auto. */
-static void read_interval(const struct ps_session *s, uint64_t *steps, double *seconds)
-{
-    const char *text = s->opt->commit_interval;
-    char *end;
-    *steps = 0;
-    *seconds = 0;
-    if (!text || strcmp(text, "auto") == 0)
-        return;
-    unsigned long long n = strtoull(text, &end, 10);
-    if (*end == 's')
-        *seconds = (double)n;
-    else
-        *steps = n;
-}
-
 static bool commit_due(const struct ps_session *s)
 {
     uint64_t steps;
     double seconds;
-    read_interval(s, &steps, &seconds);
+    ps__commit_interval(s, &steps, &seconds);
     double since = now_s() - s->store->last_s;
     if (steps > 0)
         return s->step - s->store->last_step >= steps;
     if (seconds <= 0)
-        seconds = fmax(AUTO_INTERVAL_S, s->store->took_s / AUTO_SHARE);
+        seconds = ps__auto_interval_s(s, s->store->took_s);
     return since >= seconds;
 }
 

@@ -231,7 +231,7 @@ static void mistakes_get_a_suggestion(void **state)
 static void options_of_later_versions_are_named_as_such(void **state)
 {
     (void)state;
-    static const char *const later[] = {"nvme-write-limit", "peft-exact", "base_quant"};
+    static const char *const later[] = {"peft-exact", "base_quant"};
     for (size_t i = 0; i < COUNT(later); i++) {
         struct ps_options o;
         struct ps_error err = {0};
@@ -263,7 +263,8 @@ static void values_are_checked(void **state)
         {"device", "tpu", "accepts auto/cpu"},
         {"offload-activations", "tape", "accepts auto/device/host/disk/recompute"},
         {"offload-weights", "recompute", "accepts auto/device/host/disk"},
-        {"offload-optimizer", "disk", "not in this version, which has auto/host"},
+        {"offload-optimizer", "recompute", "accepts auto/device/host/disk"},
+        {"nvme-write-limit", "much", "accepts a size"},
         {"gpu-mem", "80%", "accepts a size such as 512MiB, 24GiB, 1.5TB or auto"},
         {"nvme-mem", "lots", "accepts a size"},
         {"gpu-mem", "24", "lacks a unit: `24GiB` or `24MiB`?"},
@@ -525,8 +526,8 @@ static void yaml_errors_name_file_and_line(void **state)
         {"model: \"m\n", "bad.yaml:2", "not valid YAML"},
         {"model: m\n\tlora_r: 8\n", "bad.yaml:2", "not valid YAML"},
         {"logits: f\n", "bad.yaml:1", "no effect in `train`"},
-        {"nvme_write_limit: 60s\n", "bad.yaml:1", "not in this version"},
-        {"nvme_write_limit:\n", "bad.yaml:1", "not in this version"},
+        {"peft-exact: 60s\n", "bad.yaml:1", "not in this version"},
+        {"peft_exact:\n", "bad.yaml:1", "not in this version"},
         {"\"lora_r\\0x\": 8\n", "bad.yaml:1", "a key is a name"},
         {"model: \"a\\0b\"\n", "bad.yaml:1", "NUL"},
     };
