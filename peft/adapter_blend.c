@@ -132,6 +132,21 @@ static int add_vectors(struct part *p, const struct ps_param_table *params, stru
     return 0;
 }
 
+static int add_saved(struct part *p, const struct ps_param_table *params, enum ps_role role,
+                     struct ps_error *err)
+{
+    int32_t i = ps_param_find(params, -1, role);
+    const struct ps_param_info *info = &params->param[i];
+    struct ps_adapter_entry *e = add(p, 2, info->shape);
+    if (!e)
+        return ps_error_set(err, -ENOMEM, "out of memory");
+    e->param_idx = i;
+    PS_IGNORE(snprintf(p->name[p->entry_count - 1], sizeof p->name[0], "base_model.model.%s",
+                       info->name) < 0,
+              "fits");
+    return 0;
+}
+
 static int read_part(struct part *p, const char *dir, const struct ps_model_config *model,
                      const struct ps_param_table *params, struct ps_error *err)
 {
@@ -158,6 +173,10 @@ static int read_part(struct part *p, const char *dir, const struct ps_model_conf
     }
     if (ret == 0 && p->ops->vector)
         ret = add_vectors(p, params, err);
+    if (ret == 0 && c.save_embed)
+        ret = add_saved(p, params, PS_ROLE_EMBED, err);
+    if (ret == 0 && c.save_head)
+        ret = add_saved(p, params, PS_ROLE_HEAD, err);
     return ret < 0 ? ret : ps_adapter_dir_entries(dir, p->ops, p->entry, p->entry_count, err);
 }
 
@@ -239,7 +258,8 @@ int ps_adapter_blend_apply(const struct ps_adapter_blend *b, int32_t param_idx, 
         const float *vector = vector_of(p, param_idx);
         if (!s && !vector)
             continue;
-        memcpy(one, vector ? vector + row_begin : base, n * sizeof *one);
+        size_t skip = (size_t)row_begin * (info->rank == 2 ? (size_t)info->shape[1] : 1);
+        memcpy(one, vector ? vector + skip : base, n * sizeof *one);
         if (s && info->rank == 2)
             ret = s->ops->merge(s, row_begin, rows, one);
         else if (s)

@@ -41,7 +41,6 @@ static int check_plain(const json_t *root, const char *path, struct ps_error *er
 {
     static const char *const falsy[] = {"fan_in_fan_out",
                                         "lora_bias",
-                                        "modules_to_save",
                                         "layer_replication",
                                         "alora_invocation_tokens",
                                         "trainable_token_indices",
@@ -99,6 +98,41 @@ static int read_pattern(const json_t *root, const char *name, const char *path,
     return 0;
 }
 
+/* The embedding and the head may be saved beside an adapter, nothing else. */
+static int read_saved(struct ps_adapter_config *c, const json_t *root, const char *path,
+                      struct ps_error *err)
+{
+    const json_t *list = json_object_get(root, "modules_to_save");
+    size_t i;
+    const json_t *item;
+    if (!is_off(list) && !json_is_array(list))
+        return unsupported(err, path, "modules_to_save", "it must be a list");
+    json_array_foreach(list, i, item)
+    {
+        const char *name = json_string_value(item);
+        if (name && strcmp(name, "lm_head") == 0)
+            c->save_head = true;
+        else if (name && strcmp(name, "embed_tokens") == 0)
+            c->save_embed = true;
+        else
+            return unsupported(err, path, "modules_to_save",
+                               "only lm_head and embed_tokens can be saved whole");
+    }
+    return 0;
+}
+
+static json_t *saved_modules(const struct ps_adapter_config *c)
+{
+    if (!c->save_embed && !c->save_head)
+        return json_null();
+    json_t *list = json_array();
+    if (c->save_embed)
+        json_array_append_new(list, json_string("embed_tokens"));
+    if (c->save_head)
+        json_array_append_new(list, json_string("lm_head"));
+    return list;
+}
+
 static int read_lora(struct ps_adapter_file *f, const json_t *root, const char *path,
                      struct ps_error *err)
 {
@@ -121,6 +155,8 @@ static int read_lora(struct ps_adapter_file *f, const json_t *root, const char *
         ret = read_pattern(root, "rank_pattern", path, &f->rank, &f->rank_count, err);
     if (ret == 0)
         ret = read_pattern(root, "alpha_pattern", path, &f->alpha, &f->alpha_count, err);
+    if (ret == 0)
+        ret = read_saved(c, root, path, err);
     if (ret == 0) {
         c->method = dora ? "dora" : "lora";
         c->r = (int32_t)r;
@@ -227,6 +263,8 @@ static int read_own(struct ps_adapter_file *f, const char *path, struct ps_error
         ret = read_pattern(root, "rank_pattern", path, &f->rank, &f->rank_count, err);
     if (ret == 0)
         ret = read_pattern(root, "alpha_pattern", path, &f->alpha, &f->alpha_count, err);
+    if (ret == 0)
+        ret = read_saved(c, root, path, err);
     if (ret == 0) {
         c->method = ops->name;
         c->r = (int32_t)r;
@@ -401,16 +439,16 @@ static json_t *lora_config(const struct ps_trainer *t, json_t *base)
     in_file(ops, c, &r, &alpha);
     bool rslora = c->use_rslora && !ps_peft_method_of(ops)->folds;
     return json_pack(
-        "{s:s, s:s, s:o, s:n, s:b, s:i, s:o, s:f, s:o, s:n, s:s, s:b, s:b, s:b, s:b, s:n, s:o, s:n,"
+        "{s:s, s:s, s:o, s:n, s:b, s:i, s:o, s:f, s:o, s:n, s:s, s:b, s:b, s:b, s:b, s:o, s:o, s:n,"
         " s:o, s:o, s:n, s:n, s:s, s:n, s:{}}",
         "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", base, "revision",
         "inference_mode", 1, "r", (int)r, "lora_alpha", number(alpha), "lora_dropout", c->dropout,
         "target_modules", targets, "exclude_modules", "bias", ops->vector ? "all" : "none",
         "fan_in_fan_out", 0, "use_rslora", (int)rslora, "use_dora",
         (int)(strcmp(ops->name, "dora") == 0), "init_lora_weights", 1, "modules_to_save",
-        "layers_to_transform", layers, "layers_pattern", "rank_pattern", pattern(t, false, false),
-        "alpha_pattern", pattern(t, true, false), "auto_mapping", "megatron_config",
-        "megatron_core", "megatron.core", "layer_replication", "loftq_config");
+        saved_modules(c), "layers_to_transform", layers, "layers_pattern", "rank_pattern",
+        pattern(t, false, false), "alpha_pattern", pattern(t, true, false), "auto_mapping",
+        "megatron_config", "megatron_core", "megatron.core", "layer_replication", "loftq_config");
 }
 
 static json_t *ia3_config(const struct ps_trainer *t, json_t *base)
@@ -487,11 +525,11 @@ static int write_json(const char *path, json_t *root, struct ps_error *err)
 static int write_own(const char *path, const struct ps_trainer *t, struct ps_error *err)
 {
     const struct ps_adapter_config *c = ps_trainer_adapter_config(t);
-    json_t *root =
-        json_pack("{s:i, s:s, s:i, s:o, s:f, s:b, s:o, s:o}", "version", 1, "method",
-                  ps_trainer_adapter_ops(t)->name, "r", (int)c->r, "alpha", number(c->alpha),
-                  "dropout", c->dropout, "use_rslora", (int)c->use_rslora, "rank_pattern",
-                  pattern(t, false, true), "alpha_pattern", pattern(t, true, true));
+    json_t *root = json_pack(
+        "{s:i, s:s, s:i, s:o, s:f, s:b, s:o, s:o, s:o}", "version", 1, "method",
+        ps_trainer_adapter_ops(t)->name, "r", (int)c->r, "alpha", number(c->alpha), "dropout",
+        c->dropout, "use_rslora", (int)c->use_rslora, "rank_pattern", pattern(t, false, true),
+        "alpha_pattern", pattern(t, true, true), "modules_to_save", saved_modules(c));
     return write_json(path, root, err);
 }
 

@@ -60,8 +60,18 @@ static int stray_tensor(struct ps_error *err, const char *path, const char *name
         "the tensor %s fits no linear of this model", name);
 }
 
-static int find_sites(const char *path, const struct ps_model_config *model, bool *site_on,
-                      struct ps_error *err)
+/* What a file holds beside tensors of linears. */
+static bool outside_layers(const char *name, const struct ps_adapter_config *c)
+{
+    if (strcmp(name, "base_model.vera_A") == 0 || strcmp(name, "base_model.vera_B") == 0)
+        return strcmp(c->method, "vera") == 0;
+    if (strcmp(name, "base_model.model.lm_head.weight") == 0)
+        return c->save_head;
+    return c->save_embed && strcmp(name, "base_model.model.model.embed_tokens.weight") == 0;
+}
+
+static int find_sites(const char *path, const struct ps_model_config *model,
+                      const struct ps_adapter_config *cfg, bool *site_on, struct ps_error *err)
 {
     struct ps_st_file *f = NULL;
     int ret = ps_st_open(&f, path, err);
@@ -72,7 +82,7 @@ static int find_sites(const char *path, const struct ps_model_config *model, boo
         enum ps_role role;
         const char *suffix;
         const char *name = ps_st_at(f, i)->name;
-        if (strcmp(name, "base_model.vera_A") == 0 || strcmp(name, "base_model.vera_B") == 0)
+        if (outside_layers(name, cfg))
             continue;
         if (parse_key(name, model->n_layer, &layer, &role, &suffix))
             site_on[(size_t)layer * PS_LINEAR_COUNT + (size_t)role] = true;
@@ -98,7 +108,7 @@ int ps_adapter_dir_config(const char *dir, const struct ps_model_config *model,
     if (ret == 0)
         ret = join(path, sizeof path, dir, PS_ADAPTER_WEIGHTS_NAME, err);
     if (ret == 0 && !ps_adapter_find(cfg->method)->vector)
-        ret = find_sites(path, model, site_on, err);
+        ret = find_sites(path, model, cfg, site_on, err);
     for (size_t i = 0; ret == 0 && site_config && i < sites; i++)
         site_config[i] = *cfg;
     if (ret == 0 && site_config)
@@ -275,10 +285,12 @@ static int pieces_init(struct pieces *p, const struct ps_trainer *t, bool folded
     p->item = calloc(3 * entries + 2 * (size_t)sites, sizeof *p->item);
     if (!p->item)
         return ps_error_set(err, -ENOMEM, "out of memory");
-    for (size_t i = 0; (!folded || ops->vector) && i < entries; i++) {
-        add_entry(p, ps_trainer_adapter_at(t, i));
-        if (folded)
-            add_zeros(p, t, ps_trainer_adapter_at(t, i));
+    for (size_t i = 0; i < entries; i++) {
+        const struct ps_adapter_entry *e = ps_trainer_adapter_at(t, i);
+        if (!folded || e->param_idx >= 0)
+            add_entry(p, e);
+        if (folded && ops->vector)
+            add_zeros(p, t, e);
     }
     for (int32_t i = 0; folded && i < sites; i++) {
         const struct ps_adapter_site *s =
@@ -393,7 +405,9 @@ static int verify_config(const char *dir, const struct ps_trainer *t, struct ps_
     struct ps_adapter_config *each = calloc(sites, sizeof *each);
     int ret = on && each ? ps_adapter_dir_config(dir, model, &cfg, on, each, err)
                          : ps_error_set(err, -ENOMEM, "out of memory");
-    bool same = ret == 0 && strcmp(cfg.method, ops->name) == 0;
+    const struct ps_adapter_config *mine = ps_trainer_adapter_config(t);
+    bool same = ret == 0 && strcmp(cfg.method, ops->name) == 0 &&
+                cfg.save_embed == mine->save_embed && cfg.save_head == mine->save_head;
     bool ranked = ps_peft_method_of(ops)->view != NULL;
     for (size_t i = 0; same && i < sites; i++) {
         const struct ps_adapter_site *s =

@@ -1,8 +1,8 @@
 /* Writing what a session produced: PEFT adapters, Hugging Face model directories, gradient dumps.
  *
  * A model directory keeps the split, names, order and dtypes of the base's files; side files are
- * copied byte for byte. Trained tensors come from the trainer, merged ones are base (from its file) plus
- * adapter in fp32 with one rounding, all others are copied raw. */
+ * copied byte for byte. Trained tensors come from the trainer, merged ones are base (from its file)
+ * plus adapter in fp32 with one rounding, all others are copied raw. */
 #include <dirent.h>
 #include <errno.h>
 #include <jansson.h>
@@ -82,7 +82,7 @@ static int copy_side_files(const char *from, const char *to, struct ps_error *er
 struct source {
     const struct ps_st_tensor *tensor;
     const struct ps_st_file *file;
-    const struct ps_trainable *trained;    /* from the trainer */
+    const struct ps_trainable *trained; /* from the trainer */
     size_t trained_idx;
     const struct ps_adapter_site *merged;  /* base plus adapter */
     const struct ps_adapter_entry *vector; /* trained in its place, fp32 */
@@ -208,21 +208,17 @@ static int append_merged(struct ps_st_writer *w, const struct source *src, struc
     return ret;
 }
 
-/* A bias of an adapted linear, or a vector that was trained in the base's place. */
-static int append_vector(struct ps_st_writer *w, const struct source *src, struct ps_error *err)
+/* A bias of an adapted linear. */
+static int append_bias(struct ps_st_writer *w, const struct source *src, struct ps_error *err)
 {
     size_t n = (size_t)src->tensor->elements;
     size_t e = ps_dtype_size(src->dtype);
     float *value = malloc(n * sizeof *value);
     unsigned char *raw = malloc(n * e);
-    int ret = value && raw ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
-    if (ret == 0 && src->vector)
-        memcpy(value, src->vector->value, n * sizeof *value);
-    if (ret == 0 && src->bias)
-        ret = ps_st_read_as(src->file, src->tensor, PS_DTYPE_F32, value, err);
-    if (ret == 0 && src->bias)
-        src->merged->ops->merge_bias(src->merged, value);
+    int ret = value && raw ? ps_st_read_as(src->file, src->tensor, PS_DTYPE_F32, value, err)
+                           : ps_error_set(err, -ENOMEM, "out of memory");
     if (ret == 0) {
+        src->merged->ops->merge_bias(src->merged, value);
         ps_dtype_convert(raw, src->dtype, value, PS_DTYPE_F32, n);
         ret = check_merged(src, raw, value, n, err);
     }
@@ -246,6 +242,27 @@ static int append_trained(struct ps_session *s, struct ps_st_writer *w, const st
         if (ret == 0)
             ret = ps_st_writer_append(w, piece, n * size, err);
     }
+    return ret;
+}
+
+/* What was trained in the base's place. */
+static int append_vector(struct ps_st_writer *w, const struct source *src, struct ps_error *err)
+{
+    size_t n = src->vector->n;
+    size_t most = PIECE_BYTES / sizeof(float);
+    size_t e = ps_dtype_size(src->dtype);
+    float *value = malloc(most * sizeof *value);
+    unsigned char *raw = malloc(most * e);
+    int ret = value && raw ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
+    for (size_t at = 0; ret == 0 && at < n; at += most) {
+        size_t count = n - at < most ? n - at : most;
+        ps_dtype_convert(raw, src->dtype, src->vector->value + at, PS_DTYPE_F32, count);
+        ret = check_merged(src, raw, value, count, err);
+        if (ret == 0)
+            ret = ps_st_writer_append(w, raw, count * e, err);
+    }
+    free(raw);
+    free(value);
     return ret;
 }
 
@@ -279,8 +296,10 @@ static int write_file(struct ps_session *s, const struct ps_st_file *file, const
     for (size_t i = 0; ret == 0 && i < kept; i++) {
         if (src[i].trained)
             ret = append_trained(s, w, &src[i], piece, err);
-        else if (src[i].vector || src[i].bias)
+        else if (src[i].vector)
             ret = append_vector(w, &src[i], err);
+        else if (src[i].bias)
+            ret = append_bias(w, &src[i], err);
         else if (src[i].merged || src[i].blend)
             ret = append_merged(w, &src[i], err);
         else

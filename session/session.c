@@ -256,6 +256,17 @@ static int adapter_of_options(struct ps_session *s, struct ps_error *err)
                                                    .dropout = o->lora_dropout,
                                                    .use_rslora = o->use_rslora,
                                                    .seed = o->seed};
+    char word[64];
+    for (size_t i = 0; ps_options_list_item(o->modules_to_save, i, word, sizeof word); i++) {
+        if (strcmp(word, "lm_head") == 0)
+            s->adapter_config.save_head = true;
+        else if (strcmp(word, "embed_tokens") == 0)
+            s->adapter_config.save_embed = true;
+        else
+            return ps_error_full(err, PS_EUSAGE, NULL, "modules-to-save",
+                                 "choose lm_head, embed_tokens or both",
+                                 "'%s' cannot be trained beside an adapter", word);
+    }
     for (size_t i = 0; i < (size_t)s->cfg.n_layer * PS_LINEAR_COUNT; i++)
         s->site_config[i] = s->adapter_config;
     int ret = ps_targets_select(s->site_on, &s->cfg, o->lora_target, o->lora_layers, err);

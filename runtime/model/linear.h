@@ -52,6 +52,7 @@ struct ps_adapter_config {
     uint64_t seed;
     double rate_ratio; /* learning rate of group 1 over that of group 0 (LoRA+); 0: 1 */
     int32_t iterations; /* of a randomized decomposition at the start; 0: the method's default */
+    bool save_embed, save_head; /* the embedding and the head are trained beside the adapter */
     int64_t out_max, in_max; /* largest linear that is adapted: shapes of shared tensors; the trainer
                                 sets them */
 };

@@ -333,6 +333,7 @@ void ps_step_declare(struct ps_schedule *s, const struct ps_task *task, enum ps_
     switch (task->kind) {
     case PS_TASK_EMBED:
         weights(&d, PS_UNIT_EMBED, task->arg[PS_ARG_SLOT], task->arg[PS_ARG_BLOCK], false);
+        adapter(&d, false);
         batch(&d, false);
         x(&d, PS_ARG_X_OUT, true);
         break;

@@ -181,11 +181,39 @@ static int plan_vectors(struct ps_trainer *t, struct ps_error *err)
     return 0;
 }
 
+/* The embedding or the head, whole and in fp32, beside the adapters. */
+static int plan_saved(struct ps_trainer *t, enum ps_role role, struct ps_error *err)
+{
+    int32_t i = ps_param_find(&t->params, -1, role);
+    const struct ps_param_info *p = &t->params.param[i];
+    if (t->cfg.tie_word_embeddings)
+        return ps_error_full(err, PS_EUSAGE, NULL, "modules-to-save",
+                             "leave them out, or use `--method full`",
+                             "embedding and head of this model are one tensor");
+    struct ps_adapter_tensor tensor = {
+        .rank = 2, .shape = {p->shape[0], p->shape[1]}, .decay = p->decay};
+    struct ps_adapter_entry *e = add_entry(t, ps__trainer_param_unit(p), &tensor);
+    PS_IGNORE(snprintf(t->entry_name[t->entry_count - 1], sizeof t->entry_name[0],
+                       "base_model.model.%s", p->name) < 0,
+              "fits");
+    e->param_idx = i;
+    e->site = -1;
+    train_entry(t, e, &tensor);
+    t->trainable[e->trainable].tensor.hidden = false;
+    return 0;
+}
+
 int ps__trainer_plan_adapter(struct ps_trainer *t, struct ps_error *err)
 {
     if (!t->opt.adapter)
         return 0;
-    return t->opt.adapter->vector ? plan_vectors(t, err) : plan_sites(t, err);
+    const struct ps_adapter_config *c = &t->opt.adapter_config;
+    int ret = t->opt.adapter->vector ? plan_vectors(t, err) : plan_sites(t, err);
+    if (ret == 0 && c->save_embed)
+        ret = plan_saved(t, PS_ROLE_EMBED, err);
+    if (ret == 0 && c->save_head)
+        ret = plan_saved(t, PS_ROLE_HEAD, err);
+    return ret;
 }
 
 bool ps__trainer_vector_trained(const struct ps_trainer *t, int32_t layer)

@@ -224,7 +224,7 @@ int ps__trainer_bind(struct ps_trainer *t, struct ps_error *err)
     int32_t head = ps_param_find(&t->params, -1, PS_ROLE_HEAD);
     t->head = (struct ps_head){.cfg = &t->cfg,
                                .norm = t->vector[norm].data ? t->vector[norm] : t->weight[norm],
-                               .head = t->weight[head],
+                               .head = t->vector[head].data ? t->vector[head] : t->weight[head],
                                .dnorm = t->grad[norm],
                                .dhead = t->grad[head]};
     size_t n = (size_t)t->opt.n_tok_max;

@@ -320,6 +320,8 @@ static void plan_shape(struct ps_trainer *t)
         if (t->block[l].trains)
             p->first_trained = l;
     p->embed_trained = *bytes_of(t, GRAD, PS_UNIT_EMBED) > 0;
+    if (p->embed_trained) /* gradients pass every layer on their way */
+        p->first_trained = 0;
     p->head_trained = *bytes_of(t, GRAD, PS_UNIT_HEAD) > 0;
     p->tied = t->cfg.tie_word_embeddings;
     p->grad_rounds = t->opt.mode == PS_MODE_FULL && t->opt.dtype == PS_DTYPE_BF16;

@@ -82,13 +82,21 @@ static int task_embed(void *ctx, const struct ps_task *task, struct ps_error *er
     const struct ps_batch *batch = &t->batch[task->micro];
     size_t hidden = (size_t)t->cfg.hidden_size;
     void *out = ps__trainer_x(t, task->arg[PS_ARG_X_OUT]);
+    int32_t embed = ps_param_find(&t->params, -1, PS_ROLE_EMBED);
+    const struct ps_weight *own = &t->vector[embed]; /* trained beside adapters */
     if (task->arg[PS_ARG_BLOCK] < 0) {
-        const struct ps_weight *w = &t->weight[ps_param_find(&t->params, -1, PS_ROLE_EMBED)];
+        const struct ps_weight *w = own->data ? own : &t->weight[embed];
         t->cx.k->embedding_forward(&t->cx, w->data, w->dtype, hidden, 0, t->cfg.vocab_size,
                                    batch->ids, (size_t)batch->n_tok, out);
         return 0;
     }
     const struct ps_unit_source *u = &t->shape.source->unit[task->arg[PS_ARG_BLOCK]];
+    if (own->data) {
+        const float *from = (const float *)own->data + (size_t)u->row_begin * hidden;
+        t->cx.k->embedding_forward(&t->cx, from, own->dtype, hidden, u->row_begin, u->row_end,
+                                   batch->ids, (size_t)batch->n_tok, out);
+        return 0;
+    }
     const struct ps_unit_tensor *x = &u->tensor[0];
     const unsigned char *rows = t->buffer[PS_BUF_SLOTS] +
                                 (size_t)task->arg[PS_ARG_SLOT] * t->map.slot_bytes + x->near_offset;

@@ -25,7 +25,7 @@ merges() { # NAME ADAPTER: the merged model has the logits
         logits_are "$1" --model merged
     else not_ok "$1: export runs"; fi
 }
-for case in dora dora_bias patterns vera ia3 ia3_bias norms lowest_down lowest_gate lowest_o; do
+for case in dora dora_bias patterns vera ia3 ia3_bias norms saved lowest_down lowest_gate lowest_o; do
     of_case $case
     logits_are "$case: logits are PEFT's" --model "$base/model" --adapter "$case_dir/adapter"
     logits_are "$case: logits are PEFT's, streamed" --model "$base/model" --adapter "$case_dir/adapter" \
@@ -57,7 +57,7 @@ for case in dora dora_bias patterns vera ia3 ia3_bias norms lowest_down lowest_g
     *) merges "$case: merged" "$case_dir/adapter" ;;
     esac
 done
-for case in lora-fa pissa olora nlora slora inttune bias; do
+for case in lora-fa pissa olora olora_saved nlora slora inttune bias; do
     of_case $case
     logits_are "$case: PEFT computes the same from its files" --model "$base/model" \
         --adapter "$case_dir/adapter"
@@ -177,6 +177,21 @@ for method in $methods; do
     check "$method: begins as the base" st_compare logits logits.adapted --rtol $close
 done
 
+# Embedding and head beside an adapter of the last layer.
+tied=$model
+model=$models/llama_untied/model
+options="pissa --lora-r 2 --lora-target q_proj --lora-layers last:1 --modules-to-save lm_head,embed_tokens"
+run ref --dtype bf16 --strategy resident
+check "modules to save: resident" test "$rc" -eq 0
+same "modules to save: streamed" --dtype bf16 --strategy stream-lora --prefetch-depth 1 --import never
+same "modules to save: emu, streamed" --dtype bf16 --strategy stream-lora --device emu --offload-weights disk
+same "modules to save: recomputed" --dtype bf16 --offload-activations recompute
+run zero --learning-rate 0 --max-steps 1 --save-steps 0 --dtype fp32
+penstock eval --model "$model" --data rows.jsonl --format tokens --dtype fp32 --logits logits
+penstock eval --model "$model" --data rows.jsonl --format tokens --dtype fp32 --logits logits.adapted \
+    --adapter zero
+check "modules to save: begin as the base" st_compare logits logits.adapted --rtol 2e-6
+model=$tied
 # Two spellings of one method.
 for method in dora pissa olora; do
     options="$method --lora-r 3 --lora-alpha 5"
@@ -195,6 +210,8 @@ refused() { # NAME WORD ARG...: a usage error that says WORD
     penstock train --model "$model" --data rows.jsonl --format tokens --output bad --progress none "$@"
     if [ "$rc" -eq 2 ] && grep -q -e "$word" err; then ok "$name"; else not_ok "$name"; fi
 }
+refused "modules of a tied model" "full" --modules-to-save lm_head
+refused "modules that cannot be saved" "choose lm_head" --modules-to-save norm
 refused "a rank over the matrix" "smaller --lora-r" --lora-r 41
 refused "a rank over the matrix, pissa" "smaller --lora-r" --method pissa --lora-r 41
 refused "a rank over the matrix by pattern" "smaller --lora-r" --lora-r 4 --lora-rank-pattern k_proj=21

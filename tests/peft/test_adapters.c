@@ -277,7 +277,7 @@ static void fields_that_change_the_function_are_refused_by_name(void **state)
         {"lora_bias", "true"},
         {"bias", "\"all\""},
         {"bias", "\"lora_only\""},
-        {"modules_to_save", "[\"lm_head\"]"},
+        {"modules_to_save", "[\"norm\"]"},
         {"layer_replication", "[[0, 2]]"},
         {"trainable_token_indices", "[1]"},
         {"target_parameters", "[\"x\"]"},

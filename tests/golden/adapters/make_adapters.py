@@ -39,6 +39,9 @@ PEFT_CASES = {
         **LM, r=3, lora_alpha=5, target_modules=ALL,
         rank_pattern={"q_proj": 2, "layers.1.mlp.down_proj": 5},
         alpha_pattern={".*_proj$": 7, "v_proj": 1}, use_rslora=True)),
+    "saved": ("llama_untied", lambda: LoraConfig(
+        **LM, r=2, target_modules=["layers.1.mlp.up_proj"],
+        modules_to_save=["lm_head", "embed_tokens"])),
     "vera": ("llama_untied", lambda: VeraConfig(**LM, r=9, target_modules=ALL)),
     "ia3": ("llama_untied", lambda: IA3Config(
         **LM, target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])),
@@ -67,10 +70,12 @@ LOAD_CASES = {
     "slora": ("llama_untied", "--lora-r 2 --lora-target attn --lora-layers last:1"),
     "inttune": ("llama_untied", "--lora-r 4 --lora-target k_proj,down_proj"),
     "bias": ("llama_linear_bias", ""),
+    "olora_saved": ("llama_untied", "--lora-r 2 --lora-target up_proj --modules-to-save lm_head"),
 }
 
 
 def file_name(name):
+    name = name.replace("modules_to_save.default.", "").replace("modules_to_save.", "")
     name = name.replace(".default.", ".").removesuffix(".default")
     return name.replace("magnitude_vector.weight", "magnitude_vector")
 
@@ -128,8 +133,9 @@ def make_load(program, method):
     model = os.path.join(MODELS, name, "model")
     subprocess.run([program, "train", "--model", model, "--data",
                     os.path.join(MODELS, name, "rows.jsonl"), "--format", "tokens", "--dtype", "fp32",
-                    "--max-steps", "4", "--learning-rate", "2e-2", "--output", run, "--method", method,
-                    "--progress", "none", "--threads", "1"] + options.split(), check=True)
+                    "--max-steps", "4", "--learning-rate", "2e-2", "--output", run,
+                    "--progress", "none", "--threads", "1", "--method", method.split("_")[0]] +
+                   options.split(), check=True)
     os.makedirs(os.path.join(folder, "adapter"))
     for f in os.listdir(run):
         if "adapter" in f:
