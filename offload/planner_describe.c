@@ -1,7 +1,6 @@
 /* From the chosen layout to the plan: simulation in full, break-even, words. See planner.h. */
 #include <assert.h>
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,9 +8,6 @@
 #include "offload/planner_internal.h"
 
 #define GIB 1073741824.0
-#define DAY_S 86400.0
-/* Slower than this is said in words. */
-#define TIMES_MAX 100
 
 static bool streams_updates(const struct ps_step_shape *p, const struct ps_step_layout *l)
 {
@@ -85,6 +81,40 @@ static int simulate(struct ps_sim_result *out, const struct ps__schedules *s,
     return ps_simulate(out, &o, err);
 }
 
+static bool may_redo(const struct ps_step_layout *l)
+{
+    return l->update == PS_UPDATE_INSIDE && l->clip == PS_CLIP_EXACT;
+}
+
+/* The update segment from rest: what a step does again when its gradient is clipped. */
+static int simulate_redo(struct ps__trial *t, const struct ps_planner_request *req,
+                         const struct ps_cost_model *cost, uint64_t *tasks, struct ps_error *err)
+{
+    struct ps__coarse coarse;
+    struct ps_step_map map;
+    struct ps_schedule update;
+    struct ps_sim_result r;
+    int ret = ps__coarse_init(&coarse, req->shape);
+    if (ret < 0)
+        return ps_error_set(err, ret, "out of memory");
+    ret = ps_step_map_create(&map, &coarse.shape, &t->layout, err);
+    if (ret == 0) {
+        ret = ps_step_build(&update, PS_SEGMENT_UPDATE, &coarse.shape, &t->layout, &map, err);
+        struct ps_sim_segment segment = {.schedule = &update, .repeat = 1};
+        struct ps_sim_options o = {
+            .model = cost, .segment = &segment, .segment_count = 1, .rounds = 1};
+        if (ret == 0)
+            ret = ps_simulate(&r, &o, err);
+        if (ret == 0)
+            t->redo_s = r.seconds;
+        *tasks += update.task_count;
+        ps_schedule_fini(&update);
+        ps_step_map_fini(&map);
+    }
+    ps__coarse_fini(&coarse);
+    return ret;
+}
+
 int ps__trial_simulate(struct ps__trial *t, const struct ps_planner_request *req,
                        const struct ps_cost_model *cost, uint64_t *tasks, struct ps_error *err)
 {
@@ -98,6 +128,8 @@ int ps__trial_simulate(struct ps__trial *t, const struct ps_planner_request *req
     t->step_s = t->sim.seconds;
     t->simulated = ret == 0;
     ps__schedules_fini(&s);
+    if (ret == 0 && s.streams && may_redo(&t->layout))
+        ret = simulate_redo(t, req, cost, tasks, err);
     return ret;
 }
 
@@ -138,10 +170,8 @@ int ps__grow_eval_group(struct ps__trial *t, const struct ps_planner_request *re
     return ps__layout_bytes(req, l, t->bytes, err);
 }
 
-/* The trial of least memory, of one strategy or (-1) of all; one that the disk has room for, if
- * any. */
-static const struct ps__trial *smallest(const struct ps__trials *t, int strategy,
-                                        const struct ps_planner_request *req)
+const struct ps__trial *ps__plan_smallest(const struct ps__trials *t, int strategy,
+                                          const struct ps_planner_request *req)
 {
     const struct ps__trial *least = NULL;
     for (int i = 0; i < t->count; i++) {
@@ -210,7 +240,7 @@ static int wears_out(struct ps_plan *out, struct ps__trials *t,
 int ps__plan_no_fit(struct ps_plan *out, struct ps__trials *t, const struct ps_planner_request *req,
                     const struct ps_cost_model *cost, struct ps_error *err)
 {
-    const struct ps__trial *least = smallest(t, -1, req);
+    const struct ps__trial *least = ps__plan_smallest(t, -1, req);
     assert(least);
     int ret = wears_out(out, t, req, cost, err);
     if (ret < 0)
@@ -379,81 +409,6 @@ static int list_candidates(struct ps_plan *out, const struct ps__trials *t, int 
     return 0;
 }
 
-const char *ps_plan_time_text(char buf[32], double s)
-{
-    if (s < 120)
-        snprintf(buf, 32, "%.3g s", s);
-    else if (s < 7200)
-        snprintf(buf, 32, "%.3g min", s / 60);
-    else if (s < 2 * DAY_S)
-        snprintf(buf, 32, "%.3g h", s / 3600);
-    else
-        snprintf(buf, 32, s < 100 * DAY_S ? "%.3g days" : "%.0f days", s / DAY_S);
-    return buf;
-}
-
-struct text {
-    char *at;
-    size_t size, len;
-};
-
-static void say(struct text *t, const char *fmt, ...) PS_PRINTF(2, 3);
-static void say(struct text *t, const char *fmt, ...)
-{
-    va_list args;
-    va_start(args, fmt);
-    int n = vsnprintf(t->at + t->len, t->size - t->len, fmt, args);
-    va_end(args);
-    if (n > 0)
-        t->len += (size_t)n < t->size - t->len ? (size_t)n : t->size - t->len - 1;
-}
-
-static void say_rival(struct text *w, const struct ps__trials *t,
-                      const struct ps_planner_request *req, int strategy, double step_s)
-{
-    const struct ps__trial *best = NULL;
-    for (int i = 0; i < t->count; i++) {
-        const struct ps__trial *c = &t->trial[i];
-        if (c->strategy == strategy && c->simulated && !c->wears &&
-            (!best || c->step_s < best->step_s))
-            best = c;
-    }
-    const char *name = ps_strategy_at(strategy)->name;
-    const struct ps__trial *least = smallest(t, strategy, req);
-    char time[32];
-    double more = best && step_s > 0 ? best->step_s / step_s : 1;
-    if (best && more > TIMES_MAX)
-        say(w, "; %s would take %s, more than %d times as long", name,
-            ps_plan_time_text(time, best->step_s), TIMES_MAX);
-    else if (best)
-        say(w, "; %s would take %s (%+.0f%%)", name, ps_plan_time_text(time, best->step_s),
-            100 * (more - 1));
-    else if (least && req->discrete)
-        say(w, "; %s needs %.2f GiB on the device and %.2f GiB on the host", name,
-            (double)least->bytes[PS_TIER_DEVICE] / GIB, (double)least->bytes[PS_TIER_HOST] / GIB);
-    else if (least)
-        say(w, "; %s needs %.2f GiB", name, (double)least->bytes[PS_TIER_DEVICE] / GIB);
-}
-
-static void explain(struct ps_plan *out, const struct ps__trials *t,
-                    const struct ps_planner_request *req, int strategy)
-{
-    struct text w = {out->why, sizeof out->why, 0};
-    char note[160];
-    ps__layout_note(req->shape, &out->layout, note, sizeof note);
-    say(&w, "%s: %s; ", out->layout.strategy, note);
-    if (out->commits)
-        say(&w, "every step is a checkpoint; ");
-    double busy = out->step_s > 0 ? 100 * out->step.busy_s[out->bottleneck] / out->step_s : 0;
-    say(&w, "%s is the bottleneck, busy %.0f%% of the step", ps_lane_name(out->bottleneck), busy);
-    if (out->break_even_tokens > 0)
-        say(&w, "; a pass has %.0f tokens and needs %.0f to hide its reads", out->tokens_per_pass,
-            out->break_even_tokens);
-    for (int i = 0; ps_strategy_at(i); i++)
-        if (i != strategy)
-            say_rival(&w, t, req, i, out->step_s);
-}
-
 int ps__plan_describe(struct ps_plan *out, struct ps__trials *t, int best,
                       const struct ps_planner_request *req, const struct ps_cost_model *cost,
                       struct ps_error *err)
@@ -471,6 +426,7 @@ int ps__plan_describe(struct ps_plan *out, struct ps__trials *t, int best,
     out->cost = *cost;
     out->step = *r;
     out->step_s = r->seconds;
+    out->redo_s = b->redo_s;
     double micros = trains ? req->micro_count : req->eval_max;
     out->tokens_per_s = r->seconds > 0 ? micros * (double)req->tokens / r->seconds : 0;
     out->device_bytes = b->bytes[PS_TIER_DEVICE];
@@ -491,6 +447,6 @@ int ps__plan_describe(struct ps_plan *out, struct ps__trials *t, int best,
         ps_step_layout_fini(&out->layout);
         return ret;
     }
-    explain(out, t, req, b->strategy);
+    ps__plan_explain(out, t, req, b->strategy);
     return 0;
 }

@@ -16,10 +16,11 @@ struct ps__trial {
     struct ps__estimate estimate;
     struct ps_sim_result sim;
     double step_s; /* 0 until simulated */
+    double redo_s; /* more in a step whose updates inside the backward pass are taken back */
     int strategy;
     bool fits, simulated;
     bool writes, writes_states; /* to the disk, in every step */
-    bool wears;                   /* more than the request allows in a day */
+    bool wears;                 /* more than the request allows in a day */
 };
 
 static inline uint64_t ps__trial_memory(const struct ps__trial *t)
@@ -77,6 +78,16 @@ int ps__grow_eval_group(struct ps__trial *t, const struct ps_planner_request *re
  * message. */
 int ps__plan_no_fit(struct ps_plan *out, struct ps__trials *t, const struct ps_planner_request *req,
                     const struct ps_cost_model *cost, struct ps_error *err) PS_WARN_UNUSED;
+
+/* The trial of least memory, of one strategy or (-1) of all; one that the disk has room for, if
+ * any.
+ */
+const struct ps__trial *ps__plan_smallest(const struct ps__trials *t, int strategy,
+                                          const struct ps_planner_request *req);
+
+/* Fill out->why. */
+void ps__plan_explain(struct ps_plan *out, const struct ps__trials *t,
+                      const struct ps_planner_request *req, int strategy);
 
 /* Everything of the plan; takes the best trial's layout over. */
 int ps__plan_describe(struct ps_plan *out, struct ps__trials *t, int best,

@@ -367,7 +367,8 @@ json_t *ps__plan_json(const struct ps__plan_facts *f)
         o = NULL;
     }
     json_decref(more);
-    if (o && json_object_set_new(o, "import", ps__import_json(s)) < 0) {
+    if (o && (json_object_set_new(o, "import", ps__import_json(s)) < 0 ||
+              json_object_set_new(o, "redo_s", real(p->redo_s)) < 0)) {
         json_decref(o);
         o = NULL;
     }
