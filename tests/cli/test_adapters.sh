@@ -163,6 +163,21 @@ for method in $methods; do
         if [ "$rc" -eq 0 ] && grep -q "at step 2" err; then
             check "$label: resumed" equal ref other
         else not_ok "$label: resumed: runs"; fi
+        # Killed, with nothing but the commits of the spill store to go on from.
+        args="train --model $model --data rows.jsonl --format tokens --max-seq-len 32 --batch-size 2
+            --grad-accum 2 --packing false --max-steps 4 --learning-rate 3e-3 --threads 1 --progress plain
+            --output killed --commit-interval 1 --method $options"
+        rm -rf killed
+        # shellcheck disable=SC2086
+        "$helpers/signal_when" killed/metrics.jsonl 2 9 "$PENSTOCK" $args --throttle compute=3e7 >log 2>&1
+        killed_rc=$?
+        # shellcheck disable=SC2086
+        penstock $args --resume
+        if [ "$killed_rc" -eq 137 ] && [ "$rc" -eq 0 ] && grep -q "last commit" err; then
+            for file in ref/*.safetensors; do
+                check "$label: killed: ${file#ref/}" cmp "$file" "killed/${file#ref/}"
+            done
+        else not_ok "$label: killed ($killed_rc) and resumed"; fi
     done
     # Before the first step the adapted model is the base: no learning, then the same logits.
     run zero --learning-rate 0 --max-steps 1 --save-steps 0
