@@ -32,7 +32,7 @@ sys.path.insert(0, os.path.join(HERE, "..", "stream_1b3"))
 import make_models as mm  # noqa: E402
 import make_stream_1b3 as stream  # noqa: E402
 
-STEPS, RATE, DECAY, CLIP, SAMPLES = 30, 1e-4, 0.01, 1.0, 256
+STEPS, RATE, DECAY, CLIP, SAMPLES = 30, 3e-6, 0.01, 1.0, 256
 BASE = os.path.join(HERE, "..", "stream_1b3")
 
 
