@@ -74,12 +74,12 @@ static int open_lane(struct ps_trainer *t, enum ps_lane lane, struct ps_error *e
 
 int ps__trainer_store_open(struct ps_trainer *t, struct ps_error *err)
 {
-    if (!t->store)
-        return t->map.state_slot_bytes == 0
-                   ? 0
-                   : ps_error_full(err, PS_EUSAGE, NULL, "offload-optimizer",
-                                   "keep the optimizer states in memory",
-                                   "optimizer states are placed on disk, but the run has no store");
+    if (!t->store && t->map.state_slot_bytes > 0)
+        return ps_error_full(err, PS_EUSAGE, NULL, "offload-optimizer",
+                             "keep the optimizer states in memory",
+                             "optimizer states are placed on disk, but the run has no store");
+    if (!t->store && !ps__trainer_streams(t))
+        return 0;
     uint64_t weight = 0;
     uint64_t state = 0;
     uint32_t count;
@@ -91,11 +91,15 @@ int ps__trainer_store_open(struct ps_trainer *t, struct ps_error *err)
     }
     t->bounce_weight_bytes = (size_t)weight;
     t->bounce_state_bytes = (size_t)state;
+    free(t->bounce_weight); /* of a run that had no store before */
+    free(t->bounce_state);
     t->bounce_weight = aligned_alloc(PAGE, (size_t)weight + PAGE);
     t->bounce_state = aligned_alloc(PAGE, (size_t)state + PAGE);
-    t->store_cut_max = t->store->ops->map_max(t->store);
     if (!t->bounce_weight || !t->bounce_state)
         return ps_error_set(err, -ENOMEM, "out of memory");
+    if (!t->store) /* values are put and got through these buffers all the same */
+        return 0;
+    t->store_cut_max = t->store->ops->map_max(t->store);
     int ret = open_lane(t, PS_LANE_COMMIT, err);
     static const enum ps_lane lane[] = {PS_LANE_DISK_WEIGHTS, PS_LANE_DISK_STATE,
                                         PS_LANE_DISK_WRITE};
