@@ -207,6 +207,46 @@ penstock eval --model "$model" --data rows.jsonl --format tokens --dtype fp32 --
     --adapter zero
 check "modules to save: begin as the base" st_compare logits logits.adapted --rtol 2e-6
 model=$tied
+# LoRA+: in the first step A's gradient is zero, so a ratio of 16 is a rate 16 times as large; DoRA's
+# magnitudes belong to B's group.
+for method in lora dora; do
+    options="$method --lora-r 3 --lr-scheduler constant --warmup-steps 0 --max-steps 1 --save-steps 0 --dtype fp32"
+    run ref --learning-rate 0.015625
+    run other --learning-rate 0.0009765625 --loraplus-ratio 16
+    check "$method: B learns 16 times as fast as A" cmp ref/adapter_model.safetensors \
+        other/adapter_model.safetensors
+done
+# Generation, one token at a time: adapted, merged and streamed give the same tokens.
+cat >small.json <<END
+{"model_type":"qwen2","hidden_size":32,"intermediate_size":56,"num_hidden_layers":3,"num_attention_heads":4,
+"num_key_value_heads":2,"vocab_size":261,"rms_norm_eps":1e-5,"tie_word_embeddings":false,
+"hidden_act":"silu","bos_token_id":257,"eos_token_id":258,"max_position_embeddings":256,"rope_theta":1000.0}
+END
+penstock init --config small.json --output small --seed 5 --dtype fp32 \
+    --tokenizer "$PENSTOCK_ROOT/tests/golden/byte_tokenizer"
+printf 'one two\nthree\na longer third one\n' >prompts.txt
+generated() { # FILE ARG...
+    to=$1
+    shift
+    penstock generate --prompts prompts.txt --max-new-tokens 12 --temperature 0 --dtype fp32 --json --threads 1 "$@"
+    grep -o '"ids":[^]]*' out >"$to"
+}
+qwen=$model
+model=small
+for method in dora vera ia3 bias; do
+    options="$method --learning-rate 5e-2 --dtype fp32 --max-steps 3 --save-steps 0"
+    case $method in dora | vera) options="$options --lora-r 3" ;; esac
+    run ref
+    rm -rf merged && penstock export --model small --adapter ref --format hf --output merged
+    generated base.ids --model small
+    generated adapted.ids --model small --adapter ref
+    generated merged.ids --model merged
+    generated streamed.ids --model small --adapter ref --strategy stream-lora --prefetch-depth 1
+    check "$method: generates as merged" cmp adapted.ids merged.ids
+    check "$method: generates as streamed" cmp adapted.ids streamed.ids
+    check "$method: and not as the base" sh -c 'test -s adapted.ids && ! cmp -s base.ids adapted.ids'
+done
+model=$qwen
 # Two spellings of one method.
 for method in dora pissa olora; do
     options="$method --lora-r 3 --lora-alpha 5"
