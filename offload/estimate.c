@@ -316,17 +316,19 @@ static void add_update(struct sums *s, const struct ps_step_shape *p,
                        : l->update == PS_UPDATE_INSIDE && layer ? BACKWARD
                                                                 : UPDATE;
     double params = 0;
+    double flops = 0;
     double state = 0;
     double weight = 0;
     uint32_t count = p->granule_begin[unit_idx + 1] - p->granule_begin[unit_idx];
     for (uint32_t g = p->granule_begin[unit_idx]; g < p->granule_begin[unit_idx + 1]; g++) {
         params += (double)p->granule[g].params;
+        flops += p->granule[g].flops;
         state += (double)p->granule[g].state_bytes;
         weight += (double)p->granule[g].weight_bytes;
     }
     double before = s->stay[UPDATE][PS_LANE_CPU_OPTIM];
     bool disk = l->state[unit_idx] == PS_TIER_DISK;
-    add(s, phase, PS_TASK_UPDATE_HOST, PS_LANE_CPU_OPTIM, disk ? count : 1, 0, params);
+    add(s, phase, PS_TASK_UPDATE_HOST, PS_LANE_CPU_OPTIM, disk ? count : 1, flops, params);
     s->after_host += s->stay[UPDATE][PS_LANE_CPU_OPTIM] - before;
     if (!disk)
         return;

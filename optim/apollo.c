@@ -19,8 +19,9 @@
 #include "optim/optimizers.h"
 
 static const struct ps_low_rank_method by_channel = {
-    .rank = 256, .update_gap = 200, .random = true};
-static const struct ps_low_rank_method by_tensor = {.rank = 1, .update_gap = 200, .random = true};
+    .rank = 256, .update_gap = 200, .products = 1, .random = true};
+static const struct ps_low_rank_method by_tensor = {
+    .rank = 1, .update_gap = 200, .products = 1, .random = true};
 
 static int layout_of(const struct ps_low_rank_method *method, const struct ps_optimizer_hyper *h,
                      const struct ps_opt_tensor *tensor, struct ps_opt_layout *out,

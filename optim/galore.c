@@ -13,7 +13,7 @@
 #include "optim/low_rank_adam.h"
 #include "optim/optimizers.h"
 
-static const struct ps_low_rank_method method = {.rank = 128, .update_gap = 200};
+static const struct ps_low_rank_method method = {.rank = 128, .update_gap = 200, .products = 2};
 
 static int galore_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_tensor *tensor,
                          struct ps_opt_layout *out, struct ps_error *err)

@@ -156,6 +156,10 @@ int ps_low_rank_layout(const struct ps_low_rank_method *method,
     for (int i = 0; i < own_count; i++)
         out->state[out->state_count++] = own[i];
     assert(out->state_count <= PS_OPTIMIZER_STATE_MAX);
+    double mn = (double)tensor->n, rank = (double)l.p.rank;
+    out->flops = 2 * mn * rank * method->products;
+    if (!method->random) /* a share of a refresh: six products of a few vectors more */
+        out->flops += 2 * mn * (rank + 8) * 6 / (double)l.p.gap;
     out->workspace_bytes = carve_scratch(method, hyper, &l, &s, NULL);
     return 0;
 }

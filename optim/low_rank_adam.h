@@ -28,6 +28,7 @@ extern "C" {
 /* How a method uses this file. */
 struct ps_low_rank_method {
     int32_t rank, update_gap; /* defaults */
+    double products;          /* of 2 m n rank FLOPs each, of an update */
     bool random;              /* the basis is random numbers: made anew each time, never stored */
 };
 

@@ -26,7 +26,7 @@
 enum { HISTORY_MAX = 64 };
 #define LANES 16
 
-static const struct ps_low_rank_method method = {.rank = 128, .update_gap = 200};
+static const struct ps_low_rank_method method = {.rank = 128, .update_gap = 200, .products = 2};
 
 static int natural_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_tensor *tensor,
                           struct ps_opt_layout *out, struct ps_error *err)

@@ -1,11 +1,12 @@
-/* What a task costs: plain data that the simulator (offload/) and the virtual clock (runtime/device/)
- * both read, each with its own code.
+/* What a task costs: plain data that the simulator (offload/) and the virtual clock
+ * (runtime/device/) both read, each with its own code.
  *
  * Every task has a solo time: overhead[kind] + flops / flop_rate[kind] + bytes / byte_rate[lane],
- * stretched to amount / throttle[lane] where a throttle asks for more (ps_task_amount). While it runs it takes the share use[lane][r] of each resource r. When the
- * shares of the running tasks on a resource add up to more than 1, each of them that uses it slows down
- * by that sum; a task goes at the pace of its slowest resource. Time that a throttle adds takes no
- * resource, but the task stays as long. */
+ * stretched to amount / throttle[lane] where a throttle asks for more (ps_task_amount). While it
+ * runs it takes the share use[lane][r] of each resource r. When the shares of the running tasks on
+ * a resource add up to more than 1, each of them that uses it slows down by that sum; a task goes
+ * at the pace of its slowest resource. Time that a throttle adds takes no resource, but the task
+ * stays as long. */
 #ifndef PS_TRAIN_COST_H
 #define PS_TRAIN_COST_H
 
@@ -29,11 +30,12 @@ struct ps_cost_model {
     double flop_rate[PS_TASK_KIND_COUNT]; /* FLOP/s; 0: flops cost nothing */
     double byte_rate[PS_LANE_COUNT];      /* bytes/s (cpu_optim: parameters/s); 0: cost nothing */
     double host_copy_rate; /* bytes/s of what cpu_optim moves beside its updates; 0: cost nothing */
-    double throttle[PS_LANE_COUNT];       /* FLOP/s or bytes/s; 0: none */
+    double throttle[PS_LANE_COUNT];               /* FLOP/s or bytes/s; 0: none */
     double use[PS_LANE_COUNT][PS_RESOURCE_COUNT]; /* 0..1 */
 };
 
-/* What a task counts on its lane: FLOPs on compute, parameters on cpu_optim, where gradients that
+/* What a task counts on its lane: FLOPs on compute, parameters on cpu_optim (an update's FLOPs take
+ * time besides), where gradients that
  * are only moved count nothing, bytes elsewhere. */
 static inline double ps_task_amount(const struct ps_task *t)
 {

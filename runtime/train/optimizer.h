@@ -68,9 +68,9 @@ struct ps_optimizer_hyper {
     int32_t quant_block; /* elements that share the range of their error codes */
     /* lisa, badam */
     int32_t active_layers;
-    int32_t interval;    /* steps between two choices of what is active */
+    int32_t interval; /* steps between two choices of what is active */
     enum ps_switch_mode switch_mode;
-    bool keep_state;     /* moments of frozen layers wait instead of beginning anew */
+    bool keep_state; /* moments of frozen layers wait instead of beginning anew */
     /* mezo */
     double zo_eps;
     /* methods that need a whole matrix */
@@ -116,7 +116,9 @@ struct ps_opt_layout {
     uint64_t granule; /* a slice begins at a multiple of so many elements, at most 65536, a divisor
                          of 65536; 0: the tensor comes whole (states with per 0 need that) */
     uint64_t workspace_bytes; /* scratch for an update of the tensor, or of any slice of it */
-    bool remainder;           /* BF16 weights have a 16-bit remainder; false: stochastic rounding */
+    double flops; /* of the products of an update of the whole tensor, on the average: what it takes
+                     beside one pass over the elements; for the planner, at the rate of fp32 */
+    bool remainder; /* BF16 weights have a 16-bit remainder; false: stochastic rounding */
 };
 
 static inline uint64_t ps_opt_state_bytes(const struct ps_opt_state *s, uint64_t n)

@@ -64,6 +64,7 @@ struct ps_granule {
     uint64_t weight_offset, weight_bytes; /* in the unit's weight image, multiples of 4096 */
     uint64_t state_offset, state_bytes;   /* in the unit's state image, multiples of 4096 */
     uint64_t params;
+    double flops; /* of updates, beside one pass over the parameters */
 };
 
 /* Sizes in bytes; a pure function of model, method, batch and number formats. */

@@ -51,11 +51,15 @@ static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, i
     const struct ps_granule *g = granule < 0 ? NULL : &b->p->granule[granule];
     int32_t state = -1;
     double params = 0;
+    double flops = 0;
     int32_t i = ps_step_unit_idx(b->p, unit);
-    for (uint32_t k = b->p->granule_begin[i]; !g && k < b->p->granule_begin[i + 1]; k++)
+    for (uint32_t k = b->p->granule_begin[i]; !g && k < b->p->granule_begin[i + 1]; k++) {
         params += (double)b->p->granule[k].params;
+        flops += b->p->granule[k].flops;
+    }
     if (g) {
         params = (double)g->params;
+        flops = g->flops;
         state = b->state_next++ % b->l->state_slots;
         ps__emit(b, PS_TASK_READ_STATE, PS_LANE_DISK_STATE, unit, -1);
         ps__arg(b, PS_ARG_STATE, state);
@@ -70,7 +74,7 @@ static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, i
     ps__arg(b, PS_ARG_RAW, raw);
     ps__arg(b, PS_ARG_GRAD, near_slot);
     ps__arg(b, PS_ARG_GRAD_HOST, ring);
-    ps__cost(b, 0, (uint64_t)params); /* the lane's rates are in parameters */
+    ps__cost(b, flops, (uint64_t)params); /* the lane's rates are in parameters */
     ps__done(b);
     if (!g)
         return;

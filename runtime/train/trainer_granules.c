@@ -70,6 +70,7 @@ static void add_slice(struct plan *p, size_t tensor, uint64_t begin, uint64_t n)
     p->slice_count++;
     p->cur.slice_count++;
     p->cur.params += n;
+    p->cur.flops += x->layout.flops * (double)n / (double)x->n;
     p->cur.state_bytes += state_bytes(x, n);
 }
 
