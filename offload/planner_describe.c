@@ -86,31 +86,48 @@ static bool may_redo(const struct ps_step_layout *l)
     return l->update == PS_UPDATE_INSIDE && l->clip == PS_CLIP_EXACT;
 }
 
-/* The update segment from rest: what a step does again when its gradient is clipped. */
+/* A step that is clipped: everything comes to rest, the updates are made again, and the next step
+ * begins with empty slots. One pass has all micro-batches. */
+static int simulate_redone(struct ps__trial *t, const struct ps_step_shape *shape,
+                           const struct ps_cost_model *cost, uint64_t *tasks, struct ps_error *err)
+{
+    static const enum ps_segment part[] = {PS_SEGMENT_PROLOGUE_TRAIN, PS_SEGMENT_TRAIN,
+                                           PS_SEGMENT_UPDATE};
+    enum { COUNT = sizeof part / sizeof *part };
+    struct ps_step_map map;
+    struct ps_schedule made[COUNT];
+    struct ps_sim_segment segment[COUNT];
+    struct ps_sim_result r;
+    int ret = ps_step_map_create(&map, shape, &t->layout, err);
+    if (ret < 0)
+        return ret;
+    for (int i = 0; i < COUNT; i++)
+        ps_schedule_init(&made[i], ps_segment_name(part[i]));
+    for (int i = 0; ret == 0 && i < COUNT; i++) {
+        ret = ps_step_build(&made[i], part[i], shape, &t->layout, &map, err);
+        segment[i] = (struct ps_sim_segment){.schedule = &made[i], .repeat = 1, .drained = true};
+        *tasks += made[i].task_count;
+    }
+    struct ps_sim_options o = {
+        .model = cost, .segment = segment, .segment_count = COUNT, .rounds = 2};
+    if (ret == 0)
+        ret = ps_simulate(&r, &o, err);
+    if (ret == 0)
+        t->redo_s = r.seconds > t->step_s ? r.seconds - t->step_s : 0;
+    for (int i = 0; i < COUNT; i++)
+        ps_schedule_fini(&made[i]);
+    ps_step_map_fini(&map);
+    return ret;
+}
+
 static int simulate_redo(struct ps__trial *t, const struct ps_planner_request *req,
                          const struct ps_cost_model *cost, uint64_t *tasks, struct ps_error *err)
 {
     struct ps__coarse coarse;
-    struct ps_step_map map;
-    struct ps_schedule update;
-    struct ps_sim_result r;
     int ret = ps__coarse_init(&coarse, req->shape);
     if (ret < 0)
         return ps_error_set(err, ret, "out of memory");
-    ret = ps_step_map_create(&map, &coarse.shape, &t->layout, err);
-    if (ret == 0) {
-        ret = ps_step_build(&update, PS_SEGMENT_UPDATE, &coarse.shape, &t->layout, &map, err);
-        struct ps_sim_segment segment = {.schedule = &update, .repeat = 1};
-        struct ps_sim_options o = {
-            .model = cost, .segment = &segment, .segment_count = 1, .rounds = 1};
-        if (ret == 0)
-            ret = ps_simulate(&r, &o, err);
-        if (ret == 0)
-            t->redo_s = r.seconds;
-        *tasks += update.task_count;
-        ps_schedule_fini(&update);
-        ps_step_map_fini(&map);
-    }
+    ret = simulate_redone(t, &coarse.shape, cost, tasks, err);
     ps__coarse_fini(&coarse);
     return ret;
 }
