@@ -8,6 +8,7 @@
  * what they differ by. */
 #define STATE_SLOTS 3
 #define STATE_SLOTS_MORE 6
+#define STATE_SLOTS_MOST 256
 #define GRAD_SLOTS 2
 #define GRAD_RING 3
 
@@ -144,6 +145,7 @@ int ps__widen_updates_more(struct ps__fill *f)
 
 void ps__reset_update_cache(struct ps__fill *f)
 {
+    f->k.state_slots = ps__least_of(f->k.state_slots, STATE_SLOTS_MORE);
     f->k.host_grads = f->k.host_grads_base;
     f->k.memory_states = 0;
     f->k.memory_ends = false;
@@ -172,7 +174,12 @@ int ps__fill_update_cache(struct ps__fill *f, bool first)
     if (first != (f->choice->order != PS__ORDER_WEIGHTS))
         return 0;
     bool states_first = f->choice->order == PS__ORDER_STATES;
-    int ret = states_first ? states_to_memory(f) : grads_to_memory(f);
+    int ret = 0;
+    if (f->choice->order == PS__ORDER_SLOTS)
+        ret = ps__fill_raise(f, &f->k.state_slots, STATE_SLOTS_MOST);
+    if (ret < 0)
+        return ret;
+    ret = states_first ? states_to_memory(f) : grads_to_memory(f);
     if (ret >= 0)
         ret = states_first ? grads_to_memory(f) : states_to_memory(f);
     return ret < 0 ? ret : 0;

@@ -7,7 +7,8 @@ static const enum ps__keep_choice keep_choices[] = {PS__KEEP_NONE, PS__KEEP_BALA
                                                     PS__KEEP_MOST};
 static const enum ps__cache_choice cache_choices[] = {PS__CACHE_PINS_3, PS__CACHE_SLOTS,
                                                       PS__CACHE_EMBED_PINS};
-static const enum ps__order_choice order_choices[] = {PS__ORDER_GRADS, PS__ORDER_WEIGHTS};
+static const enum ps__order_choice order_choices[] = {PS__ORDER_GRADS, PS__ORDER_WEIGHTS,
+                                                      PS__ORDER_SLOTS};
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 static struct ps__choice base(const struct ps_planner_request *req)

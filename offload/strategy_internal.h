@@ -52,7 +52,12 @@ enum ps__grad_choice {
 };
 
 /* What of an update gets memory first. */
-enum ps__order_choice { PS__ORDER_WEIGHTS, PS__ORDER_GRADS, PS__ORDER_STATES };
+enum ps__order_choice {
+    PS__ORDER_WEIGHTS,
+    PS__ORDER_GRADS,
+    PS__ORDER_STATES,
+    PS__ORDER_SLOTS, /* of states: reads run ahead and writes fall behind into the forward pass */
+};
 
 struct ps__choice {
     const char *strategy; /* static storage */

@@ -15,6 +15,7 @@ static const struct {
     enum ps__order_choice order;
 } update_choices[] = {{PS__STATE_DISK, PS__GRAD_MIXED, PS__ORDER_GRADS},
                       {PS__STATE_DISK, PS__GRAD_MIXED, PS__ORDER_WEIGHTS},
+                      {PS__STATE_DISK, PS__GRAD_MIXED, PS__ORDER_SLOTS},
                       {PS__STATE_MIXED, PS__GRAD_MIXED, PS__ORDER_STATES}};
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 

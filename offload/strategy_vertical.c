@@ -12,10 +12,9 @@ static const enum ps__cache_choice cache_choices[] = {PS__CACHE_PINS_3, PS__CACH
 static const struct {
     enum ps_update_when update;
     enum ps__order_choice order;
-} update_choices[] = {{PS_UPDATE_INSIDE, PS__ORDER_GRADS},
-                      {PS_UPDATE_INSIDE, PS__ORDER_WEIGHTS},
-                      {PS_UPDATE_AFTER, PS__ORDER_GRADS},
-                      {PS_UPDATE_AFTER, PS__ORDER_WEIGHTS}};
+} update_choices[] = {{PS_UPDATE_INSIDE, PS__ORDER_GRADS}, {PS_UPDATE_INSIDE, PS__ORDER_WEIGHTS},
+                      {PS_UPDATE_INSIDE, PS__ORDER_SLOTS}, {PS_UPDATE_AFTER, PS__ORDER_SLOTS},
+                      {PS_UPDATE_AFTER, PS__ORDER_GRADS},  {PS_UPDATE_AFTER, PS__ORDER_WEIGHTS}};
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 static struct ps__choice base(const struct ps_planner_request *req)
