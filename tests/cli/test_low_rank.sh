@@ -14,7 +14,7 @@ set_command() {
         --save-steps 2 --threads 1 --progress none"
 }
 
-# same_run LABEL FLAGS...: resumed and with other threads, the same bits
+# same_run LABEL FLAGS...: resumed, with other threads and from the disk, the same bits
 same_run() {
     label=$1
     shift
@@ -29,6 +29,10 @@ same_run() {
     # shellcheck disable=SC2086
     penstock $command "$@" --output threads --threads 3 || not_ok "$label: three threads"
     check "$label: three threads, the same bits" same_files whole threads
+    rm -rf disk
+    # shellcheck disable=SC2086
+    penstock $command "$@" --output disk --offload-optimizer disk --offload-weights disk || not_ok "$label: from the disk"
+    check "$label: from the disk, the same bits" same_files whole disk
 }
 
 set_command galore full
