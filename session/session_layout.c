@@ -204,6 +204,27 @@ static void set_wishes(const struct ps_session *s, struct ps_planner_request *r)
         r->offload_activations = -1;
 }
 
+/* Elements of the factors that tokens are multiplied by, trained or not: those of A and B, twice of
+ * methods with a frozen pair. What is trained whole, and vectors, are not products. */
+static double adapter_factors(const struct ps_session *s)
+{
+    double sum = 0;
+    for (int32_t i = 0; i < s->cfg.n_layer * PS_LINEAR_COUNT; i++) {
+        const struct ps_adapter_site *site =
+            ps_trainer_site(s->trainer, i / PS_LINEAR_COUNT, (enum ps_role)(i % PS_LINEAR_COUNT));
+        if (!site)
+            continue;
+        for (int32_t k = 0; k < site->tensor_count; k++) {
+            const struct ps_adapter_entry *e =
+                ps_trainer_adapter_at(s->trainer, (size_t)site->entry[k]);
+            double rows = (double)(e->shape[0] < site->out ? e->shape[0] : site->out);
+            double cols = (double)(e->shape[1] < site->in ? e->shape[1] : site->in);
+            sum += e->rank == 2 ? rows * cols : 0;
+        }
+    }
+    return sum;
+}
+
 int ps__planner_request(struct ps_session *s, struct ps_planner_request *r,
                         struct ps_profile *profile, struct ps_error *err)
 {
@@ -221,7 +242,7 @@ int ps__planner_request(struct ps_session *s, struct ps_planner_request *r,
     r->cost = (struct ps_cost_query){
         .dtype = s->trainer_options.dtype, .discrete = r->discrete, .sustained = true};
     bool full = s->trainer_options.mode == PS_MODE_FULL;
-    double adapter = full ? 0 : (double)ps_trainer_trainable_elements(s->trainer) / s->cfg.n_layer;
+    double adapter = adapter_factors(s) / s->cfg.n_layer;
     ps_cost_query_model(&r->cost, &s->cfg, r->tokens, s->trainer_options.position_max, adapter,
                         full);
     memcpy(r->cost.throttle, o->throttle, sizeof r->cost.throttle);

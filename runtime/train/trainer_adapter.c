@@ -143,6 +143,7 @@ static int plan_sites(struct ps_trainer *t, struct ps_error *err)
         s->tensor_count = count;
         for (int j = 0; j < count; j++)
             s->entry[j] = plan_tensor(t, s, j, &tensor[j]);
+        t->site_host[i] = *s; /* addresses follow */
     }
     if (!any)
         return ps_error_full(err, PS_EUSAGE, NULL, "lora-target",
