@@ -25,6 +25,9 @@
 extern "C" {
 #endif
 
+/* Channels of a task of ps_low_rank_channels. */
+#define PS_LOW_RANK_CHANNELS 256
+
 /* How a method uses this file. */
 struct ps_low_rank_method {
     int32_t rank, update_gap; /* defaults */
