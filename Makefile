@@ -68,7 +68,7 @@ endif
 all: $(BUILD)/penstock $(BUILD)/libpenstock.so $(EXAMPLE_BIN) $(CUDA_PLUGIN)
 
 help:
-	@echo "targets: all test crash demo bench bench-full bench-stream gpu-bundle gpu-check-dry asan tsan fuzz format tidy install clean (check is test)"
+	@echo "targets: all test crash demo bench bench-full bench-stream bench-methods gpu-bundle gpu-check-dry asan tsan fuzz format tidy install clean (check is test)"
 	@echo "variables: BUILD=$(BUILD) CFLAGS='$(CFLAGS)' WERROR=0|1 V=1 PREFIX=$(PREFIX) CUDA=auto|0|1 CUDA_ARCH='$(CUDA_ARCH)' CUDA_PTX='$(CUDA_PTX)'"
 
 $(BUILD)/%_avx2.o: ISA_FLAGS = -mavx2 -mfma -mf16c
@@ -171,6 +171,8 @@ bench-full: $(BUILD)/penstock $(BENCH_BIN)
 bench-stream: $(BUILD)/penstock tests
 	$(Q)BUILD=$(BUILD) tools/bench/stream.sh
 	$(Q)BUILD=$(BUILD) tools/bench/memory_wall.sh
+bench-methods: $(BUILD)/penstock $(EXAMPLE_BIN)
+	$(Q)BUILD=$(BUILD) tools/bench/methods.sh
 asan:
 	$(Q)$(MAKE) --no-print-directory BUILD=$(BUILD)/asan CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined" all tests
 	$(Q)BUILD=$(BUILD)/asan tests/run.sh $(patsubst $(BUILD)/%,$(BUILD)/asan/%,$(TEST_BIN))
@@ -205,7 +207,7 @@ clean:
 	rm -rf $(BUILD)
 
 FORCE:
-.PHONY: FORCE cuda cuda-asan cuda-tsan cuda-emu gpu-bundle gpu-check-dry all help setup tests test check crash demo bench bench-full bench-stream asan tsan fuzz fuzz-bins format tidy install clean
+.PHONY: FORCE cuda cuda-asan cuda-tsan cuda-emu gpu-bundle gpu-check-dry all help setup tests test check crash demo bench bench-full bench-stream bench-methods asan tsan fuzz fuzz-bins format tidy install clean
 .SECONDARY:
 -include $(EMU_CU:.o=.d) $(EMU_PROBE:.o=.d) $(EMU_PLUG:.o=.d) $(EMU_LIB:.o=.d) $(CUDA_OBJ:.o=.d) $(patsubst %,%.d,$(CUDA_TEST_BIN))
 -include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(BUILD)/tools/bench/gpu_bench.d $(patsubst %,%.d,$(TEST_BIN) $(EXAMPLE_BIN) $(BENCH_BIN))
