@@ -160,6 +160,10 @@ static int read_vera(struct ps_adapter_file *f, const json_t *root, const char *
     for (size_t i = 0; i < sizeof falsy / sizeof falsy[0]; i++)
         if (!is_off(json_object_get(root, falsy[i])))
             return unsupported(err, path, falsy[i], "this version does not apply it");
+    if (json_is_false(json_object_get(root, "save_projection")))
+        return ps_error_full(err, PS_EUNSUPPORTED, path, "save_projection",
+                             "save it again with save_projection=True",
+                             "the adapter's projections are not in its file");
     struct ps_adapter_config *c = &f->config;
     int64_t r = 0;
     int ret = ps_json_get_int(root, "r", 1, 65536, 256, path, &r, err);

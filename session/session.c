@@ -231,7 +231,11 @@ static int apply_patterns(struct ps_session *s, const char *text, bool is_alpha,
                           struct ps_error *err)
 {
     char word[512];
-    for (size_t i = 0; ps_options_list_item(text, i, word, sizeof word); i++) {
+    size_t count = 0;
+    while (ps_options_list_item(text, count, word, sizeof word))
+        count++;
+    /* backwards: of several that match the first counts, as in PEFT */
+    for (size_t i = count; i-- > 0 && ps_options_list_item(text, i, word, sizeof word);) {
         char *eq = strrchr(word, '=');
         char *end = NULL;
         double value = eq ? strtod(eq + 1, &end) : 0;

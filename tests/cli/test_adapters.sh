@@ -258,6 +258,14 @@ for method in dora pissa olora; do
     check "--method $method is $how" cmp ref/adapter_model.safetensors other/adapter_model.safetensors
 done
 
+# Of two patterns that match the first counts.
+options="lora --lora-r 3 --max-steps 1 --save-steps 0 --dtype fp32"
+run ref --lora-rank-pattern "1.self_attn.q_proj=2,q_proj=5"
+check "the first pattern that matches: r" test "$("$helpers/st_print" ref/adapter_model.safetensors |
+    grep -c 'q_proj.lora_A.* 2,40$')" -eq 1
+check "the others: r" test "$("$helpers/st_print" ref/adapter_model.safetensors |
+    grep -c 'q_proj.lora_A.* 5,40$')" -eq 2
+
 # --- mistakes ---
 refused() { # NAME WORD ARG...: a usage error that says WORD
     name=$1 word=$2
@@ -267,6 +275,11 @@ refused() { # NAME WORD ARG...: a usage error that says WORD
 }
 refused "modules of a tied model" "full" --modules-to-save lm_head
 refused "modules that cannot be saved" "choose lm_head" --modules-to-save norm
+cp -r "$golden/vera/adapter" unprojected
+sed -i 's/"save_projection": true/"save_projection": false/' unprojected/adapter_config.json
+expect_exit "VeRA without its projections" 4 eval --model "$models/llama_untied/model" --data rows.jsonl \
+    --format tokens --adapter unprojected
+check "it says how to save them" grep -q "save_projection=True" err
 refused "a rank over the matrix" "smaller --lora-r" --lora-r 41
 refused "a rank over the matrix, pissa" "smaller --lora-r" --method pissa --lora-r 41
 refused "a rank over the matrix by pattern" "smaller --lora-r" --lora-r 4 --lora-rank-pattern k_proj=21
