@@ -36,6 +36,7 @@ int ps__coarse_init(struct ps__coarse *c, const struct ps_step_shape *p)
             to->state_bytes = from->state_offset + from->state_bytes - to->state_offset;
             to->slice_count += from->slice_count;
             to->params += from->params;
+            to->flops += from->flops;
         }
     }
     c->granule_begin[units] = at;

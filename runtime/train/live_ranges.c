@@ -38,6 +38,13 @@ static bool produces(enum ps_task_kind kind)
     case PS_TASK_SPILL_WRITE:
     case PS_TASK_SPILL_READ:
     case PS_TASK_SPILL_IN:
+    case PS_TASK_GRAD_OUT:
+    case PS_TASK_GRAD_IN:
+    case PS_TASK_GRAD_WRITE:
+    case PS_TASK_GRAD_READ:
+    case PS_TASK_READ_STATE:
+    case PS_TASK_WRITE_STATE:
+    case PS_TASK_WRITE_WEIGHTS:
         return true;
     default:
         return false;

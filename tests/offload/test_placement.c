@@ -69,6 +69,68 @@ static void a_saved_placement_reads_back_the_same(void **state)
     }
 }
 
+/* What every strategy of full fine-tuning proposes, through a file and back. */
+static void placements_of_full_fine_tuning_read_back_the_same(void **state)
+{
+    (void)state;
+    struct shape_spec spec = three_layers;
+    struct ps_profile profile;
+    int seen = 0;
+    spec.full = true;
+    spec.embed_blocks = 1;
+    spec.micro_max = 2;
+    ps_profile_conservative(&profile);
+    for (int discrete = 0; discrete < 2; discrete++) {
+        struct made_shape m;
+        made_shape_init(&m, &spec);
+        struct ps_planner_request req = {.shape = &m.shape,
+                                         .profile = &profile,
+                                         .cost = {.dtype = PS_DTYPE_BF16,
+                                                  .tokens = 8,
+                                                  .hidden_size = 32,
+                                                  .intermediate_size = 64,
+                                                  .discrete = discrete},
+                                         .discrete = discrete,
+                                         .micro_count = 2,
+                                         .eval_max = 1,
+                                         .tokens = 8,
+                                         .device_budget = 150000,
+                                         .host_budget = 300000,
+                                         .disk_budget = UINT64_MAX,
+                                         .strategy = "auto",
+                                         .clip = PS_CLIP_NONE,
+                                         .offload_weights = -1,
+                                         .offload_activations = -1,
+                                         .offload_optimizer = -1};
+        for (int s = 0; ps_strategy_at(s); s++) {
+            for (int i = 0; ps_strategy_at(s)->full && i < 30; i++) {
+                struct ps_step_layout l, r;
+                struct ps_error err = {0};
+                if (ps_strategy_at(s)->candidate(&req, i, &l, &err))
+                    break;
+                assert_int_equal(ps_placement_save(&l, &m.shape, "f.json", &err), 0);
+                if (ps_placement_load(&r, "f.json", &m.shape, discrete, &err) < 0)
+                    fail_msg("%s: %s", l.strategy, err.message);
+                assert_string_equal(r.strategy, l.strategy);
+                assert_int_equal(r.update, l.update);
+                assert_memory_equal(r.weight, l.weight, 5 * sizeof *l.weight);
+                if (l.update != PS_UPDATE_RESIDENT) {
+                    assert_memory_equal(r.state, l.state, 5 * sizeof *l.state);
+                    assert_memory_equal(r.grad, l.grad, 5 * sizeof *l.grad);
+                }
+                assert_int_equal(r.grad_slots, l.grad_slots);
+                assert_int_equal(r.grad_ring, l.grad_ring);
+                assert_int_equal(r.state_slots, l.state_slots);
+                ps_step_layout_fini(&l);
+                ps_step_layout_fini(&r);
+                seen++;
+            }
+        }
+        made_shape_fini(&m);
+    }
+    assert_true(seen > 100);
+}
+
 #define WEIGHTS                                                                                    \
     "\"weights\":{\"embed\":\"host\",\"layers\":[\"disk\",\"disk\",\"host\"],\"head\":\"host\"}"
 #define A "{\"keep\":false,\"boundary\":\"host\"}"
@@ -118,6 +180,8 @@ static void wrong_files_are_refused_by_name(void **state)
         {"{" HEAD ",\"x_ring\":-1," WEIGHTS "," ACTS "}", "x_ring", PS_EFORMAT},
         {"{" HEAD ",\"raw_slots\":\"2\"," WEIGHTS "," ACTS "}", "raw_slots", PS_EFORMAT},
         {"{" HEAD "," ACTS "}", "weights", PS_EFORMAT},
+        {"{" HEAD "," WEIGHTS "," ACTS ",\"update\":\"never\"}", "update", PS_EFORMAT},
+        {"{" HEAD "," WEIGHTS "," ACTS ",\"update\":\"inside-backward\"}", "optimizer", PS_EFORMAT},
         {"{" HEAD "," WEIGHTS "}", "activations", PS_EFORMAT},
         {"{" HEAD "," WEIGHTS ",\"activations\":[" A "," A "]}", "activations", PS_EFORMAT},
         {"{" HEAD "," WEIGHTS ",\"activations\":[" A "," A ",7]}", "activations[2]", PS_EFORMAT},
@@ -199,6 +263,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_saved_placement_reads_back_the_same),
+        cmocka_unit_test(placements_of_full_fine_tuning_read_back_the_same),
         cmocka_unit_test(a_short_file_gets_defaults),
         cmocka_unit_test(wrong_files_are_refused_by_name),
         cmocka_unit_test(every_cut_of_a_good_file_is_refused),
