@@ -259,7 +259,7 @@ static int search(struct ps__trials *t, const struct ps_planner_request *req,
         if (!worth(&s, t, c))
             continue;
         s.seen[c->strategy] = true;
-        int ret = ps__trial_simulate(c, req, cost, &s.tasks, err);
+        int ret = ps__trial_simulate(c, req, cost, false, &s.tasks, err);
         if (ret < 0)
             return ret;
         c->wears = req->write_limit > 0 &&
@@ -326,6 +326,10 @@ static int choose(struct ps_plan *out, const struct ps_planner_request *req, str
         ret = ps__plan_no_fit(out, &t, req, &cost, err);
     if (ret == 0 && !req->placement)
         ret = ps__grow_eval_group(&t.trial[best], req, &cost, err);
+    if (ret == 0 && ps__coarse_differs(req->shape)) { /* chosen from afar: look closely */
+        uint64_t tasks = 0;
+        ret = ps__trial_simulate(&t.trial[best], req, &cost, true, &tasks, err);
+    }
     if (ret == 0)
         ret = ps__plan_describe(out, &t, best, req, &cost, err);
     trials_fini(&t);

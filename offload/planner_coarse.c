@@ -6,16 +6,31 @@
 #include "offload/planner_internal.h"
 
 /* Granules of all units together that are planned one by one. */
-#define GRANULES_MAX 2000
+#define GRANULES_MAX 6000
 
-int ps__coarse_init(struct ps__coarse *c, const struct ps_step_shape *p)
+static uint32_t share_of(const struct ps_step_shape *p)
+{
+    return (p->granule_begin[p->n_layer + 2] + GRANULES_MAX - 1) / GRANULES_MAX;
+}
+
+bool ps__coarse_differs(const struct ps_step_shape *p)
+{
+    return p->granule_begin && share_of(p) > 1;
+}
+
+int ps__coarse_init(struct ps__coarse *c, const struct ps_step_shape *p,
+                    const struct ps_step_layout *l, bool exact)
 {
     size_t units = (size_t)p->n_layer + 2;
     uint32_t count = p->granule_begin[units];
-    uint32_t share = (count + GRANULES_MAX - 1) / GRANULES_MAX;
-    *c = (struct ps__coarse){.shape = *p};
+    uint32_t share = exact ? 1 : share_of(p);
+    *c = (struct ps__coarse){.shape = *p, .layout = *l};
     if (share <= 1)
         return 0;
+    int32_t least = l->state_slots < 2 ? l->state_slots : 2;
+    c->layout.state_slots = (l->state_slots + (int32_t)share - 1) / (int32_t)share;
+    if (c->layout.state_slots < least)
+        c->layout.state_slots = least;
     c->granule = calloc((size_t)count / share + units + 1, sizeof *c->granule);
     c->granule_begin = calloc(units + 1, sizeof *c->granule_begin);
     if (!c->granule || !c->granule_begin) {

@@ -28,7 +28,7 @@ static int build_schedules(struct ps__schedules *s, const struct ps_step_shape *
 }
 
 int ps__schedules_build(struct ps__schedules *s, const struct ps_planner_request *req,
-                        const struct ps_step_layout *l, struct ps_error *err)
+                        const struct ps_step_layout *l, bool exact, struct ps_error *err)
 {
     struct ps__coarse coarse;
     const struct ps_step_shape *p = req->shape;
@@ -37,11 +37,13 @@ int ps__schedules_build(struct ps__schedules *s, const struct ps_planner_request
     memset(s, 0, sizeof *s);
     s->streams = streams_updates(p, l);
     s->pass_count = (micros + group - 1) / group;
-    int ret = s->streams ? ps__coarse_init(&coarse, p) : 0;
+    int ret = s->streams ? ps__coarse_init(&coarse, p, l, exact) : 0;
     if (ret < 0)
         return ps_error_set(err, ret, "out of memory");
-    if (s->streams)
+    if (s->streams) {
         p = &coarse.shape;
+        l = &coarse.layout;
+    }
     ret = ps_step_map_create(&s->map, p, l, err);
     if (ret == 0) {
         ret = build_schedules(s, p, l, err);
@@ -88,7 +90,7 @@ static bool may_redo(const struct ps_step_layout *l)
 
 /* A step that is clipped: everything comes to rest, the updates are made again, and the next step
  * begins with empty slots. One pass has all micro-batches. */
-static int simulate_redone(struct ps__trial *t, const struct ps_step_shape *shape,
+static int simulate_redone(struct ps__trial *t, const struct ps__coarse *coarse,
                            const struct ps_cost_model *cost, uint64_t *tasks, struct ps_error *err)
 {
     static const enum ps_segment part[] = {PS_SEGMENT_PROLOGUE_TRAIN, PS_SEGMENT_TRAIN,
@@ -98,13 +100,14 @@ static int simulate_redone(struct ps__trial *t, const struct ps_step_shape *shap
     struct ps_schedule made[COUNT];
     struct ps_sim_segment segment[COUNT];
     struct ps_sim_result r;
-    int ret = ps_step_map_create(&map, shape, &t->layout, err);
+    const struct ps_step_shape *shape = &coarse->shape;
+    int ret = ps_step_map_create(&map, shape, &coarse->layout, err);
     if (ret < 0)
         return ret;
     for (int i = 0; i < COUNT; i++)
         ps_schedule_init(&made[i], ps_segment_name(part[i]));
     for (int i = 0; ret == 0 && i < COUNT; i++) {
-        ret = ps_step_build(&made[i], part[i], shape, &t->layout, &map, err);
+        ret = ps_step_build(&made[i], part[i], shape, &coarse->layout, &map, err);
         segment[i] = (struct ps_sim_segment){.schedule = &made[i], .repeat = 1, .drained = true};
         *tasks += made[i].task_count;
     }
@@ -121,22 +124,24 @@ static int simulate_redone(struct ps__trial *t, const struct ps_step_shape *shap
 }
 
 static int simulate_redo(struct ps__trial *t, const struct ps_planner_request *req,
-                         const struct ps_cost_model *cost, uint64_t *tasks, struct ps_error *err)
+                         const struct ps_cost_model *cost, bool exact, uint64_t *tasks,
+                         struct ps_error *err)
 {
     struct ps__coarse coarse;
-    int ret = ps__coarse_init(&coarse, req->shape);
+    int ret = ps__coarse_init(&coarse, req->shape, &t->layout, exact);
     if (ret < 0)
         return ps_error_set(err, ret, "out of memory");
-    ret = simulate_redone(t, &coarse.shape, cost, tasks, err);
+    ret = simulate_redone(t, &coarse, cost, tasks, err);
     ps__coarse_fini(&coarse);
     return ret;
 }
 
 int ps__trial_simulate(struct ps__trial *t, const struct ps_planner_request *req,
-                       const struct ps_cost_model *cost, uint64_t *tasks, struct ps_error *err)
+                       const struct ps_cost_model *cost, bool exact, uint64_t *tasks,
+                       struct ps_error *err)
 {
     struct ps__schedules s;
-    int ret = ps__schedules_build(&s, req, &t->layout, err);
+    int ret = ps__schedules_build(&s, req, &t->layout, exact, err);
     if (ret < 0)
         return ret;
     for (int i = 0; i < s.segment_count; i++)
@@ -146,7 +151,7 @@ int ps__trial_simulate(struct ps__trial *t, const struct ps_planner_request *req
     t->simulated = ret == 0;
     ps__schedules_fini(&s);
     if (ret == 0 && s.streams && may_redo(&t->layout))
-        ret = simulate_redo(t, req, cost, tasks, err);
+        ret = simulate_redo(t, req, cost, exact, tasks, err);
     return ret;
 }
 
@@ -219,7 +224,8 @@ static int simulate_least_written(struct ps__trials *t, const struct ps_planner_
         least = c;
         least_day = day;
     }
-    return least && !least->simulated ? ps__trial_simulate(least, req, cost, &tasks, err) : 0;
+    return least && !least->simulated ? ps__trial_simulate(least, req, cost, false, &tasks, err)
+                                      : 0;
 }
 
 /* Something fits, but all of that writes too much: PS_ENOFIT; else 0. */
@@ -344,7 +350,7 @@ static int measure(struct ps_plan *out, const struct ps_planner_request *req,
 {
     struct ps__schedules s;
     struct ps_sim_result serial, update;
-    int ret = ps__schedules_build(&s, req, &out->layout, err);
+    int ret = ps__schedules_build(&s, req, &out->layout, false, err);
     if (ret < 0)
         return ret;
     ret = simulate(&serial, &s, cost, true, err);

@@ -45,7 +45,8 @@ struct ps__schedules {
     bool streams; /* updates */
 };
 int ps__schedules_build(struct ps__schedules *s, const struct ps_planner_request *req,
-                        const struct ps_step_layout *l, struct ps_error *err) PS_WARN_UNUSED;
+                        const struct ps_step_layout *l, bool exact,
+                        struct ps_error *err) PS_WARN_UNUSED;
 void ps__schedules_fini(struct ps__schedules *s);
 
 /* Bytes that a step writes to the disk, in a day of steps. */
@@ -58,15 +59,19 @@ static inline double ps__per_day(uint64_t bytes, double step_s)
  * time of plans, not for their memory. Release with ps__coarse_fini. */
 struct ps__coarse {
     struct ps_step_shape shape;
+    struct ps_step_layout layout; /* with as many state slots as hold as much; borrows its arrays */
     struct ps_granule *granule;
     uint32_t *granule_begin;
 };
-int ps__coarse_init(struct ps__coarse *c, const struct ps_step_shape *shape) PS_WARN_UNUSED;
+/* exact: as they are. */
+int ps__coarse_init(struct ps__coarse *c, const struct ps_step_shape *shape,
+                    const struct ps_step_layout *l, bool exact) PS_WARN_UNUSED;
+bool ps__coarse_differs(const struct ps_step_shape *shape);
 void ps__coarse_fini(struct ps__coarse *c);
 
-/* Fill sim, step_s, simulated; adds the tasks walked to *tasks. */
+/* Fill sim, step_s, redo_s, simulated; adds the tasks walked to *tasks. */
 int ps__trial_simulate(struct ps__trial *t, const struct ps_planner_request *req,
-                       const struct ps_cost_model *cost, uint64_t *tasks,
+                       const struct ps_cost_model *cost, bool exact, uint64_t *tasks,
                        struct ps_error *err) PS_WARN_UNUSED;
 
 /* Let evaluation passes of a streamed base take as many sequences as its reads need to be hidden,

@@ -331,7 +331,8 @@ static void bounds_are_below_the_simulated_time_and_reads_are_exact(void **state
                             break;
                         assert_int_equal(ps__estimate_layout(&t.estimate, &f.req, &cost, &t.layout),
                                          0);
-                        assert_int_equal(ps__trial_simulate(&t, &f.req, &cost, &tasks, &err), 0);
+                        assert_int_equal(ps__trial_simulate(&t, &f.req, &cost, false, &tasks, &err),
+                                         0);
                         assert_true(t.estimate.bound_s <= t.step_s * 1.0001);
                         assert_int_equal(t.estimate.read_bytes, t.sim.bytes[PS_LANE_DISK_WEIGHTS]);
                         ps_step_layout_fini(&t.layout);

@@ -231,7 +231,7 @@ static void estimates_are_lower_bounds_and_count_traffic_exactly(void **state)
                 if (ps_strategy_at(s)->candidate(&f.req, i, &t.layout, &err))
                     break;
                 assert_int_equal(ps__estimate_layout(&t.estimate, &f.req, &f.cost, &t.layout), 0);
-                assert_int_equal(ps__trial_simulate(&t, &f.req, &f.cost, &tasks, &err), 0);
+                assert_int_equal(ps__trial_simulate(&t, &f.req, &f.cost, false, &tasks, &err), 0);
                 if (t.estimate.bound_s > t.step_s * 1.0001)
                     fail_msg("%s %d (variant %d): bound %.6f s, simulated %.6f s",
                              t.layout.strategy, i, variant, t.estimate.bound_s, t.step_s);
@@ -313,7 +313,7 @@ static void the_virtual_clock_takes_the_time_that_the_simulator_says(void **stat
             f.req.strategy = names[k];
             f.req.device_budget = k == 0 ? UINT64_MAX : 130 * MIB;
             must_choose(&plan, &f.req);
-            assert_int_equal(ps__schedules_build(&s, &f.req, &plan.layout, &err), 0);
+            assert_int_equal(ps__schedules_build(&s, &f.req, &plan.layout, false, &err), 0);
             double ran = executed_step(&s, &f.cost);
             if (fabs(ran - plan.step_s) > 1e-9)
                 fail_msg("%s: %.9f s on the virtual clock, %.9f s simulated", names[k], ran,
@@ -332,6 +332,7 @@ static void many_granules_are_planned_some_at_a_time_with_the_same_result(void *
     (void)state;
     struct fixture f;
     struct ps__coarse c;
+    struct ps_step_layout l;
     struct shape_spec spec = model;
     spec.granule_params = 2048 * 4;
     spec.n_layer = 12;
@@ -339,8 +340,11 @@ static void many_granules_are_planned_some_at_a_time_with_the_same_result(void *
     const struct ps_step_shape *p = &f.m.shape;
     uint32_t units = (uint32_t)p->n_layer + 2;
     assert_true(p->granule_begin[units] > 6000);
-    assert_int_equal(ps__coarse_init(&c, p), 0);
-    assert_true(c.shape.granule_begin[units] <= 2000 + units);
+    assert_int_equal(ps_step_layout_init(&l, p), 0);
+    l.state_slots = 5;
+    assert_int_equal(ps__coarse_init(&c, p, &l, false), 0);
+    assert_true(c.shape.granule_begin[units] <= 6000 + units);
+    assert_int_equal(c.layout.state_slots, 3);
     for (uint32_t i = 0; i < units; i++) {
         uint64_t params = 0, state_bytes = 0, weight_end = 0;
         for (uint32_t g = c.shape.granule_begin[i]; g < c.shape.granule_begin[i + 1]; g++) {
@@ -353,6 +357,7 @@ static void many_granules_are_planned_some_at_a_time_with_the_same_result(void *
         assert_int_equal(state_bytes, p->state_image_bytes[i]);
     }
     ps__coarse_fini(&c);
+    ps_step_layout_fini(&l);
     tear_down(&f);
 }
 
