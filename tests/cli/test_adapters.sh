@@ -57,7 +57,7 @@ for case in dora dora_bias patterns vera ia3 ia3_bias norms saved lowest_down lo
     *) merges "$case: merged" "$case_dir/adapter" ;;
     esac
 done
-for case in lora-fa pissa olora olora_saved nlora slora inttune bias; do
+for case in dora_own vera_own ia3_own norms_own lora-fa pissa olora olora_saved nlora slora inttune bias; do
     of_case $case
     logits_are "$case: PEFT computes the same from its files" --model "$base/model" \
         --adapter "$case_dir/adapter"
@@ -66,6 +66,10 @@ for case in lora-fa pissa olora olora_saved nlora slora inttune bias; do
     check "$case: exported again, the same bits for PEFT" cmp "$case_dir/adapter/adapter_model.safetensors" \
         again/adapter_model.safetensors
     [ $case = bias ] && continue
+    case $case in *_own)
+        merges "$case: merged" "$case_dir/adapter"
+        continue ;;
+    esac
     merges "$case: merged" "$case_dir/adapter"
     rm -rf plain && cp -r "$case_dir/adapter" plain && rm -f plain/runtime_adapter.*
     logits_are "$case: read as plain LoRA" --model "$base/model" --adapter plain
