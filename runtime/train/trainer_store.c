@@ -72,14 +72,9 @@ static int open_lane(struct ps_trainer *t, enum ps_lane lane, struct ps_error *e
     return t->store->ops->attach(t->store, t->store_storage[lane], true, err);
 }
 
-int ps__trainer_store_open(struct ps_trainer *t, struct ps_error *err)
+/* One chunk of weights and one of states: checkpoints of streamed runs go through them too. */
+static int bounce_create(struct ps_trainer *t, struct ps_error *err)
 {
-    if (!t->store && t->map.state_slot_bytes > 0)
-        return ps_error_full(err, PS_EUSAGE, NULL, "offload-optimizer",
-                             "keep the optimizer states in memory",
-                             "optimizer states are placed on disk, but the run has no store");
-    if (!t->store && !ps__trainer_streams(t))
-        return 0;
     uint64_t weight = 0;
     uint64_t state = 0;
     uint32_t count;
@@ -91,14 +86,24 @@ int ps__trainer_store_open(struct ps_trainer *t, struct ps_error *err)
     }
     t->bounce_weight_bytes = (size_t)weight;
     t->bounce_state_bytes = (size_t)state;
-    free(t->bounce_weight); /* of a run that had no store before */
-    free(t->bounce_state);
     t->bounce_weight = aligned_alloc(PAGE, (size_t)weight + PAGE);
     t->bounce_state = aligned_alloc(PAGE, (size_t)state + PAGE);
-    if (!t->bounce_weight || !t->bounce_state)
-        return ps_error_set(err, -ENOMEM, "out of memory");
-    if (!t->store) /* values are put and got through these buffers all the same */
-        return 0;
+    return t->bounce_weight && t->bounce_state ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
+}
+
+int ps__trainer_store_open(struct ps_trainer *t, struct ps_error *err)
+{
+    int made = 0;
+    if (!t->bounce_weight && (t->store || ps__trainer_streams(t)))
+        made = bounce_create(t, err);
+    if (made < 0)
+        return made;
+    if (!t->store)
+        return t->map.state_slot_bytes == 0
+                   ? 0
+                   : ps_error_full(err, PS_EUSAGE, NULL, "offload-optimizer",
+                                   "keep the optimizer states in memory",
+                                   "optimizer states are placed on disk, but the run has no store");
     t->store_cut_max = t->store->ops->map_max(t->store);
     int ret = open_lane(t, PS_LANE_COMMIT, err);
     static const enum ps_lane lane[] = {PS_LANE_DISK_WEIGHTS, PS_LANE_DISK_STATE,
@@ -297,14 +302,19 @@ static int put_near(struct ps_trainer *t, unsigned char *near, const void *value
     return t->near->ops->copy_h2d(t->near, ps__trainer_device_address(t, near), values, bytes, err);
 }
 
+/* Of a unit under full fine-tuning; NULL: it comes through slots. */
+static unsigned char *weights_near(const struct ps_trainer *t, int32_t i)
+{
+    return t->opt.mode == PS_MODE_FULL && t->map.pinned_offset[i] != UINT64_MAX
+               ? t->buffer[PS_BUF_PINNED] + t->map.pinned_offset[i]
+               : NULL;
+}
+
 static int load_weights(struct ps_trainer *t, int32_t i, struct ps_error *err)
 {
     const struct ps_store_extent *w = &t->extent[2 * i];
-    bool full = t->opt.mode == PS_MODE_FULL;
     unsigned char *host = weights_in_memory(t, i, unit_of(t, i));
-    unsigned char *near = full && t->map.pinned_offset[i] != UINT64_MAX
-                              ? t->buffer[PS_BUF_PINNED] + t->map.pinned_offset[i]
-                              : NULL;
+    unsigned char *near = weights_near(t, i);
     int ret = 0;
     for (uint32_t c = 0; ret == 0 && (host || near) && c < w->chunk_count; c++) {
         uint64_t at = w->chunk_offset[c];
@@ -633,17 +643,21 @@ static int put_streamed(struct ps_trainer *t, int32_t i, ps_trainer_get_fn get, 
                         struct ps_error *err)
 {
     unsigned char *host = weights_in_memory(t, i, unit_of(t, i));
+    unsigned char *near = weights_near(t, i);
     uint32_t begin = t->granule_begin[i];
     int ret = 0;
     for (uint32_t g = begin; ret == 0 && g < t->granule_begin[i + 1]; g++) {
         const struct ps_granule *granule = &t->granule[g];
         ret = collect(t, granule, get, arg, err);
-        if (ret == 0 && !state_on_disk(t, i)) {
-            uint64_t left = image_bytes(t, i) - granule->weight_offset;
-            memcpy(host + granule->weight_offset, t->bounce_weight,
-                   (size_t)(left < granule->weight_bytes ? left : granule->weight_bytes));
+        uint64_t at = granule->weight_offset;
+        uint64_t left = image_bytes(t, i) - at;
+        size_t have = (size_t)(left < granule->weight_bytes ? left : granule->weight_bytes);
+        if (ret == 0 && host)
+            memcpy(host + at, t->bounce_weight, have);
+        if (ret == 0 && near && near != host)
+            ret = put_near(t, near + at, t->bounce_weight, have, err);
+        if (ret == 0 && !state_on_disk(t, i))
             move_states(t, granule, true);
-        }
         if (ret == 0 && t->store)
             ret = put_chunk(t, 2 * (uint32_t)i, g - begin, t->bounce_weight, err);
         if (ret == 0 && t->store && granule->state_bytes > 0)
