@@ -280,7 +280,7 @@ static int apply_state(struct ps_session *s, const json_t *root, const char *pat
         int64_t value;
     } absent[] = {{"global_step", 0},        {"updates", 0},       {"best_step", 0},
                   {"evals_without_gain", 0}, {"nonfinite_run", 0}, {"skipped", 0},
-                  {"total_tokens", 0},       {"total_labels", 0}};
+                  {"total_tokens", 0},       {"total_labels", 0},  {"eval_step", 0}};
     int64_t v[sizeof absent / sizeof absent[0]];
     for (size_t i = 0; ret == 0 && i < sizeof absent / sizeof absent[0]; i++)
         ret = ps_json_get_int(root, absent[i].key, 0, INT64_MAX, 0, path, &v[i], err);
@@ -311,6 +311,7 @@ static int apply_state(struct ps_session *s, const json_t *root, const char *pat
         s->skipped = (uint64_t)v[5];
         s->total_tokens = (uint64_t)v[6];
         s->total_labels = (uint64_t)v[7];
+        s->eval_step = (uint64_t)v[8];
         const json_t *best = json_object_get(root, "best_metric");
         const json_t *last = json_object_get(root, "last_metric");
         s->best_eval = json_is_number(best) ? json_number_value(best) : (double)INFINITY;

@@ -658,6 +658,8 @@ static int open_parts(struct ps_session *s, struct ps_error *err)
         ret = allocate(s, err);
     if (ret == 0 && o->command == PS_CMD_TRAIN && o->resume && !o->dry_run)
         ret = ps__checkpoint_load(s, o->resume, err);
+    if (ret > 0)
+        ret = ps__store_after_load(s, err);
     return ret < 0 ? ret : 0;
 }
 

@@ -83,6 +83,7 @@ struct ps_session {
     float **dumped; /* (trainable_count,) --dump-grads of a run whose updates are streamed */
     uint64_t total_tokens, total_labels;
     double total_seconds, last_eval_loss;
+    uint64_t eval_step; /* of the last evaluation */
     uint64_t peak_rss;                            /* largest of the steps */
     uint64_t total_read_bytes, total_write_bytes; /* of the disk, by this process */
     uint64_t first_step;                          /* that this process began with */
@@ -195,6 +196,8 @@ bool ps__store_named(const struct ps_session *s);
 bool ps__store_resumed(const struct ps_session *s);
 const json_t *ps__store_state(const struct ps_session *s);
 int ps__store_after_step(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
+/* Commit what a checkpoint has put into a new store: the first step can then be taken back. */
+int ps__store_after_load(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
 void ps__store_done(struct ps_session *s);
 void ps__store_close(struct ps_session *s);
 enum ps_clip_mode ps__clip_mode(const struct ps_options *o);

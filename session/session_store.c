@@ -79,11 +79,12 @@ size_t ps__run_state(void *arg, const struct ps_run_point *p, void *out, size_t 
         ",\"best_metric\":%s,\"last_metric\":%s,\"best_step\":%" PRIu64
         ",\"evals_without_gain\":%" PRIu32 ",\"nonfinite_run\":%" PRIu32 ",\"skipped\":%" PRIu64
         ",\"data_hash\":\"%016" PRIx64 "\",\"isa\":\"%s\",\"total_tokens\":%" PRIu64
-        ",\"total_labels\":%" PRIu64 ",\"norm_before\":%s}",
+        ",\"total_labels\":%" PRIu64 ",\"norm_before\":%s,\"eval_step\":%" PRIu64 "}",
         step, p->updates, s->batcher ? ps_batcher_step_count(s->batcher) : 0, best, last,
         s->best_step, s->evals_without_gain, p->skipped ? s->nonfinite_run + 1 : 0,
         s->skipped + (p->skipped ? 1 : 0), s->data_hash, ps_isa_name(s->isa),
-        s->total_tokens + (uint64_t)p->tokens, s->total_labels + (uint64_t)p->labels, norm);
+        s->total_tokens + (uint64_t)p->tokens, s->total_labels + (uint64_t)p->labels, norm,
+        s->eval_step);
     assert(len > 0 && (size_t)len < max);
     return (size_t)len;
 }
@@ -336,6 +337,12 @@ int ps__store_open(struct ps_session *s, struct ps_error *err)
     if (ret == 0 && every && interval && strcmp(interval, "auto") != 0)
         ret = ps_error_full(err, PS_EUSAGE, NULL, "commit-interval", "leave it out",
                             "all states are on disk: every step is committed");
+    bool one = s->opt->spill_mode && strcmp(s->opt->spill_mode, "inplace") == 0;
+    if (ret == 0 && one && s->chosen.layout.update == PS_UPDATE_INSIDE)
+        ret = ps_error_full(err, PS_EUSAGE, NULL, "spill-mode",
+                            "leave it out, or choose another strategy (vertical)",
+                            "`spill-mode` inplace: updates inside the backward pass may have to be "
+                            "taken back, for which there is no second copy");
     if (ret == 0 && !s->store->store && lives_on_disk(s))
         ret = create_store(s, err);
     s->store->last_s = now_s();
@@ -407,6 +414,14 @@ int ps__store_after_step(struct ps_session *s, struct ps_error *err)
     st->took_s = st->last_s - begin;
     st->last_step = s->step;
     return 0;
+}
+
+int ps__store_after_load(struct ps_session *s, struct ps_error *err)
+{
+    char state[2048];
+    if (!s->store || !s->store->store || s->store->resumed)
+        return 0;
+    return ps_trainer_store_commit(s->trainer, state, state_now(s, state, sizeof state), err);
 }
 
 void ps__store_done(struct ps_session *s)

@@ -136,7 +136,8 @@ static int log_step(struct ps_session *s, const struct ps_step_stats *st, struct
     return flush_metrics(s, err);
 }
 
-/* Keep the lines of metrics.jsonl up to the step that the run goes on from. */
+/* Keep the lines of metrics.jsonl up to the step that the run goes on from; an evaluation that its
+ * commit does not know is made again. */
 static int trim_metrics(struct ps_session *s, const char *path, struct ps_error *err)
 {
     if (s->step == 0 || access(path, F_OK) != 0)
@@ -151,7 +152,10 @@ static int trim_metrics(struct ps_session *s, const char *path, struct ps_error 
         const char *end = memchr(text + at, '\n', len - at);
         size_t n = end ? (size_t)(end - (text + at)) + 1 : len - at;
         unsigned long long step;
-        if (end && sscanf(text + at, "{\"step\":%llu,", &step) == 1 && step <= s->step) {
+        bool line = end && sscanf(text + at, "{\"step\":%llu,", &step) == 1 && step <= s->step;
+        bool again = line && step == s->step && ps__store_resumed(s) && s->eval_step != step &&
+                     memmem(text + at, n, "\"eval_loss\"", 11);
+        if (line && !again) {
             memmove(text + kept, text + at, n);
             kept += n;
         }
@@ -302,6 +306,7 @@ static int evaluate(struct ps_session *s, const struct ps_train_hooks *hooks, bo
     if (ret < 0)
         return ret;
     s->last_eval_loss = e.loss;
+    s->eval_step = s->step;
     fprintf(s->metrics,
             "{\"step\":%" PRIu64 ",\"eval_loss\":%s,\"eval_rows\":%" PRIu64
             ",\"eval_label_tokens\":%" PRIu64 ",\"eval_s\":%.6f}\n",
@@ -366,6 +371,24 @@ static int after_step(struct ps_session *s, const struct ps_step_stats *st,
                              "stopped by signal %d after step %llu; the checkpoint is saved",
                              signal_number, (unsigned long long)s->step);
     return stop ? 1 : 0;
+}
+
+/* A commit is made before the evaluation and the checkpoint of its step: what a run was killed
+ * before is made up for. 1: stop early. */
+static int catch_up(struct ps_session *s, const struct ps_train_hooks *hooks, struct ps_error *err)
+{
+    const struct ps_options *o = s->opt;
+    bool last = s->step == ps_batcher_step_count(s->batcher);
+    bool eval_due = last || (o->eval_steps > 0 && s->step % (uint64_t)o->eval_steps == 0);
+    bool stop = false;
+    int ret = 0;
+    if (!ps__store_resumed(s) || s->step == 0)
+        return 0;
+    if (s->eval_batcher && eval_due && s->eval_step != s->step)
+        ret = evaluate(s, hooks, &stop, err);
+    if (ret == 0 && (last || stop) && ps__checkpoint_newest(s) != (int64_t)s->step)
+        ret = save_checkpoint(s, hooks, err);
+    return ret < 0 ? ret : stop ? 1 : 0;
 }
 
 /* With --save-best the result is that of the best evaluation. */
@@ -451,6 +474,9 @@ int ps_session_train(struct ps_session *s, const struct ps_train_hooks *hooks, s
     int ret = prepare_output(s, err);
     if (ret == 0)
         ret = ps__trace_begin(s, err);
+    if (ret == 0)
+        ret = catch_up(s, hooks, err);
+    ret = ret > 0 ? 0 : ret; /* a run that stops early is out of patience */
     s->first_step = s->step;
     bool first = true;
     bool stop = out_of_patience(s); /* resumed after the last step of a run that stopped early */
