@@ -508,8 +508,8 @@ void ps__trainer_io_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT])
 /* Where the pieces of one pinned tensor go on a device with memory of its own. */
 struct pinned {
     struct ps_trainer *t;
-    unsigned char *weight;
-    unsigned char *host; /* where the host has them too, with the remainders; NULL: nowhere */
+    unsigned char *weight; /* NULL: only on the host */
+    unsigned char *host;   /* where the host has them too, with the remainders; NULL: nowhere */
     uint16_t *remainder;
     size_t element;
     struct ps_error *err;
@@ -520,7 +520,9 @@ static int put_pinned(void *arg, size_t begin, size_t count, const void *values,
 {
     const struct pinned *p = arg;
     struct ps_device *d = p->t->near;
-    int ret = d->ops->copy_h2d(d, ps__trainer_device_address(p->t, p->weight + begin * p->element),
+    int ret = 0;
+    if (p->weight)
+        ret = d->ops->copy_h2d(d, ps__trainer_device_address(p->t, p->weight + begin * p->element),
                                values, count * p->element, p->err);
     if (p->host)
         memcpy(p->host + begin * p->element, values, count * p->element);
@@ -538,7 +540,10 @@ static int load_pinned(struct ps_trainer *t, struct ps_error *err)
         const struct ps_st_tensor *tensor;
         const struct ps_st_file *file;
         const struct ps_weight *w = &t->weight[i];
-        if (!w->data || ps__trainer_from_store(t))
+        int32_t unit = ps__trainer_param_unit(&t->params.param[i]);
+        bool host = ps__trainer_streams(t) && t->opt.device->discrete &&
+                    t->map.host_offset[ps__source_number(&t->shape, unit, 0)] != UINT64_MAX;
+        if ((!w->data && !host) || ps__trainer_from_store(t))
             continue; /* the store has it */
         int ret =
             ps_weights_find(t->files, t->opt.model_dir, &t->params.param[i], &tensor, &file, err);
@@ -546,16 +551,14 @@ static int load_pinned(struct ps_trainer *t, struct ps_error *err)
             ret = ps_weights_read(file, tensor, w->data, w->dtype, t->remainder[i],
                                   t->opt.master_split, err);
         } else if (ret == 0) {
-            int32_t unit = ps__trainer_param_unit(&t->params.param[i]);
-            struct pinned p = {
-                .t = t,
-                .weight = w->data,
-                .host = ps__trainer_streams(t) && ps__trainer_param_trained(t, &t->params.param[i])
-                            ? ps__trainer_host_weights(t, unit, -1, -1) + t->param_offset[i]
-                            : NULL,
-                .remainder = t->remainder[i],
-                .element = ps_dtype_size(w->dtype),
-                .err = err};
+            struct pinned p = {.t = t,
+                               .weight = w->data,
+                               .host = host ? ps__trainer_host_weights(t, unit, -1, -1) +
+                                                  t->param_offset[i]
+                                            : NULL,
+                               .remainder = t->remainder[i],
+                               .element = ps_dtype_size(w->dtype),
+                               .err = err};
             ret = ps_weights_read_pieces(file, tensor, w->dtype,
                                          p.remainder ? t->opt.master_split : NULL, put_pinned, &p,
                                          err);
