@@ -40,7 +40,7 @@ static int predict(struct ps_session *s, struct ps_error *err)
     struct ps_sim_options o = {.model = &s->chosen.cost,
                                .segment = segment,
                                .segment_count = streams && !inner ? 1 : 2,
-                               .rounds = 2,
+                               .rounds = streams ? 4 : 2,
                                .serial = s->opt->serial,
                                .record_segment = 0,
                                .record = s->predicted};

@@ -279,7 +279,7 @@ static double executed_step(const struct ps__schedules *s, const struct ps_cost_
         assert_true(handle[i] >= 0);
     }
     double begin = 0;
-    for (int round = 0; round < 2; round++) {
+    for (int round = 0; round < 4; round++) {
         begin = ps_vclock_now_s(clock);
         for (int i = 0; i < s->segment_count; i++) {
             if (s->segment[i].drained) {
