@@ -147,8 +147,9 @@ survives "killed, resumed under any strategy" killed $((kills / 2)) "$full 8" ze
 survives "killed, resident with commits" killed $((kills / 4)) "$full 8" resident
 survives "killed, zero-offload with commits" killed $((kills / 4)) "$full 8" zero-offload
 # Without a second slot a kill during a step leaves a mixture.
-extra="--throttle compute=1e9 --spill-mode inplace"
-kill_often "inplace" killed $((kills * 2)) "$full 8" vertical
+extra="--throttle disk_write=1MiB --spill-mode inplace"
+measure "$full 8" vertical
+kill_often "inplace" killed 20 "$full 8" vertical
 echo "$struck kills, $wrong wrong" >>log
 if [ $wrong -gt 0 ]; then ok "the control: --spill-mode inplace does not survive"; else
     not_ok "the control: --spill-mode inplace survived $struck kills"
