@@ -25,7 +25,7 @@ full="$flags --method full --max-grad-norm 0.5 --max-steps"
 
 # What of a run may be compared with that of another: the result and the losses.
 same_result() { # DIR DIR
-    cmp "$1/$file" "$2/$file" && same_losses "$1" "$2" || return 1
+    cmp "$1/$file" "$2/$file" && agreeing_losses "$1" "$2" || return 1
     for optimizer in "$1"/checkpoint-*/optimizer.safetensors; do newest=$optimizer; done
     cmp "$newest" "$2${newest#"$1"}"
 }
