@@ -68,7 +68,7 @@ endif
 all: $(BUILD)/penstock $(BUILD)/libpenstock.so $(EXAMPLE_BIN) $(CUDA_PLUGIN)
 
 help:
-	@echo "targets: all test crash demo bench bench-full bench-stream bench-methods gpu-bundle gpu-check-dry asan tsan fuzz format tidy install clean (check is test)"
+	@echo "targets: all test crash soak demo bench bench-full bench-stream bench-methods gpu-bundle gpu-check-dry asan tsan fuzz format tidy install clean (check is test)"
 	@echo "variables: BUILD=$(BUILD) CFLAGS='$(CFLAGS)' WERROR=0|1 V=1 PREFIX=$(PREFIX) CUDA=auto|0|1 CUDA_ARCH='$(CUDA_ARCH)' CUDA_PTX='$(CUDA_PTX)'"
 
 $(BUILD)/%_avx2.o: ISA_FLAGS = -mavx2 -mfma -mf16c
@@ -161,6 +161,9 @@ test check: setup
 crash: setup
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)PENSTOCK_CRASH=1 TEST_LIMIT=7200 BUILD=$(BUILD) tests/run.sh $(CRASH)
+# 2,000 steps with a commit each: memory, descriptors and the store must not grow.
+soak: $(BUILD)/penstock $(HELPER_BIN)
+	$(Q)TEST_LIMIT=3600 BUILD=$(BUILD) tests/run.sh tests/cli/soak.sh
 demo: setup
 	$(Q)$(MAKE) --no-print-directory $(BUILD)/penstock $(EXAMPLE_BIN)
 	$(Q)BUILD=$(BUILD) examples/demo/run.sh
@@ -207,7 +210,7 @@ clean:
 	rm -rf $(BUILD)
 
 FORCE:
-.PHONY: FORCE cuda cuda-asan cuda-tsan cuda-emu gpu-bundle gpu-check-dry all help setup tests test check crash demo bench bench-full bench-stream bench-methods asan tsan fuzz fuzz-bins format tidy install clean
+.PHONY: FORCE cuda cuda-asan cuda-tsan cuda-emu gpu-bundle gpu-check-dry all help setup tests test check crash soak demo bench bench-full bench-stream bench-methods asan tsan fuzz fuzz-bins format tidy install clean
 .SECONDARY:
 -include $(EMU_CU:.o=.d) $(EMU_PROBE:.o=.d) $(EMU_PLUG:.o=.d) $(EMU_LIB:.o=.d) $(CUDA_OBJ:.o=.d) $(patsubst %,%.d,$(CUDA_TEST_BIN))
 -include $(LIB_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(BUILD)/tools/bench/gpu_bench.d $(patsubst %,%.d,$(TEST_BIN) $(EXAMPLE_BIN) $(BENCH_BIN))
