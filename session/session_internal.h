@@ -184,6 +184,9 @@ int ps__check_same_config(struct ps_session *s, const char *path,
  * due; the run is complete: remove it on close. */
 /* session_space.c: bytes of the store on disk, all slots; is there room for all that a run writes? */
 uint64_t ps__store_bytes(const struct ps_session *s);
+/* Memory that the trainer takes beside its arenas to fill the store: one chunk of weights, one of
+ * states. */
+uint64_t ps__store_buffer_bytes(const struct ps_session *s);
 int ps__space_check(struct ps_session *s, struct ps_error *err) PS_WARN_UNUSED;
 /* What a commit of a run with states in memory writes; --commit-interval, both 0 for auto; the
  * seconds that auto means where a commit takes took_s. */

@@ -141,6 +141,7 @@ static void set_budgets(struct ps_session *s, struct ps_planner_request *r)
     s->ram_copy_bytes = ram_copies(s);
     s->process_bytes =
         ps__rss_bytes(s) + PROCESS_SLACK_BYTES + import.host_bytes + s->ram_copy_bytes;
+    s->process_bytes += ps__store_buffer_bytes(s);
     s->host_budget = (uint64_t)o->host_mem;
     if (o->host_mem < 0) {
         int64_t left = ps_host_memory_free();

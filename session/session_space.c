@@ -38,6 +38,19 @@ uint64_t ps__store_bytes(const struct ps_session *s)
                      : 0;
 }
 
+uint64_t ps__store_buffer_bytes(const struct ps_session *s)
+{
+    uint32_t count;
+    uint64_t most[2] = {0, 0}; /* of weights, of states */
+    const struct ps_store_extent *e = ps_trainer_store_extents(s->trainer, &count);
+    for (uint32_t i = 0; ps_trainer_shape(s->trainer)->trains && i < count; i++)
+        for (uint32_t c = 0; c < e[i].chunk_count; c++) {
+            uint64_t bytes = e[i].chunk_offset[c + 1] - e[i].chunk_offset[c];
+            most[i % 2] = bytes > most[i % 2] ? bytes : most[i % 2];
+        }
+    return most[0] + most[1];
+}
+
 /* The directory itself, or where it will be made. */
 static bool existing(const char *dir, char path[PATH_BYTES])
 {
