@@ -297,6 +297,15 @@ static int check_same_config(struct ps_session *s, struct ps_error *err)
     return ps__check_same_config(s, path, err);
 }
 
+/* A run killed before it wrote its configuration has made no step: it begins anew. */
+static bool was_begun(const struct ps_session *s, int64_t stored)
+{
+    char path[PATH_BYTES];
+    return stored > 0 || (stored == 0 &&
+                          ps_path_join(path, sizeof path, s->opt->output, "config.resolved.yaml") &&
+                          access(path, F_OK) == 0);
+}
+
 static int choose_start(struct ps_session *s, struct ps_error *err)
 {
     json_t *root = NULL;
@@ -309,8 +318,8 @@ static int choose_start(struct ps_session *s, struct ps_error *err)
                             "the output directory already holds a run, committed up to step "
                             "%" PRId64,
                             stored);
-    bool newer =
-        resume && strcmp(resume, "auto") == 0 && stored >= 0 && stored >= ps__checkpoint_newest(s);
+    bool newer = resume && strcmp(resume, "auto") == 0 && was_begun(s, stored) &&
+                 stored >= ps__checkpoint_newest(s);
     if (ret == 0 && newer) {
         ret = check_same_config(s, err);
         if (ret == 0)

@@ -211,7 +211,8 @@ for s in $strategies; do
         step=$stride
         [ "$last" -gt $((stride * 3)) ] || step=$((last / 3 + 1))
         [ -z "$whole" ] || step=1
-        at=1 bad="" struck=0
+        at=2 bad="" struck=0 # 2: after run.json, before the configuration
+        [ -z "$whole" ] || at=1
         while [ $at -le "$last" ]; do
             rm -rf traced
             # shellcheck disable=SC2086
