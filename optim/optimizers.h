@@ -14,6 +14,10 @@ const struct ps_optimizer_ops *ps_optimizer_find(const char *name);
 /* All of them, NULL-terminated. */
 const struct ps_optimizer_ops *const *ps_optimizers(void);
 
+/* Keeps an average of the weights beside the method hyper.averaged: see weight_average.c. Not in the
+ * list above: no name of --optimizer. */
+extern const struct ps_optimizer_ops ps_weight_average_ops;
+
 /* One file each: optim/<name>.c says what it computes. */
 extern const struct ps_optimizer_ops ps_sgd_ops;
 extern const struct ps_optimizer_ops ps_adamw_ops;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "optim/adamw.h"
 #include "peft/adapters.h"
 #include "runtime/base/file.h"
 #include "runtime/model/safetensors.h"
@@ -123,12 +124,43 @@ struct source {
     const char *dir;
     struct ps_st_file *optimizer;
     struct ps_st_set *model; /* full training; else NULL: adapters are read apart */
+    bool average;            /* NAME.ema in place of weights */
 };
 
 static int bad(const struct source *f, const char *name, struct ps_error *err)
 {
     return ps_error_full(err, PS_EFORMAT, f->dir, name, "resume from another checkpoint",
                          "the checkpoint has no tensor %s of the right size and type", name);
+}
+
+/* Weights from the average, rounded as the master is; a remainder that belongs to them. */
+static int get_average(const struct source *f, size_t idx, int part, size_t begin, size_t n,
+                       void *out, struct ps_error *err)
+{
+    const struct ps_trainable *x = ps_trainer_trainable(f->s->trainer, idx);
+    char name[256];
+    PS_IGNORE(snprintf(name, sizeof name, "%s.ema", x->name) < 0, "names are short");
+    const struct ps_st_tensor *t = ps_st_find(f->optimizer, name);
+    if (!t || (size_t)t->elements != x->n || t->dtype != PS_DTYPE_F32)
+        return bad(f, name, err);
+    size_t most = n < PIECE_ENTRIES ? n : PIECE_ENTRIES;
+    float *piece = malloc(most * sizeof *piece + 1);
+    int ret = piece ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
+    for (size_t at = 0; ret == 0 && at < n; at += most) {
+        size_t count = n - at < most ? n - at : most;
+        ret = ps_st_read(f->optimizer, t, (begin + at) * sizeof *piece, count * sizeof *piece,
+                         piece, err);
+        if (ret == 0 && part == PS_PART_WEIGHT && !has_remainder(x))
+            ps_dtype_convert((char *)out + at * ps_dtype_size(x->dtype), x->dtype, piece,
+                             PS_DTYPE_F32, count);
+        for (size_t i = 0; ret == 0 && has_remainder(x) && i < count; i++) {
+            uint16_t split[2];
+            ps_master_split(piece[i], &split[0], &split[1]);
+            ((uint16_t *)out)[at + i] = split[part == PS_PART_REMAINDER];
+        }
+    }
+    free(piece);
+    return ret;
 }
 
 static int get_part(void *arg, size_t idx, int part, size_t begin, size_t n, void *out,
@@ -145,6 +177,8 @@ static int get_part(void *arg, size_t idx, int part, size_t begin, size_t n, voi
     size_t all =
         part >= 0 ? (size_t)ps_opt_state_bytes(&x->layout.state[part], x->n) / ps_dtype_size(dtype)
                   : x->n;
+    if (f->average && part < 0)
+        return get_average(f, idx, part, begin, n, out, err);
     if (part == PS_PART_WEIGHT && !f->model)
         return 0;
     PS_IGNORE(snprintf(name, sizeof name, "%s%s%s", x->name, part == PS_PART_WEIGHT ? "" : ".",
@@ -160,10 +194,10 @@ static int get_part(void *arg, size_t idx, int part, size_t begin, size_t n, voi
     return ps_st_read(file, t, begin * size, n * size, out, err);
 }
 
-int ps__read_tensors(struct ps_session *s, const char *dir, struct ps_error *err)
+static int read_tensors(struct ps_session *s, const char *dir, bool average, struct ps_error *err)
 {
     char path[PATH_BYTES];
-    struct source f = {.s = s, .dir = dir};
+    struct source f = {.s = s, .dir = dir, .average = average};
     int ret = ps_trainer_pull(s->trainer, err);
     if (ret == 0)
         ret = path_in(path, dir, "optimizer.safetensors", err);
@@ -178,4 +212,14 @@ int ps__read_tensors(struct ps_session *s, const char *dir, struct ps_error *err
     ps_st_set_close(f.model);
     ps_st_close(f.optimizer);
     return ret;
+}
+
+int ps__read_tensors(struct ps_session *s, const char *dir, struct ps_error *err)
+{
+    return read_tensors(s, dir, false, err);
+}
+
+int ps__read_average(struct ps_session *s, const char *dir, struct ps_error *err)
+{
+    return read_tensors(s, dir, true, err);
 }

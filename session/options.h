@@ -119,6 +119,7 @@ struct ps_options {
     char *optimizer;                         /* a name of optim/optimizers.h */
     char *optim_state;                       /* "fp32", "bf16" or "8bit"; NULL: the method's */
     bool stochastic_rounding;                /* of bf16 weights, instead of an exact master */
+    double ema_decay;                        /* of an average of the weights; 0: none */
     double beta1, beta2, eps;                /* these and the next: -1 or false until resolved, and
                                                 after it where the method does not read them */
     double momentum, dampening, optim_scale, optim_damping, norm_growth_max, aux_lr_ratio;

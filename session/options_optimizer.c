@@ -222,7 +222,9 @@ void ps__optimizer_hyper(const struct ps_options *opt, struct ps_optimizer_hyper
     const struct ps_optimizer_ops *ops = chosen(opt);
     *out = (struct ps_optimizer_hyper){.weight_decay = opt->weight_decay,
                                        .seed = opt->seed,
-                                       .stochastic_rounding = opt->stochastic_rounding};
+                                       .stochastic_rounding = opt->stochastic_rounding,
+                                       .ema_decay = opt->ema_decay,
+                                       .averaged = ops};
     for (const struct ps_optimizer_option *o = ops ? ops->options : NULL; o && o->flag; o++) {
         int i = row_of(o->flag);
         if (i < 0)

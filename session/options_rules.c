@@ -227,6 +227,11 @@ static bool is_resident(const struct ps_options *o)
     return is(o->strategy, "resident");
 }
 
+static bool keeps_best(const struct ps_options *o)
+{
+    return o->save_best;
+}
+
 /* Nothing of a resident run is on the disk but the boundaries that were asked to be. */
 static bool uses_no_disk(const struct ps_options *o)
 {
@@ -298,6 +303,10 @@ static const struct {
      steps_alone, "has no effect with `--relative-step`, which has its own"},
     {"train-layers,lora-layers", draws_layers,
      "has no place beside lisa and badam, which choose among all layers"},
+    {"ema-decay", draws_layers,
+     "has no place beside lisa and badam, which leave weights alone at most steps"},
+    {"ema-decay", keeps_best,
+     "cannot be combined with `--save-best`, which looks at the weights themselves"},
     {"min-lr-ratio", is_constant, "has no effect with `--lr-scheduler constant`"},
     {"min-lr-ratio", has_no_floor, "has no effect with this `--lr-scheduler`, which has no floor"},
     {"wsd-decay-ratio,wsd-decay", has_no_final_decay,

@@ -490,6 +490,8 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
     if (trains(s) && !t->optimizer)
         return ps_error_full(err, PS_EUSAGE, NULL, "optimizer", "see penstock list optimizers",
                              "unknown optimizer '%s'", o->optimizer ? o->optimizer : "");
+    if (trains(s) && o->ema_decay > 0)
+        t->optimizer = &ps_weight_average_ops;
     t->n_tok_max = 1;
     t->doc_max = 1;
     t->position_max = 1;

@@ -172,6 +172,8 @@ int ps__checkpoint_load_tensors(struct ps_session *s, const char *dir,
  * adapters, remainders, states). */
 int ps__write_optimizer(struct ps_session *s, const char *dir, struct ps_error *err) PS_WARN_UNUSED;
 int ps__read_tensors(struct ps_session *s, const char *dir, struct ps_error *err) PS_WARN_UNUSED;
+/* The same, with the averages (--ema-decay) of the checkpoint in the weights' places. */
+int ps__read_average(struct ps_session *s, const char *dir, struct ps_error *err) PS_WARN_UNUSED;
 
 /* Number of the newest whole checkpoint under opt->output; -1: none. */
 int64_t ps__checkpoint_newest(const struct ps_session *s);

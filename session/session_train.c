@@ -411,6 +411,27 @@ static int load_best(struct ps_session *s, struct ps_error *err)
     return ps__checkpoint_load_tensors(s, dir, err);
 }
 
+/* With --ema-decay the result is the average of the weights, which is evaluated too: the last line
+ * of metrics with an eval_loss. The checkpoint of this step keeps both. */
+static int take_average(struct ps_session *s, const struct ps_train_hooks *hooks,
+                        struct ps_error *err)
+{
+    if (s->opt->ema_decay <= 0 || ps_trainer_updates(s->trainer) == 0)
+        return 0;
+    char dir[PATH_BYTES];
+    if (snprintf(dir, sizeof dir, "%s/checkpoint-%" PRIu64, s->opt->output, s->step) >=
+        (int)sizeof dir)
+        return ps_error_full(err, -ENAMETOOLONG, s->opt->output, NULL, NULL,
+                             "the path is too long");
+    ps_log(&s->log, PS_LOG_INFO, "the result is the average of the weights (--ema-decay %g)",
+           s->opt->ema_decay);
+    int ret = ps__read_average(s, dir, err);
+    bool stop;
+    if (ret == 0 && s->eval_batcher)
+        ret = evaluate(s, hooks, &stop, err);
+    return ret;
+}
+
 static int write_end(struct ps_session *s, struct ps_error *err)
 {
     char eval[32];
@@ -435,9 +456,12 @@ static int write_end(struct ps_session *s, struct ps_error *err)
     return flush_metrics(s, err);
 }
 
-static int write_result(struct ps_session *s, struct ps_error *err)
+static int write_result(struct ps_session *s, const struct ps_train_hooks *hooks,
+                        struct ps_error *err)
 {
     int ret = load_best(s, err);
+    if (ret == 0)
+        ret = take_average(s, hooks, err);
     if (ret == 0)
         ret = ps_trainer_pull(s->trainer, err);
     bool half = s->opt->adapter_dtype && strcmp(s->opt->adapter_dtype, "bf16") == 0;
@@ -494,7 +518,7 @@ int ps_session_train(struct ps_session *s, const struct ps_train_hooks *hooks, s
     if (ret >= 0)
         report(s, hooks);
     if (ret >= 0)
-        ret = write_result(s, err);
+        ret = write_result(s, hooks, err);
     if (ret == 0)
         ps__store_done(s);
     return ret;

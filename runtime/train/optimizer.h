@@ -24,6 +24,8 @@ extern "C" {
 
 #define PS_OPTIMIZER_STATE_MAX 8
 
+struct ps_optimizer_ops;
+
 /* Low-rank methods: which side of a matrix (out, in) the basis spans. STD: the shorter one (columns
  * where it is square), REVERSE_STD: the longer one, LEFT: rows, RIGHT: columns. */
 enum ps_projection {
@@ -86,6 +88,9 @@ struct ps_optimizer_hyper {
     int32_t ns_steps;       /* muon: Newton-Schulz iterations */
     bool match_rms_adamw;   /* muon: 0.2 sqrt(max(out, in)), not sqrt(max(1, out / in)) */
     double aux_lr_ratio;    /* muon: rate of what AdamW updates, over the rate */
+    /* average of the weights beside any method, see optim/weight_average.c */
+    double ema_decay;
+    const struct ps_optimizer_ops *averaged; /* the method itself */
 };
 
 /* What an optimizer is told of a tensor. */
