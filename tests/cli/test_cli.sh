@@ -39,7 +39,6 @@ base="--model $tiny/model --data $tiny/rows.jsonl --output run --format tokens -
     refused "a training option in eval" "learning-rate" eval --model "$tiny/model" \
         --data "$tiny/rows.jsonl" --format tokens --learning-rate 1
     refused "a sampling option in train" "temperature" train $base --temperature 1
-    refused "an option of another version" "commit-interval" train $base --commit-interval 60s
     refused "a GPU's budget on cpu" "gpu-mem.*cpu" train $base --gpu-mem 1GiB
     refused "weights on a device that cpu has not" "offload-weights" train $base --offload-weights device
     refused "prefetching what is resident" "prefetch-depth.*resident" train $base --strategy resident \
