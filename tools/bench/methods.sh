@@ -38,7 +38,7 @@ mkdir -p "$work"
 raw=$work/methods.txt
 [ -z "${RAW:-}" ] || raw=$root/docs/benchmarks/raw/$RAW.txt
 
-rate() { # METHOD: the usual learning rate: of the method's own package or script, for adapters Penstock's default
+rate() { # METHOD: a usual learning rate for training; lisa and badam: adamw's; adapters: Penstock's default
     case $1 in
         adamw | adamw8bit | lisa | badam | microadam | adafactor) echo 1e-3 ;;
         sgd) echo 1e-1 ;;
