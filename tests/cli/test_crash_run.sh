@@ -201,10 +201,12 @@ penstock $full 3 --strategy resident --progress none --output golden3
 golden=golden3
 if [ -n "$whole" ]; then strategies="zero-infinity fuyou vertical update-next-forward"; else strategies=fuyou; fi
 for s in $strategies; do
+    picked=$s
+    commits
     for call in pwrite64 fdatasync rename io_uring_enter openat; do
         rm -rf traced
         # shellcheck disable=SC2086
-        strace -f -qq -c -e trace=$call -o calls "$PENSTOCK" $full 3 --progress none --strategy $s \
+        strace -f -qq -c -e trace=$call -o calls "$PENSTOCK" $full 3 --progress none --strategy $s $more \
             --output traced >out 2>err
         last=$(awk -v c=$call '$NF == c { print $4 }' calls)
         [ "${last:-0}" -gt 0 ] || continue
@@ -217,7 +219,7 @@ for s in $strategies; do
             rm -rf traced
             # shellcheck disable=SC2086
             strace -f -qq -e trace=$call -e inject=$call:signal=SIGKILL:when=$at -o /dev/null "$PENSTOCK" $full 3 \
-                --progress none --strategy $s --output traced >out 2>err
+                --progress none --strategy $s $more --output traced >out 2>err
             rc=$?
             before=$(logged traced 2>/dev/null)
             if [ $rc -ne 0 ]; then
