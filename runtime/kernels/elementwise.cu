@@ -105,6 +105,36 @@ int ps_round_bf16_cuda(void *stream, float *x, size_t n)
     return ps_gpu_check_launch();
 }
 
+template <bool vec>
+static __global__ void __launch_bounds__(THREADS) add_f32_kernel(float *y, const float *x, size_t n)
+{
+    constexpr int N = 4;
+    size_t at = ((size_t)blockIdx.x * THREADS + threadIdx.x) * N;
+    if (at >= n)
+        return;
+    float v[N], w[N];
+    ps__load<N, vec>(v, y + at, ps__chunk_count<N>(n, at));
+    ps__load<N, vec>(w, x + at, ps__chunk_count<N>(n, at));
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        v[i] += w[i];
+    ps__store<N, vec>(y + at, v, ps__chunk_count<N>(n, at));
+}
+
+int ps_add_f32_cuda(void *stream, float *y, const float *x, size_t n)
+{
+    unsigned grid = dense_grid(n, 4);
+    if (!n)
+        return 0;
+    if (!grid)
+        return -EINVAL;
+    if (((uintptr_t)x | (uintptr_t)y) % 16 == 0)
+        PS_LAUNCH(add_f32_kernel<true>, grid, THREADS, 0, stream, y, x, n);
+    else
+        PS_LAUNCH(add_f32_kernel<false>, grid, THREADS, 0, stream, y, x, n);
+    return ps_gpu_check_launch();
+}
+
 /* ---- rows ---- */
 
 /* T stands for the element's bits. scatter: row[i] is the destination's row, else the source's. */

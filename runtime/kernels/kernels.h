@@ -91,6 +91,8 @@ struct ps_kernels {
     void (*row_norms)(const struct ps_compute *cx, const struct ps_row_norms_args *a);
     void (*square_sum)(const struct ps_compute *cx, double *out, const float *x, size_t n);
     void (*round_bf16)(const struct ps_compute *cx, float *x, size_t n);
+    /* y[i] += x[i] */
+    void (*add_f32)(const struct ps_compute *cx, float *y, const float *x, size_t n);
     /* out[0] = sum of x in ascending order */
     void (*sum_f64)(const struct ps_compute *cx, double *out, const double *x, size_t n);
     void (*zero)(const struct ps_compute *cx, void *p, size_t bytes);

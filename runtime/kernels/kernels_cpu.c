@@ -177,6 +177,27 @@ static void round_bf16(const struct ps_compute *cx, float *x, size_t n)
     ps_pool_run(cx->pool, round_block, &job, (n + ROUND_BLOCK - 1) / ROUND_BLOCK);
 }
 
+struct add_job {
+    float *y;
+    const float *x;
+    size_t n;
+};
+
+static void add_block(void *arg, size_t block, int thread_idx)
+{
+    const struct add_job *job = arg;
+    (void)thread_idx;
+    size_t end = (block + 1) * ROUND_BLOCK < job->n ? (block + 1) * ROUND_BLOCK : job->n;
+    for (size_t i = block * ROUND_BLOCK; i < end; i++)
+        job->y[i] += job->x[i];
+}
+
+static void add_f32(const struct ps_compute *cx, float *y, const float *x, size_t n)
+{
+    struct add_job job = {.y = y, .x = x, .n = n};
+    ps_pool_run(cx->pool, add_block, &job, (n + ROUND_BLOCK - 1) / ROUND_BLOCK);
+}
+
 static void sum_f64(const struct ps_compute *cx, double *out, const double *x, size_t n)
 {
     (void)cx;
@@ -226,6 +247,7 @@ const struct ps_kernels ps_kernels_cpu = {
     .row_norms = row_norms,
     .square_sum = square_sum,
     .round_bf16 = round_bf16,
+    .add_f32 = add_f32,
     .sum_f64 = sum_f64,
     .zero = zero,
     .fetch = fetch,

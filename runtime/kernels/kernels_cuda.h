@@ -79,6 +79,8 @@ int ps_row_norms_cuda(void *stream, const struct ps_row_norms_args *a);
 int ps_square_sum_cuda(void *stream, double *out, const void *x, enum ps_dtype dtype, size_t n);
 /* x[i] = fp32(bf16(x[i])), nearest even. */
 int ps_round_bf16_cuda(void *stream, float *x, size_t n);
+/* y[i] += x[i], fp32, device, element alignment. */
+int ps_add_f32_cuda(void *stream, float *y, const float *x, size_t n);
 /* out[0] = sum of x in ascending order, fp64 (n small: partial sums, losses). */
 int ps_sum_f64_cuda(void *stream, double *out, const double *x, size_t n);
 /* The end of a GEMM whose accumulator was written as fp32 (m, n) dense: v = acc; v += bias; v +=

@@ -79,6 +79,10 @@ static void bind_states(struct ps_trainer *t, struct cursor *grad, struct cursor
         next(grad, u, x->n * sizeof(float), &a, &b);
         d->grad = a;
         x->grad = b;
+        if (ps__trainer_two_parts(t, x)) {
+            void *second[2];
+            next(grad, u, x->n * sizeof(float), &second[0], &second[1]);
+        }
         if (ps__trainer_has_remainder(x)) {
             next(state, u, x->n * sizeof(uint16_t), &a, &b);
             d->remainder = a;

@@ -173,6 +173,14 @@ struct ps_trainer {
 /* Some tensor of this trainer is trained. */
 bool ps__trainer_trains(const struct ps_trainer *t);
 bool ps__trainer_param_trained(const struct ps_trainer *t, const struct ps_param_info *p);
+/* The gradient of a tied embedding has two parts, the head's and that of looking up, each summed over the
+ * micro-batches by itself, so that the order of additions does not depend on how many of them pass a
+ * layer at a time. The second part lies behind the first; the sum is made before the norm. */
+bool ps__trainer_two_parts(const struct ps_trainer *t, const struct ps_trainable *x);
+static inline float *ps__trainer_lookup_part(float *grad, size_t n)
+{
+    return grad + ((n + 15) & ~(size_t)15);
+}
 /* Its weight is the upper half of an exact master; after the plan. */
 bool ps__trainer_has_remainder(const struct ps_trainable *x);
 int32_t ps__trainer_param_unit(const struct ps_param_info *p);

@@ -32,6 +32,11 @@ int32_t ps__trainer_param_unit(const struct ps_param_info *p)
     return p->role == PS_ROLE_EMBED ? PS_UNIT_EMBED : PS_UNIT_HEAD;
 }
 
+bool ps__trainer_two_parts(const struct ps_trainer *t, const struct ps_trainable *x)
+{
+    return t->cfg.tie_word_embeddings && t->opt.mode == PS_MODE_FULL && x->unit == PS_UNIT_EMBED;
+}
+
 bool ps__trainer_has_remainder(const struct ps_trainable *x)
 {
     return x->dtype == PS_DTYPE_BF16 && x->layout.remainder;
@@ -153,6 +158,9 @@ static int plan_training(struct ps_trainer *t, struct ps_error *err)
     for (size_t i = 0; i < t->trainable_count; i++) {
         struct ps_trainable *x = &t->trainable[i];
         t->home[i].grad_offset = place(t, GRAD, x->unit, x->n * sizeof(float));
+        if (ps__trainer_two_parts(t, x))
+            PS_IGNORE(place(t, GRAD, x->unit, x->n * sizeof(float)) == 0,
+                      "see ps__trainer_lookup_part");
         int ret = t->opt.optimizer->layout(&t->opt.hyper, &x->tensor, &x->layout, err);
         if (ret < 0)
             return ret;

@@ -179,10 +179,11 @@ static int task_embed_backward(void *ctx, const struct ps_task *task, struct ps_
     int32_t i = ps_param_find(&t->params, -1, PS_ROLE_EMBED);
     const struct ps_param_info *p = &t->params.param[i];
     const struct ps_batch *batch = &t->batch[task->micro];
-    /* With a tied head its gradient is already in the buffer. */
-    if (!accumulate(t, task) && !t->cfg.tie_word_embeddings)
-        t->cx.k->zero(&t->cx, t->grad[i], p->elements * sizeof(float));
-    t->cx.k->embedding_backward(&t->cx, t->grad[i], (size_t)t->cfg.hidden_size, batch->ids,
+    float *grad =
+        t->cfg.tie_word_embeddings ? ps__trainer_lookup_part(t->grad[i], p->elements) : t->grad[i];
+    if (!accumulate(t, task))
+        t->cx.k->zero(&t->cx, grad, p->elements * sizeof(float));
+    t->cx.k->embedding_backward(&t->cx, grad, (size_t)t->cfg.hidden_size, batch->ids,
                                 (size_t)batch->n_tok, dx_of(t, task));
     return 0;
 }
@@ -231,6 +232,8 @@ static int task_grad_norm(void *ctx, const struct ps_task *task, struct ps_error
             continue;
         float *grad =
             ps__trainer_streams(t) ? ps__trainer_grad(t, i, task->arg[PS_ARG_GRAD]) : x->grad;
+        if (ps__trainer_two_parts(t, x))
+            t->cx.k->add_f32(&t->cx, grad, ps__trainer_lookup_part(grad, x->n), x->n);
         if (t->shape.grad_rounds)
             t->cx.k->round_bf16(&t->cx, grad, x->n);
         t->cx.k->square_sum(&t->cx, partials(t) + x->partial_begin, grad, x->n);

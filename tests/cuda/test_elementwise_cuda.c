@@ -77,6 +77,22 @@ static void round_bf16_is_there_and_back(void **state)
     }
 }
 
+static void add_f32_adds_each_element_once(void **state)
+{
+    for (size_t k = 0; k < SIZES * 2; k++) {
+        size_t n = sizes[k / 2];
+        struct twin y = twin_make(*state, PS_DTYPE_F32, n, k % 2, 1, 1);
+        struct twin x = twin_make(*state, PS_DTYPE_F32, n, 0, 2, 1);
+        for (size_t i = 0; i < n; i++)
+            f32(y.cpu.data)[i] += f32(x.cpu.data)[i];
+        assert_int_equal(ps_add_f32_cuda(*state, f32(y.gpu.data), f32(x.gpu.data), n), 0);
+        twin_check_bits(*state, &y, "y");
+        twin_check_bits(*state, &x, "x");
+        twin_free(*state, &y);
+        twin_free(*state, &x);
+    }
+}
+
 /* ---- rows ---- */
 
 static void gather_and_scatter_move_rows(void **state)
@@ -374,6 +390,7 @@ int main(void)
         cmocka_unit_test(convert_rounds_as_the_cpu),
         cmocka_unit_test(convert_refuses_integers_and_allows_itself),
         cmocka_unit_test(round_bf16_is_there_and_back),
+        cmocka_unit_test(add_f32_adds_each_element_once),
         cmocka_unit_test(gather_and_scatter_move_rows),
         cmocka_unit_test(dropout_gives_the_bits_of_the_cpu),
         cmocka_unit_test(dropout_keeps_the_number_that_is_p),

@@ -440,6 +440,7 @@ static void all_layouts(const struct setting *s)
 
 static const struct model bf16 = {"bf16", false, PS_DTYPE_BF16, PS_DTYPE_BF16};
 static const struct model tied = {"tied", true, PS_DTYPE_F32, PS_DTYPE_BF16};
+static const struct model tied32 = {"tied32", true, PS_DTYPE_F32, PS_DTYPE_F32};
 static const struct model fp32 = {"fp32", false, PS_DTYPE_F32, PS_DTYPE_F32};
 
 static void streamed_updates_give_the_bits_of_resident_ones(void **state)
@@ -458,6 +459,13 @@ static void tied_weights_give_the_same_bits(void **state)
 {
     (void)state;
     all_layouts(&(struct setting){.m = &tied, .max_norm = 0.05, .nan_step = -1, .grad_accum = 3});
+}
+
+/* No rounding hides in what order the head's part and that of looking up were added. */
+static void tied_weights_in_fp32_give_the_same_bits(void **state)
+{
+    (void)state;
+    all_layouts(&(struct setting){.m = &tied32, .max_norm = 1, .nan_step = -1, .grad_accum = 3});
 }
 
 static void fp32_gives_the_same_bits(void **state)
@@ -503,6 +511,7 @@ int main(void)
         cmocka_unit_test(streamed_updates_give_the_bits_of_resident_ones),
         cmocka_unit_test(clipping_that_bites_gives_the_same_bits),
         cmocka_unit_test(tied_weights_give_the_same_bits),
+        cmocka_unit_test(tied_weights_in_fp32_give_the_same_bits),
         cmocka_unit_test(fp32_gives_the_same_bits),
         cmocka_unit_test(a_step_that_is_not_finite_changes_nothing),
         cmocka_unit_test(delayed_clipping_gives_the_same_bits),

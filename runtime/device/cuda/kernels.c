@@ -214,6 +214,11 @@ static void round_bf16(const struct ps_compute *cx, float *x, size_t n)
     RUN(cx, ps_round_bf16_cuda(cx->stream, x, n));
 }
 
+static void add_f32(const struct ps_compute *cx, float *y, const float *x, size_t n)
+{
+    RUN(cx, ps_add_f32_cuda(cx->stream, y, x, n));
+}
+
 static void sum_f64(const struct ps_compute *cx, double *out, const double *x, size_t n)
 {
     RUN(cx, ps_sum_f64_cuda(cx->stream, out, x, n));
@@ -286,6 +291,7 @@ const struct ps_kernels ps__cuda_kernels = {
     .row_norms = row_norms,
     .square_sum = square_sum,
     .round_bf16 = round_bf16,
+    .add_f32 = add_f32,
     .sum_f64 = sum_f64,
     .zero = zero,
     .fetch = fetch,
