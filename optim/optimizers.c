@@ -22,6 +22,7 @@ const struct ps_optimizer_ops *const *ps_optimizers(void)
         &ps_microadam_ops,
         &ps_lisa_ops,
         &ps_badam_ops,
+        &ps_mezo_ops,
         NULL,
         /* clang-format on */
     };

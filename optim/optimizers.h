@@ -33,6 +33,7 @@ extern const struct ps_optimizer_ops ps_adafactor_ops;
 extern const struct ps_optimizer_ops ps_microadam_ops;
 extern const struct ps_optimizer_ops ps_lisa_ops;
 extern const struct ps_optimizer_ops ps_badam_ops;
+extern const struct ps_optimizer_ops ps_mezo_ops;
 
 #ifdef __cplusplus
 }

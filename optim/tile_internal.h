@@ -55,16 +55,20 @@ PS__INLINE uint32_t ps__bits_of(float f)
     return u;
 }
 
-/* Philox of one counter, four words at a time in structure-of-arrays form. */
-enum { PS__BLOCKS = PS_TILE / 8 + 1 };
+/* Random blocks of a tile, word by word. NARROW: eight elements a block; WIDE: four. */
+enum { PS__NARROW = PS_TILE / 8 + 1, PS__WIDE = PS_TILE / 4 + 1 };
 
-struct ps__random_tile {
-    uint32_t word[4][PS__BLOCKS];
+struct ps__random_narrow {
+    uint32_t word[4][PS__NARROW];
 };
 
-/* Blocks [first, first + count) of the stream. */
-PS__INLINE void ps__random_fill(struct ps__random_tile *r, const struct ps_rng_key *key,
-                                uint64_t first, size_t count)
+struct ps__random_wide {
+    uint32_t word[4][PS__WIDE];
+};
+
+/* Blocks [first, first + count) of the stream, word k of block i in word[k * stride + i]. */
+PS__INLINE void ps__random_fill(uint32_t *restrict word, size_t stride,
+                                const struct ps_rng_key *key, uint64_t first, size_t count)
 {
     uint32_t k0 = (uint32_t)key->seed, k1 = (uint32_t)(key->seed >> 32);
     uint32_t s[4] = {(uint32_t)key->step, (uint32_t)(key->step >> 32), key->micro_batch,
@@ -84,10 +88,10 @@ PS__INLINE void ps__random_fill(struct ps__random_tile *r, const struct ps_rng_k
             a += 0x9E3779B9u;
             b += 0xBB67AE85u;
         }
-        r->word[0][i] = c0;
-        r->word[1][i] = c1;
-        r->word[2][i] = c2;
-        r->word[3][i] = c3;
+        word[i] = c0;
+        word[stride + i] = c1;
+        word[2 * stride + i] = c2;
+        word[3 * stride + i] = c3;
     }
 }
 
@@ -108,11 +112,11 @@ PS__INLINE void ps__round_tile(const struct ps_update *u, uint32_t plane, uint64
                              .micro_batch = plane,
                              .layer = u->tensor->id,
                              .site = PS_RNG_ROUND};
-    struct ps__random_tile r;
-    uint16_t half[PS__BLOCKS * 8];
+    struct ps__random_narrow r;
+    uint16_t half[PS__NARROW * 8];
     size_t skip = (size_t)(e % 8), blocks = (skip + n + 7) / 8;
     assert(n <= PS_TILE);
-    ps__random_fill(&r, &key, e / 8, blocks);
+    ps__random_fill(r.word[0], PS__NARROW, &key, e / 8, blocks);
     for (size_t i = 0; i < blocks; i++)
         for (int k = 0; k < 4; k++) {
             half[8 * i + 2 * (size_t)k] = (uint16_t)r.word[k][i];

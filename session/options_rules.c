@@ -100,6 +100,11 @@ static bool draws_layers(const struct ps_options *o)
     return trains(o) && (is(o->optimizer, "lisa") || is(o->optimizer, "badam"));
 }
 
+static bool has_no_gradient(const struct ps_options *o)
+{
+    return trains(o) && is(o->optimizer, "mezo");
+}
+
 static bool exports_model(const struct ps_options *o)
 {
     return o->command == PS_CMD_EXPORT && is(o->format, "hf");
@@ -307,6 +312,8 @@ static const struct {
      "has no place beside lisa and badam, which leave weights alone at most steps"},
     {"ema-decay", keeps_best,
      "cannot be combined with `--save-best`, which looks at the weights themselves"},
+    {"lora-dropout,dump-grads,clip,max-grad-norm", has_no_gradient,
+     "has no effect with `--optimizer mezo`, which makes no gradient"},
     {"min-lr-ratio", is_constant, "has no effect with `--lr-scheduler constant`"},
     {"min-lr-ratio", has_no_floor, "has no effect with this `--lr-scheduler`, which has no floor"},
     {"wsd-decay-ratio,wsd-decay", has_no_final_decay,

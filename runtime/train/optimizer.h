@@ -173,6 +173,12 @@ struct ps_optimizer_ops {
                   struct ps_opt_layout *out, struct ps_error *err);
     /* Update in place. Negative: see err (a decomposition that failed). */
     int (*update)(const struct ps_update *u, struct ps_error *err);
+    /* Zeroth-order methods: make the slice's weights (the plane that the model computes with) those of
+     * the masters plus scale times a step along the direction of u->step; `from` are the unperturbed
+     * weights, in the layout of u->weight. Such a method has no gradients: update gets grad NULL, and
+     * half the difference of the losses at scale 1 and -1 over that step's size as grad_scale. NULL: a
+     * method with gradients. */
+    void (*perturb)(const struct ps_update *u, const void *from, double scale);
     /* Can this device update a tensor of this layout by itself? NULL: only the host can. */
     bool (*on_device)(const struct ps_compute *cx, const struct ps_opt_layout *layout);
     /* Is a tensor updated at this step (completed updates of the run)? NULL: always. A pure

@@ -248,6 +248,12 @@ int ps__trainer_update_far(struct ps_trainer *t, size_t i, const struct ps_updat
 void ps__trainer_begin_order(struct ps_trainer *t);
 /* Losses of the pass that has just run. */
 int ps__trainer_add_losses(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+/* Sum of losses and labels of the window that b stands at, by forward passes alone. */
+int ps__trainer_window_loss(struct ps_trainer *t, struct ps_batcher *b,
+                            struct ps_trainer_stats *stats, struct ps_error *err) PS_WARN_UNUSED;
+/* trainer_zeroth.c: ps_trainer_step of a method without gradients. */
+int ps__trainer_zeroth_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
+                            struct ps_trainer_stats *stats, struct ps_error *err) PS_WARN_UNUSED;
 /* The step has been decided (clip, on the compute lane): prepare its commit. */
 void ps__trainer_decided(struct ps_trainer *t);
 

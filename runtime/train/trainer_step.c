@@ -220,10 +220,37 @@ static int train_passes(struct ps_trainer *t, struct ps_batcher *b, struct ps_tr
     return ret;
 }
 
+int ps__trainer_window_loss(struct ps_trainer *t, struct ps_batcher *b,
+                            struct ps_trainer_stats *stats, struct ps_error *err)
+{
+    int32_t micros = ps_batcher_micro_count(b), count = 0;
+    int ret = 0;
+    t->training = false;
+    t->head_mode = PS__HEAD_LOSS;
+    t->loss_sum = 0;
+    t->label_count = 0;
+    t->micro_base = 0;
+    for (int32_t m = 0; ret == 0 && m < micros; m++) {
+        ps_batcher_fill(b, m, &t->batch_host[count]);
+        batch_filled(t, count);
+        stats->tokens += t->batch[count++].n_tok;
+        if (count < t->layout.eval_group && m + 1 < micros)
+            continue;
+        t->present = count;
+        count = 0;
+        ret = run_segment(t, PS_SEGMENT_EVAL, err);
+        if (ret == 0)
+            ret = ps__trainer_add_losses(t, err);
+    }
+    return ret;
+}
+
 int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
                     struct ps_trainer_stats *stats, struct ps_error *err)
 {
     assert(t->committed && ps__trainer_trains(t));
+    if (t->opt.optimizer->perturb)
+        return ps__trainer_zeroth_step(t, b, step, stats, err);
     double start = now_s(t);
     uint64_t read;
     uint64_t written;
