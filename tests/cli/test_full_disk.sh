@@ -9,7 +9,7 @@ if [ "${1:-}" != inside ]; then
     exec unshare -rm sh "$0" inside
 fi
 mkdir small
-mount -t tmpfs -o size=700k none small || {
+mount -t tmpfs -o size=4m none small || {
     echo "skip - full disk: tmpfs cannot be mounted"
     exit 0
 }
@@ -21,7 +21,14 @@ train() {
 }
 train --output whole
 check "the run without trouble" test "$rc" -eq 0
-train --output small/run
+# Before the start there is room for all that the run will write; once the first checkpoint is there, something else
+# takes it.
+(
+    until [ -f small/run/checkpoint-4/manifest.json ]; do sleep 0.01; done
+    dd if=/dev/zero of=small/other bs=64k 2>/dev/null
+) &
+train --output small/run --throttle compute=20000000
+wait
 check "a full disk: exit 1" test "$rc" -eq 1
 check "the message says so" grep -qi 'space' err
 ls -lR small >log 2>&1
@@ -33,5 +40,11 @@ cp err log
 check "the copy resumes" test "$rc" -eq 0
 check "from the checkpoint before" grep -q 'at step 4$' err
 check "and ends with the same bits" cmp whole/model.safetensors moved/model.safetensors
+# Where there is no room from the beginning, nothing is begun.
+rm -rf small/other small/run
+dd if=/dev/zero of=small/other bs=64k count=56 2>/dev/null
+train --output small/run
+check "no room from the beginning: exit 3" test "$rc" -eq 3
+check "it says how much is needed" grep -qi 'space\|room' err
 umount small
 finish

@@ -70,7 +70,7 @@ agree() {
 }
 n=5
 model=model
-agree read --strategy stream-lora --prefetch-depth 2 --host-mem 34MiB
+agree read --strategy stream-lora --prefetch-depth 2 --host-mem 38MiB
 agree read --strategy stream-lora --offload-weights disk --device emu --storage threads
 agree both --strategy horizontal --offload-activations disk --ablate forwarding
 agree both --strategy stream-lora --offload-activations disk --ablate turns,cross-step,forwarding --storage threads
