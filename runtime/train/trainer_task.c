@@ -232,8 +232,11 @@ static int task_grad_norm(void *ctx, const struct ps_task *task, struct ps_error
             continue;
         float *grad =
             ps__trainer_streams(t) ? ps__trainer_grad(t, i, task->arg[PS_ARG_GRAD]) : x->grad;
-        if (ps__trainer_two_parts(t, x))
-            t->cx.k->add_f32(&t->cx, grad, ps__trainer_lookup_part(grad, x->n), x->n);
+        if (ps__trainer_two_parts(t, x)) { /* emptied: another run of this task adds nothing */
+            float *lookup = ps__trainer_lookup_part(grad, x->n);
+            t->cx.k->add_f32(&t->cx, grad, lookup, x->n);
+            t->cx.k->zero(&t->cx, lookup, x->n * sizeof(float));
+        }
         if (t->shape.grad_rounds)
             t->cx.k->round_bf16(&t->cx, grad, x->n);
         t->cx.k->square_sum(&t->cx, partials(t) + x->partial_begin, grad, x->n);

@@ -134,6 +134,10 @@ static float *gather(struct ps_trainer *t, bool grad)
             memcpy(out + at, x->grad, x->n * sizeof *out);
         else
             ps_dtype_convert(out + at, PS_DTYPE_F32, x->weight, x->dtype, x->n);
+        /* the update segment adds the parts of a tied embedding's gradient up, and empties one */
+        const float *lookup = ps__trainer_lookup_part(x->grad, x->n);
+        for (size_t k = 0; grad && ps__trainer_two_parts(t, x) && k < x->n; k++)
+            out[at + k] += lookup[k];
         at += x->n;
     }
     return out;
