@@ -252,9 +252,10 @@ static void a_hung_read_is_reported_then_given_up(void **state)
             assert_int_equal(rc, -ETIMEDOUT);
             assert_string_equal(r.err.file, "f.bin");
             assert_non_null(strstr(r.err.message, "no completion"));
-            assert_int_equal(heard_count(&r.heard, "no completion"), 1);
+            /* once; on a busy machine also while healthy reads were late */
+            assert_in_range(heard_count(&r.heard, "no completion"), 1, CHUNKS);
             snprintf(line, sizeof line, "in flight: read f.bin offset %d,", (n - 1) * CHUNK);
-            assert_int_equal(heard_count(&r.heard, line), 1);
+            assert_in_range(heard_count(&r.heard, line), 1, CHUNKS);
             uint64_t ticket = 0; /* everything fails from now on */
             struct ps_transfer x = {.bytes = PAGE, .expect = PAGE, .memory = r.memory};
             assert_int_equal(r.st->ops->submit(r.st, &x, &ticket, &r.err), -ETIMEDOUT);
