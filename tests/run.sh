@@ -33,6 +33,7 @@ for p in "$@"; do
     printf '%s\0%s\0%s\0' "$p" "$out/$(printf %03d $i)" "${TEST_LIMIT:-300}"
 done | xargs -0 -n 3 -P "$jobs" sh "$out/one.sh"
 passed=0; failed=0; skipped=0; i=0
+: >"$out/failures"
 for p in "$@"; do
     i=$((i + 1)); log=$out/$(printf %03d $i)
     name=${p#"$BUILD"/}
@@ -51,8 +52,12 @@ for p in "$@"; do
     if [ $((ok + bad + sk)) -eq 0 ]; then bad=1; fi
     passed=$((passed + ok)); failed=$((failed + bad)); skipped=$((skipped + sk))
     printf '%-48s %4d ok %3d failed %3d skipped %7ss\n' "$name" "$ok" "$bad" "$sk" "$t"
-    if [ "$bad" -gt 0 ]; then sed 's/^/    /' "$log" | tail -n 60; fi
+    if [ "$bad" -gt 0 ]; then
+        sed 's/^/    /' "$log" | tail -n 60
+        { echo "FAILED $name (exit $rc, ${t}s)"; grep -aE "^not ok|FAILED|\\[  ERROR|error:|Sanitizer" "$log" | head -n 12; } >>"$out/failures"
+    fi
     if [ "$sk" -gt 0 ]; then grep -i 'skip' "$log" | sed 's/^/    /' | head -n 8; fi
 done
+cat "$out/failures" # once more, where the eye is
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
