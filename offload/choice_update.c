@@ -48,6 +48,15 @@ bool ps__fill_state_in_memory(const struct ps__fill *f, int32_t unit_idx)
     return ps__chosen(trained_rank(p, unit_idx), f->k.memory_states, trained_layers(p));
 }
 
+/* Do the gradients of embedding and head wait elsewhere, as those of layers do? In a pass of a step
+ * but the last they are added to where they are; see ps_step_grad_shared. */
+static bool ends_move(const struct ps__fill *f, int32_t unit_idx)
+{
+    const struct ps_step_shape *p = f->req->shape;
+    return f->choice->grad == PS__GRAD_MIXED && is_trained(p, unit_idx) &&
+           p->micro_max <= f->l->group && !(unit_idx == 0 && p->tied);
+}
+
 /* Where a layer's gradient waits. */
 static enum ps_tier layer_grad(const struct ps__fill *f, int32_t rank, int32_t layers)
 {
@@ -61,7 +70,8 @@ static enum ps_tier layer_grad(const struct ps__fill *f, int32_t rank, int32_t l
     case PS__GRAD_MIXED:
         break;
     }
-    return ps__chosen(rank, f->k.host_grads, layers) ? PS_TIER_HOST : PS_TIER_DISK;
+    return ps__chosen(rank, ps__least_of(f->k.host_grads, layers), layers) ? PS_TIER_HOST
+                                                                           : PS_TIER_DISK;
 }
 
 void ps__assemble_updates(const struct ps__fill *f)
@@ -79,6 +89,8 @@ void ps__assemble_updates(const struct ps__fill *f)
         enum ps_tier near = discrete ? PS_TIER_HOST : PS_TIER_DEVICE;
         l->state[i] = memory || !is_trained(p, i) ? near : PS_TIER_DISK;
         l->grad[i] = layer && is_trained(p, i) ? layer_grad(f, rank, layers) : near;
+        if (!layer && ends_move(f, i)) /* the last to stay in memory: the largest */
+            l->grad[i] = f->k.host_grads > layers + (i > 0) ? PS_TIER_HOST : PS_TIER_DISK;
         rank += layer && is_trained(p, i);
         disk_state |= l->state[i] == PS_TIER_DISK;
         disk_grad |= l->grad[i] == PS_TIER_DISK;
@@ -123,7 +135,7 @@ int ps__relieve_updates(struct ps__fill *f)
 {
     if (f->choice->grad != PS__GRAD_MIXED)
         return 0;
-    int ret = ps__fill_relieve_disk(f, &f->k.host_grads, trained_layers(f->req->shape));
+    int ret = ps__fill_relieve_disk(f, &f->k.host_grads, trained_layers(f->req->shape) + 2);
     f->k.host_grads_base = f->k.host_grads;
     return ret;
 }
@@ -155,7 +167,7 @@ static int grads_to_memory(struct ps__fill *f)
 {
     if (f->choice->grad != PS__GRAD_MIXED)
         return 0;
-    return ps__fill_raise(f, &f->k.host_grads, trained_layers(f->req->shape));
+    return ps__fill_raise(f, &f->k.host_grads, trained_layers(f->req->shape) + 2);
 }
 
 /* Something stays on disk: that all of it fits is what zero-offload says. */

@@ -111,16 +111,15 @@ static void walk_backward(struct walk *w, bool updates)
     int32_t lowest = p->embed_trained ? 0 : p->first_trained;
     for (int32_t i = p->n_layer - 1; i >= lowest; i--) {
         visit(w, source_of(p, i + 1));
-        if (l->update == PS_UPDATE_INSIDE)
+        if (ps_step_updates_inside(p, l, i + 1))
             visit_update(w, i + 1);
     }
     w->phase = UPDATE;
     if (!updates || l->update == PS_UPDATE_NEXT_FORWARD)
         return;
-    visit_update(w, p->n_layer + 1);
-    for (int32_t i = p->n_layer; l->update == PS_UPDATE_AFTER && i > 0; i--)
-        visit_update(w, i);
-    visit_update(w, 0);
+    for (int32_t i = p->n_layer + 1; i >= 0; i--)
+        if (!ps_step_updates_inside(p, l, i))
+            visit_update(w, i);
 }
 
 /* One pass, from what it expects in the slots to what the next one does. */
@@ -297,7 +296,7 @@ static void add_gradient(struct sums *s, const struct ps_step_shape *p,
         return;
     add(s, BACKWARD, PS_TASK_GRAD_READ, PS_LANE_DISK_STATE, in, 0, in * bytes);
     add(s, BACKWARD, PS_TASK_GRAD_WRITE, PS_LANE_DISK_WRITE, out, 0, out * bytes);
-    if (l->update != PS_UPDATE_INSIDE)
+    if (!ps_step_updates_inside(p, l, unit_idx))
         add(s, again, PS_TASK_GRAD_READ, PS_LANE_DISK_STATE, 1, 0, bytes);
 }
 
@@ -311,9 +310,8 @@ static double read_s(const struct ps_cost_model *m, double bytes)
 static void add_update(struct sums *s, const struct ps_step_shape *p,
                        const struct ps_step_layout *l, int32_t unit_idx)
 {
-    bool layer = unit_idx > 0 && unit_idx <= p->n_layer;
     enum phase phase = l->update == PS_UPDATE_NEXT_FORWARD      ? FORWARD
-                       : l->update == PS_UPDATE_INSIDE && layer ? BACKWARD
+                       : ps_step_updates_inside(p, l, unit_idx) ? BACKWARD
                                                                 : UPDATE;
     double params = 0;
     double flops = 0;

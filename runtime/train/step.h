@@ -155,13 +155,27 @@ struct ps_step_layout {
                             or DISK. All on disk: every step is committed; INSIDE asks for that */
     enum ps_tier
         *grad; /* (n_layer + 2) where a complete gradient waits for the update: DEVICE where
-                  it was made (not on discrete devices), HOST or DISK. DISK: layers only */
+                  it was made (not on discrete devices), HOST or DISK */
     int32_t grad_slots;  /* near slots for the gradients of layers; 0: each has a place of its own.
-                            Without being kept elsewhere only INSIDE and not redone */
+                            Without being kept elsewhere only INSIDE and not redone. See
+                            ps_step_grad_shared for embedding and head */
     int32_t grad_ring;   /* host buffers of gradients on their way to and from the disk; >= 2 */
     int32_t state_slots; /* host buffers of granules' states; >= 1 when any lies on disk */
     unsigned ablate;
 };
+
+/* Which gradient is needed when: the head's from its tasks, at the turn, until it is complete there; a
+ * layer's while the pass is at that layer; the embedding's at the end, after all layers. In a pass
+ * of all micro-batches of a step they are never needed together, unless the update wants them where
+ * they were made. Then embedding and head (unit index 0, n_layer + 1) lie over the slots, from their
+ * beginning: the space is that of the largest of them. A tied embedding has a place of its own: the
+ * head begins its gradient. */
+bool ps_step_grad_shared(const struct ps_step_shape *shape, const struct ps_step_layout *layout,
+                         int32_t unit_idx);
+/* Is the unit updated as soon as its gradient is complete? With INSIDE every layer; embedding and
+ * head where the space of their gradient is wanted for the next, and are kept nowhere. */
+bool ps_step_updates_inside(const struct ps_step_shape *shape, const struct ps_step_layout *layout,
+                            int32_t unit_idx);
 
 /* Allocate the arrays, everything pinned, kept near and recomputed, group 1. 0 or -ENOMEM. */
 int ps_step_layout_init(struct ps_step_layout *l, const struct ps_step_shape *shape) PS_WARN_UNUSED;

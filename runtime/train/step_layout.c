@@ -173,6 +173,25 @@ static bool trained(const struct ps_step_shape *p, int32_t i)
     return p->grad_bytes && p->grad_bytes[i] > 0;
 }
 
+bool ps_step_grad_shared(const struct ps_step_shape *p, const struct ps_step_layout *l, int32_t i)
+{
+    bool layer = i > 0 && i <= p->n_layer;
+    bool whole_step = p->micro_max <= (l->group > 0 ? l->group : 1);
+    bool held = i == 0 && p->tied; /* begun by the head, completed at the end */
+    if (layer || held || !whole_step || l->grad_slots == 0 || !trained(p, i))
+        return false;
+    return l->grad[i] != PS_TIER_DEVICE ||
+           (l->update == PS_UPDATE_INSIDE && l->clip != PS_CLIP_EXACT);
+}
+
+bool ps_step_updates_inside(const struct ps_step_shape *p, const struct ps_step_layout *l,
+                            int32_t i)
+{
+    bool layer = i > 0 && i <= p->n_layer;
+    return l->update == PS_UPDATE_INSIDE &&
+           (layer || (l->grad[i] == PS_TIER_DEVICE && ps_step_grad_shared(p, l, i)));
+}
+
 static int bad_update(struct ps_error *err, const char *what, const char *remedy)
 {
     return ps_error_full(err, PS_EUSAGE, NULL, "placement", remedy, "%s", what);
@@ -192,9 +211,6 @@ static int check_update_unit(const struct ps_step_shape *p, const struct ps_step
     if (l->discrete && l->grad[i] == PS_TIER_DEVICE)
         return bad_update(err, "gradients stay on the device, but updates run on the host",
                           "place the gradients on the host");
-    if (!layer && l->grad[i] == PS_TIER_DISK)
-        return bad_update(err, "the gradients of embedding and head cannot wait on disk",
-                          "place them on the host");
     bool slot = layer && l->grad_slots > 0;
     bool redone = l->update != PS_UPDATE_INSIDE || l->clip == PS_CLIP_EXACT;
     if (slot && l->grad[i] == PS_TIER_DEVICE && redone)
@@ -340,6 +356,7 @@ static void place_updates(struct ps_step_map *m, const struct ps_step_shape *p,
     uint64_t near = 0;
     uint64_t host = 0;
     uint64_t disk = 0;
+    uint64_t shared = 0;
     int32_t group = l->group > 0 ? l->group : 1;
     m->several_passes = p->micro_max > group;
     /* a device copies gradients as they are */
@@ -352,7 +369,9 @@ static void place_updates(struct ps_step_map *m, const struct ps_step_shape *p,
         m->keep_offset[i] = UINT64_MAX;
         if (!trained(p, i))
             continue;
-        if (slot) {
+        if (ps_step_grad_shared(p, l, i)) {
+            shared = at_least(shared, page_up(p->grad_bytes[i]));
+        } else if (slot) {
             m->grad_slot_bytes = at_least(m->grad_slot_bytes, page_up(p->grad_bytes[i]));
         } else {
             m->grad_offset[i] = near;
@@ -374,7 +393,10 @@ static void place_updates(struct ps_step_map *m, const struct ps_step_shape *p,
     }
     m->grad_slot_base = near;
     m->grad_ring_base = host;
-    m->bytes[PS_BUF_GRAD] = near + m->grad_slot_bytes * (uint64_t)l->grad_slots;
+    for (int32_t i = 0; i < p->n_layer + 2; i++)
+        if (ps_step_grad_shared(p, l, i))
+            m->grad_offset[i] = near;
+    m->bytes[PS_BUF_GRAD] = near + at_least(shared, m->grad_slot_bytes * (uint64_t)l->grad_slots);
     m->bytes[PS_BUF_GRAD_HOST] = host + m->grad_ring_bytes * (uint64_t)l->grad_ring;
     m->bytes[PS_BUF_DISK_GRAD] = disk;
     m->bytes[PS_BUF_STATE_RING] = m->state_slot_bytes * (uint64_t)l->state_slots;

@@ -179,7 +179,7 @@ void ps__finish_gradient(struct ps__build *b, int32_t unit, int32_t near_slot)
         if (ring >= 0)
             grad_move(b, PS_TASK_GRAD_WRITE, PS_LANE_DISK_WRITE, unit, -1, ring);
     }
-    if (b->l->update == PS_UPDATE_INSIDE && unit >= 0)
+    if (ps_step_updates_inside(b->p, b->l, ps_step_unit_idx(b->p, unit)))
         update_unit(b, unit, near_slot, ring);
 }
 
@@ -205,6 +205,13 @@ static void commit(struct ps__build *b, uint32_t flags)
     b->flags = 0;
 }
 
+/* Is there still an update to make when the pass is done? */
+static bool left(const struct ps__build *b, int32_t unit)
+{
+    return ps__trained(b, unit) &&
+           !ps_step_updates_inside(b->p, b->l, ps_step_unit_idx(b->p, unit));
+}
+
 /* Last layer first: what the next forward pass needs first is updated last and still there. */
 void ps__update_after(struct ps__build *b)
 {
@@ -212,12 +219,12 @@ void ps__update_after(struct ps__build *b)
     ps__done(b);
     if (b->l->update == PS_UPDATE_NEXT_FORWARD)
         return;
-    if (ps__trained(b, PS_UNIT_HEAD))
+    if (left(b, PS_UNIT_HEAD))
         update_unit(b, PS_UNIT_HEAD, -1, -1);
-    for (int32_t l = b->p->n_layer - 1; b->l->update == PS_UPDATE_AFTER && l >= 0; l--)
-        if (ps__trained(b, l))
+    for (int32_t l = b->p->n_layer - 1; l >= 0; l--)
+        if (left(b, l))
             update_unit(b, l, -1, -1);
-    if (ps__trained(b, PS_UNIT_EMBED))
+    if (left(b, PS_UNIT_EMBED))
         update_unit(b, PS_UNIT_EMBED, -1, -1);
     commit(b, PS_TASK_TRAILS);
 }

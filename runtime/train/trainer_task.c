@@ -224,7 +224,9 @@ static int task_grad_norm(void *ctx, const struct ps_task *task, struct ps_error
 {
     struct ps_trainer *t = ctx;
     (void)err;
-    bool inside = t->layout.update == PS_UPDATE_INSIDE && t->opt.clip_mode == PS_CLIP_PER_TENSOR;
+    bool inside =
+        t->opt.clip_mode == PS_CLIP_PER_TENSOR && ps__trainer_streams(t) &&
+        ps_step_updates_inside(&t->shape, &t->layout, ps_step_unit_idx(&t->shape, task->unit));
     int ret = 0;
     for (size_t i = 0; ret == 0 && i < t->trainable_count; i++) {
         struct ps_trainable *x = &t->trainable_device[i];
@@ -240,7 +242,7 @@ static int task_grad_norm(void *ctx, const struct ps_task *task, struct ps_error
         if (t->shape.grad_rounds)
             t->cx.k->round_bf16(&t->cx, grad, x->n);
         t->cx.k->square_sum(&t->cx, partials(t) + x->partial_begin, grad, x->n);
-        if (inside && task->unit >= 0)
+        if (inside)
             ret = clip_tensor(t, i);
         if (ret == 0 && t->opt.grad_sink && ps__trainer_streams(t))
             ret = show_gradient(t, i, grad);

@@ -35,8 +35,8 @@ static bool updates(const struct ps_trainer *t, const struct ps_task *task)
 {
     if (t->layout.update == PS_UPDATE_NEXT_FORWARD)
         return t->pending;
-    bool early = t->layout.update == PS_UPDATE_INSIDE && task->unit >= 0 && !t->redoing;
-    return early || (t->now.go && !t->revoked);
+    bool early = ps_step_updates_inside(&t->shape, &t->layout, unit_index(t, task));
+    return (early && !t->redoing) || (t->now.go && !t->revoked);
 }
 
 /* Will there be one, as far as is known before the end of the backward pass? */

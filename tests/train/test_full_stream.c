@@ -293,7 +293,7 @@ static const struct full_plan streamed[] = {
     {.name = "layer-major, all on disk, embedding too",
      .weights = "ddddn",
      .states = "ddddd",
-     .grads = "ndhdn",
+     .grads = "ddhdd",
      .boundary = "dnd",
      .keep = "rkr",
      .group = 3,
@@ -306,7 +306,7 @@ static const struct full_plan streamed[] = {
     {.name = "inside",
      .weights = "ndddn",
      .states = "ddddd",
-     .grads = "nhdhn",
+     .grads = "hhdhd",
      .boundary = "dnn",
      .keep = "rkr",
      .group = 3,
@@ -326,10 +326,22 @@ static const struct full_plan streamed[] = {
      .x_ring = 3,
      .state_slots = 2,
      .update = PS_UPDATE_INSIDE},
+    {.name = "inside, gradients kept nowhere",
+     .weights = "ndddn",
+     .states = "ddddd",
+     .grads = "nnnnn",
+     .boundary = "dnn",
+     .keep = "rkr",
+     .group = 3,
+     .near_slots = 2,
+     .x_ring = 5,
+     .grad_slots = 2,
+     .state_slots = 3,
+     .update = PS_UPDATE_INSIDE},
     {.name = "next forward",
      .weights = "ddddn",
      .states = "ddddd",
-     .grads = "ndhdn",
+     .grads = "ddhdn",
      .boundary = "nnn",
      .keep = "rkr",
      .group = 3,
@@ -395,7 +407,7 @@ static const struct full_plan streamed[] = {
     {.name = "emu: next forward",
      .weights = "dhddn",
      .states = "dhddd",
-     .grads = "hhdhh",
+     .grads = "dhdhd",
      .boundary = "nnn",
      .keep = "rkr",
      .group = 3,
@@ -413,6 +425,9 @@ static const struct full_plan streamed[] = {
 static bool fits(const struct full_plan *p, const struct setting *s)
 {
     bool pinned = p->weights[0] == 'n' || !s->m->tied;
+    bool dropped = p->grad_slots > 0 && p->grads[1] == 'n';
+    if (dropped && (s->clip == PS_CLIP_EXACT || s->m->tied))
+        return false; /* nothing to do it again from */
     return pinned && (p->update == PS_UPDATE_AFTER || p->group >= s->grad_accum);
 }
 
