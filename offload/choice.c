@@ -87,7 +87,8 @@ static void assemble(const struct ps__fill *f)
         bool host = !near && ps__chosen(at, ps__least_of(k->host_x, moved), moved);
         at += !near;
         l->boundary[i] = near ? PS_TIER_DEVICE : host ? PS_TIER_HOST : PS_TIER_DISK;
-        l->keep[i] = x >= 0 && p->trains && i >= p->n_layer - k->keep;
+        l->recompute[i] =
+            x >= 0 && p->trains ? ps__recompute_level(f, p->n_layer - 1 - i, n) : PS_RECOMPUTE_R4;
         disk |= !near && !host;
     }
     if (ps__fill_streams_updates(f))
@@ -258,13 +259,17 @@ static int compute_hides(const struct ps__fill *f)
     return e.lane_s[PS_LANE_COMPUTE] <= most;
 }
 
-/* Of the counts of kept layers around one, the one of the best guess. */
+/* Of the steps of keeping around one, the one of the best guess. */
 static int best_near(struct ps__fill *f, int32_t around, int32_t most)
 {
     int32_t best = around;
     double best_s = INFINITY;
-    for (int32_t k = around > 2 ? around - 2 : 0; k <= around + 2 && k <= most; k++) {
+    const int32_t by = PS_RECOMPUTE_COUNT - 1; /* a layer, where it goes through all levels */
+    for (int32_t i = -2; i <= 2; i++) {
         struct ps__estimate e;
+        int32_t k = around + i * by;
+        if (k < 0 || k > most)
+            continue;
         f->k.keep = k;
         int ret = fill_cache(f);
         if (ret < 0)
@@ -282,8 +287,8 @@ static int best_near(struct ps__fill *f, int32_t around, int32_t most)
     return 0;
 }
 
-/* As few kept layers as make compute no longer the slowest, all that fit if it always is; or what
- * is better near that. */
+/* As few steps of keeping as make compute no longer the slowest, all that fit if it always is; or
+ * what is better near that. */
 static int balance(struct ps__fill *f, int32_t most)
 {
     int32_t low = 0;
@@ -318,7 +323,7 @@ static bool begin_activations(struct ps__fill *f)
     bool moved = act == PS_TIER_DISK || (act == PS_TIER_HOST && req->discrete);
     f->k.near_x = (f->choice->x == PS__X_NEAR || keeps_all(req)) && !moved ? n : 0;
     f->k.host_x = act == PS_TIER_HOST && req->discrete ? n : 0;
-    f->k.keep = keeps_all(req) ? n : 0;
+    f->k.keep = keeps_all(req) ? ps__recompute_steps(n) : 0;
     return act < 0;
 }
 
@@ -426,7 +431,7 @@ static int fill(struct ps__fill *f)
     if (ret <= 0)
         return ret;
     if (free_keep && f->choice->keep != PS__KEEP_NONE) {
-        ret = ps__fill_raise(f, &f->k.keep, needed_x(f->req->shape));
+        ret = ps__fill_raise(f, &f->k.keep, ps__recompute_steps(needed_x(f->req->shape)));
         if (ret >= 0 && f->choice->keep == PS__KEEP_BALANCED)
             ret = balance(f, f->k.keep);
         if (ret < 0)
@@ -449,6 +454,7 @@ int ps__choice_layout(const struct ps_planner_request *req, const struct ps__cho
     if (ret < 0)
         return ps_error_set(err, ret, "out of memory");
     ps_profile_cost(req->profile, &req->cost, &f.cost);
+    ps__recompute_order(&f);
     out->strategy = choice->strategy;
     out->discrete = req->discrete;
     out->ablate = req->ablate;
@@ -506,12 +512,12 @@ int ps__choice_pick(int i, int count, int *index)
 void ps__layout_note(const struct ps_step_shape *p, const struct ps_step_layout *l, char *note,
                      size_t size)
 {
-    int32_t pinned = 0, host = 0, kept = 0, x_host = 0, x_disk = 0;
+    int32_t pinned = 0, host = 0, x_host = 0, x_disk = 0;
+    char kept[64];
     for (int32_t i = 0; i < p->n_layer; i++) {
         bool needed = p->trains && i >= p->first_trained;
         pinned += l->weight[i + 1] == PS_TIER_DEVICE;
         host += l->weight[i + 1] == PS_TIER_HOST;
-        kept += needed && l->keep[i];
         x_host += needed && l->boundary[i] == PS_TIER_HOST;
         x_disk += needed && l->boundary[i] == PS_TIER_DISK;
     }
@@ -529,12 +535,9 @@ void ps__layout_note(const struct ps_step_shape *p, const struct ps_step_layout 
             pinned, p->n_layer);
     if (host > 0)
         ADD(", %d in RAM", host);
-    if (needed > 0 && kept == needed)
-        ADD(", keep");
-    else if (kept > 0)
-        ADD(", keep last %d", kept);
-    else if (needed > 0)
-        ADD(", recompute");
+    ps__recompute_note(p, l, kept, sizeof kept);
+    if (needed > 0)
+        ADD(", %s", kept);
     if (x_host + x_disk > 0)
         ADD(", boundaries:");
     if (x_host > 0)

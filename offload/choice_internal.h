@@ -11,7 +11,8 @@ extern "C" {
 struct ps__knobs {
     int32_t near_x;     /* needed boundaries that stay near */
     int32_t host_x;     /* moved ones that wait in host memory, the others on disk */
-    int32_t keep;       /* last layers whose saved sets are kept */
+    int32_t keep;       /* steps by which layers, the last first, are raised from R4: see
+                           ps__recompute_level */
     int32_t slots;      /* weight slots */
     int32_t pins;       /* pinned layers */
     int32_t host_units; /* streamed layers in host memory */
@@ -29,6 +30,8 @@ struct ps__fill {
     const struct ps_planner_request *req;
     const struct ps__choice *choice;
     struct ps_cost_model cost;
+    enum ps_recompute order[PS_RECOMPUTE_COUNT]; /* levels that layers are raised to, R4 first, R0
+                                                    last */
     struct ps__knobs k;
     struct ps_step_layout *l;
     struct ps_error *err;
@@ -54,6 +57,17 @@ int ps__fill_turn_on(const struct ps__fill *f, bool *knob) PS_WARN_UNUSED;
 /* The least value of a knob, at most `max`, with which the disk's budget is kept. 1: it is then; 0:
  * it is not (the knob is left as it was). */
 int ps__fill_relieve_disk(struct ps__fill *f, int32_t *knob, int32_t max) PS_WARN_UNUSED;
+
+/* choice_recompute.c. Which levels are worth their bytes, from the cost model. */
+void ps__recompute_order(struct ps__fill *f);
+/* Steps from R4 to R0 of n layers. */
+int32_t ps__recompute_steps(int32_t n);
+/* The level of layer n - 1 - rank at the knob's step: the last layers reach the next level of the
+ * order first, through the levels between, then all others; then the level after it. */
+enum ps_recompute ps__recompute_level(const struct ps__fill *f, int32_t rank, int32_t n);
+/* "keep", "recompute", "keep 3, R1 5, recompute 14" */
+void ps__recompute_note(const struct ps_step_shape *p, const struct ps_step_layout *l, char *note,
+                        size_t size);
 
 /* choice_update.c; all but the first are for choices with streamed updates. */
 static inline bool ps__fill_streams_updates(const struct ps__fill *f)

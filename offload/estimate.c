@@ -187,20 +187,40 @@ struct sums {
         after_host; /* updates AFTER: what can begin only when backward has ended */
 };
 
-/* `count` tasks with `flops` or `bytes` together. */
+/* `count` tasks whose flops and bytes are given together. */
+static void add_tasks(struct sums *s, enum phase phase, const struct ps_task *all, double count)
+{
+    const struct ps_cost_model *m = s->cost;
+    double solo = ps_cost_solo_s(m, all) + (count - 1) * ps_cost_overhead_s(m, all);
+    double stay = ps_cost_throttle_s(m, all);
+    if (count <= 0)
+        return;
+    s->solo[phase][all->lane] += solo;
+    s->stay[phase][all->lane] += stay > solo ? stay : solo;
+    if (all->lane == PS_LANE_DISK_WRITE)
+        s->written += (double)all->bytes;
+}
+
 static void add(struct sums *s, enum phase phase, enum ps_task_kind kind, enum ps_lane lane,
                 double count, double flops, double bytes)
 {
-    const struct ps_cost_model *m = s->cost;
     struct ps_task all = {.kind = kind, .lane = lane, .flops = flops, .bytes = (uint64_t)bytes};
-    double solo = ps_cost_solo_s(m, &all) + (count - 1) * m->overhead_s[kind];
-    double stay = ps_cost_throttle_s(m, &all);
-    if (count <= 0)
-        return;
-    s->solo[phase][lane] += solo;
-    s->stay[phase][lane] += stay > solo ? stay : solo;
-    if (lane == PS_LANE_DISK_WRITE)
-        s->written += bytes;
+    add_tasks(s, phase, &all, count);
+}
+
+static void add_recompute(struct sums *s, const struct ps_step_shape *p,
+                          const struct ps_step_layout *l, double micros)
+{
+    double layers[PS_RECOMPUTE_COUNT] = {0};
+    for (int32_t i = p->embed_trained ? 0 : p->first_trained; p->trains && i < p->n_layer; i++)
+        layers[l->recompute[i]]++;
+    for (int level = PS_RECOMPUTE_R1; level < PS_RECOMPUTE_COUNT; level++) {
+        struct ps_task all = {.kind = PS_TASK_LAYER_RECOMPUTE,
+                              .lane = PS_LANE_COMPUTE,
+                              .flops = micros * layers[level] * p->recompute_flops[level]};
+        all.arg[PS_ARG_LEVEL] = level;
+        add_tasks(s, BACKWARD, &all, micros * layers[level]);
+    }
 }
 
 static void add_weights(struct sums *s, const struct walk *w, double passes)
@@ -222,17 +242,13 @@ static void add_compute(struct sums *s, const struct ps_planner_request *req,
     double layers = p->n_layer;
     int32_t lowest = p->embed_trained ? 0 : p->first_trained;
     double trained = p->trains ? p->n_layer - lowest : 0;
-    double recomputed = 0;
-    for (int32_t i = lowest; p->trains && i < p->n_layer; i++)
-        recomputed += l->keep[i] ? 0 : 1;
     const enum ps_lane lane = PS_LANE_COMPUTE;
     add(s, FORWARD, PS_TASK_EMBED, lane, micros, 0, 0);
     add(s, FORWARD, PS_TASK_LAYER_FORWARD, lane, micros * layers, micros * layers * p->layer_flops,
         0);
     double head = p->head_flops + (p->trains ? p->head_backward_flops : 0);
     add(s, BACKWARD, PS_TASK_HEAD, lane, micros, micros * head, 0);
-    add(s, BACKWARD, PS_TASK_LAYER_RECOMPUTE, lane, micros * recomputed,
-        micros * recomputed * p->layer_flops, 0);
+    add_recompute(s, p, l, micros);
     add(s, BACKWARD, PS_TASK_LAYER_BACKWARD, lane, micros * trained,
         micros * trained * p->layer_backward_flops, 0);
     bool streams = streams_updates(p, l);

@@ -119,6 +119,30 @@ static int read_units(const struct reader *r, const json_t *root, const char *ke
     return ret;
 }
 
+/* true: all is kept (R0), false: nothing (R4), or a level by its name. */
+static int read_keep(const struct reader *r, const json_t *v, const char *field,
+                     enum ps_recompute *out)
+{
+    const char *name = json_string_value(v);
+    int level = 0;
+    while (name && level < PS_RECOMPUTE_COUNT &&
+           strcmp(name, ps_recompute_name((enum ps_recompute)level)) != 0)
+        level++;
+    if (json_is_boolean(v))
+        level = json_is_true(v) ? PS_RECOMPUTE_R0 : PS_RECOMPUTE_R4;
+    else if (!name || level == PS_RECOMPUTE_COUNT)
+        return bad(r, field, "'keep' must be true, false, or a level: R0, R1, R2, R3 or R4");
+    *out = (enum ps_recompute)level;
+    return 0;
+}
+
+static json_t *keep_json(enum ps_recompute level)
+{
+    if (level == PS_RECOMPUTE_R0 || level == PS_RECOMPUTE_R4)
+        return json_boolean(level == PS_RECOMPUTE_R0);
+    return json_string(ps_recompute_name(level));
+}
+
 static int read_activations(const struct reader *r, const json_t *root, struct ps_step_layout *l)
 {
     static const char *const keys[] = {"keep", "boundary", NULL};
@@ -126,15 +150,13 @@ static int read_activations(const struct reader *r, const json_t *root, struct p
     int ret = read_list(r, root, "activations", &list);
     for (int32_t i = 0; ret == 0 && i < r->shape->n_layer; i++) {
         const json_t *a = json_array_get(list, (size_t)i);
-        const json_t *keep = json_object_get(a, "keep");
         char field[48];
         snprintf(field, sizeof field, "activations[%d]", i);
         if (!json_is_object(a))
             return bad(r, field, "must be an object with keep and boundary");
         ret = known_keys(r, a, keys, field);
-        if (ret == 0 && !json_is_boolean(keep))
-            return bad(r, field, "'keep' must be true or false");
-        l->keep[i] = json_is_true(keep);
+        if (ret == 0)
+            ret = read_keep(r, json_object_get(a, "keep"), field, &l->recompute[i]);
         if (ret == 0)
             ret = read_tier(r, json_object_get(a, "boundary"), field, &l->boundary[i]);
     }
@@ -319,9 +341,9 @@ json_t *ps_placement_json(const struct ps_step_layout *l, const struct ps_step_s
     json_t *activations = json_array();
     int failed = 0;
     for (int32_t i = 0; i < shape->n_layer; i++)
-        failed |=
-            json_array_append_new(activations, json_pack("{s:b,s:s}", "keep", l->keep[i] ? 1 : 0,
-                                                         "boundary", tier_text(l, l->boundary[i])));
+        failed |= json_array_append_new(activations,
+                                        json_pack("{s:o,s:s}", "keep", keep_json(l->recompute[i]),
+                                                  "boundary", tier_text(l, l->boundary[i])));
     json_t *root = json_pack(
         "{s:i,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:o,s:o}", "version", PLACEMENT_VERSION, "strategy",
         l->strategy, "group", l->group, "eval_group", l->eval_group, "near_slots", l->near_slots,

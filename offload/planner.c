@@ -54,7 +54,7 @@ static bool same_layout(const struct ps_step_shape *p, const struct ps_step_layo
            memcmp(a->state, b->state, (n + 2) * sizeof *a->state) == 0 &&
            memcmp(a->grad, b->grad, (n + 2) * sizeof *a->grad) == 0 &&
            memcmp(a->weight, b->weight, (n + 2) * sizeof *a->weight) == 0 &&
-           memcmp(a->keep, b->keep, n * sizeof *a->keep) == 0 &&
+           memcmp(a->recompute, b->recompute, n * sizeof *a->recompute) == 0 &&
            memcmp(a->boundary, b->boundary, n * sizeof *a->boundary) == 0;
 }
 

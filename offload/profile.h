@@ -112,6 +112,7 @@ struct ps_cost_query {
      * + attention_flops; 0: attention_share, and the rest below is not used */
     double linear_flops, attention_flops;
     double down_flops;    /* the part of linear_flops that recomputation leaves out */
+    double recompute_flops[PS_RECOMPUTE_COUNT]; /* of linears, by level; 0: not known */
     double adapter_flops; /* not counted by the tasks */
     bool full;            /* gradients of the weights too: backward counts linear_flops twice */
 };

@@ -144,6 +144,27 @@ static void set_layers(const struct ps_profile *p, const struct ps_cost_query *q
         layer_rate(p, backward, (q->full ? 2 : 1) * l, 2.5 * a, 0, 2 * x);
 }
 
+/* Recomputation by level: its linears, at R4 attention too, and its element-wise operations
+ * (`once`: seconds for an element of each token): n2 and m; n1, q and k turned; the sum after
+ * attention. */
+static void set_recompute(const struct ps_profile *p, const struct ps_cost_query *q, double once,
+                          struct ps_cost_model *out)
+{
+    double h = (double)q->hidden_size, i = (double)q->intermediate_size;
+    double rate = linears_rate(p, q, false);
+    for (int level = PS_RECOMPUTE_R1; level < PS_RECOMPUTE_COUNT; level++) {
+        double linear = q->recompute_flops[level];
+        double attention = level == PS_RECOMPUTE_R4 ? q->attention_flops : 0;
+        double elements = 2 * h + 3 * i + (level >= PS_RECOMPUTE_R2 ? 4.5 * h : 0) +
+                          (level >= PS_RECOMPUTE_R3 ? 2 * h : 0);
+        if (linear <= 0 || q->linear_flops <= 0)
+            continue;
+        out->recompute_rate[level] =
+            layer_rate(p, rate, linear, attention, 0, q->adapter_flops * linear / q->linear_flops);
+        out->recompute_overhead_s[level] = p->step_overhead_s + once * elements;
+    }
+}
+
 void ps_cost_query_model(struct ps_cost_query *q, const struct ps_model_config *cfg, int64_t tokens,
                          int64_t row_tokens, double adapter_params, bool full)
 {
@@ -156,6 +177,8 @@ void ps_cost_query_model(struct ps_cost_query *q, const struct ps_model_config *
     q->attention_flops = 4 * n * (row / 2) * (double)cfg->n_head * (double)cfg->head_dim;
     q->down_flops = 2 * n * (double)cfg->hidden_size * (double)cfg->intermediate_size;
     q->adapter_flops = 2 * n * adapter_params;
+    for (int level = 0; level < PS_RECOMPUTE_COUNT; level++)
+        q->recompute_flops[level] = n * ps_block_recompute_flops(cfg, (enum ps_recompute)level);
     q->full = full;
 }
 
@@ -170,6 +193,7 @@ static void set_compute(const struct ps_profile *p, const struct ps_cost_query *
     for (int k = 0; k <= PS_TASK_UPDATE; k++)
         out->overhead_s[k] = p->step_overhead_s;
     set_layers(p, q, out->flop_rate);
+    set_recompute(p, q, 0, out);
     if (!on_cuda(p)) /* a card's own memory is so much faster that both cost nothing there */
         out->flop_rate[PS_TASK_UPDATE] = p->cpu_optim_params;
     if (!on_cuda(p)) /* products of updates are fp32 ones on the host; a card's profile has none */
@@ -184,6 +208,7 @@ static void set_compute(const struct ps_profile *p, const struct ps_cost_query *
     double h = (double)q->hidden_size, i = (double)q->intermediate_size;
     double bytes = (double)q->tokens * (double)ps_dtype_size(q->dtype);
     double once = bytes / p->memory;
+    set_recompute(p, q, once, out);
     out->overhead_s[PS_TASK_EMBED] += once * 2 * h;
     out->overhead_s[PS_TASK_EMBED_BACKWARD] += once * 3 * h;
     out->overhead_s[PS_TASK_LAYER_FORWARD] += once * (8.5 * h + 3 * i);

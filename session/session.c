@@ -765,7 +765,7 @@ static bool recomputes(const struct ps_session *s)
 {
     const struct ps_step_shape *p = ps_trainer_shape(s->trainer);
     for (int32_t l = p->first_trained; p->trains && l < p->n_layer; l++)
-        if (!s->chosen.layout.keep[l])
+        if (s->chosen.layout.recompute[l] != PS_RECOMPUTE_R0)
             return true;
     return false;
 }

@@ -32,36 +32,81 @@ static struct widths widths_of(const struct ps_model_config *cfg)
                            .kv = (size_t)cfg->n_kv_head * d};
 }
 
-size_t ps_block_saved_carve(struct ps_block_saved *out, void *base, const struct ps_block *block,
-                            enum ps_dtype dtype, size_t n_tok)
+const char *ps_recompute_name(enum ps_recompute level)
+{
+    static const char *const name[PS_RECOMPUTE_COUNT] = {"R0", "R1", "R2", "R3", "R4"};
+    assert(level < PS_RECOMPUTE_COUNT);
+    return name[level];
+}
+
+/* Where the pieces are carved from. */
+struct carver {
+    const struct ps_block_saved_place *at;
+    struct ps_block_saved_bytes used;
+};
+
+/* What is kept up to a level. */
+static void *keep_until(struct carver *c, enum ps_recompute level, size_t bytes)
+{
+    return c->at->level <= level ? take(c->at->kept, &c->used.kept, bytes)
+                                 : take(c->at->rest, &c->used.rest, bytes);
+}
+
+/* What the adapter of a linear keeps goes with the linear's output. */
+static void keep_adapter(struct carver *c, enum ps_recompute level, struct ps_block_saved *out,
+                         const struct ps_block *block, enum ps_role role, enum ps_dtype dtype,
+                         size_t n_tok)
+{
+    const struct ps_adapter_site *s = block->site[role];
+    if (s)
+        out->adapter[role] = keep_until(c, level, s->ops->saved_bytes(s, n_tok, dtype));
+}
+
+static void carve_input(struct carver *c, struct ps_block_saved *out, const struct ps_block *block,
+                        enum ps_dtype dtype, size_t n_tok)
+{
+    const struct ps_model_config *cfg = block->cfg;
+    const enum ps_recompute level = PS_RECOMPUTE_R1;
+    struct widths w = widths_of(cfg);
+    size_t e = ps_dtype_size(dtype);
+    if (cfg->qk_norm) {
+        out->rstd_q = keep_until(c, level, n_tok * (size_t)cfg->n_head * sizeof(float));
+        out->rstd_k = keep_until(c, level, n_tok * (size_t)cfg->n_kv_head * sizeof(float));
+        out->q_pre = keep_until(c, level, n_tok * w.a * e);
+        out->k_pre = keep_until(c, level, n_tok * w.kv * e);
+    }
+    out->q = keep_until(c, level, n_tok * w.a * e);
+    out->k = keep_until(c, level, n_tok * w.kv * e);
+    out->v = keep_until(c, level, n_tok * w.kv * e);
+    keep_adapter(c, level, out, block, PS_ROLE_Q, dtype, n_tok);
+    keep_adapter(c, level, out, block, PS_ROLE_K, dtype, n_tok);
+    keep_adapter(c, level, out, block, PS_ROLE_V, dtype, n_tok);
+}
+
+struct ps_block_saved_bytes ps_block_saved_carve(struct ps_block_saved *out,
+                                                 const struct ps_block_saved_place *at,
+                                                 const struct ps_block *block, enum ps_dtype dtype,
+                                                 size_t n_tok)
 {
     const struct ps_model_config *cfg = block->cfg;
     struct widths w = widths_of(cfg);
+    struct carver c = {.at = at};
     size_t e = ps_dtype_size(dtype);
-    size_t used = 0;
     memset(out, 0, sizeof *out);
-    out->rstd1 = take(base, &used, n_tok * sizeof(float));
-    out->rstd2 = take(base, &used, n_tok * sizeof(float));
-    out->lse = take(base, &used, n_tok * (size_t)cfg->n_head * sizeof(float));
-    if (cfg->qk_norm) {
-        out->rstd_q = take(base, &used, n_tok * (size_t)cfg->n_head * sizeof(float));
-        out->rstd_k = take(base, &used, n_tok * (size_t)cfg->n_kv_head * sizeof(float));
-        out->q_pre = take(base, &used, n_tok * w.a * e);
-        out->k_pre = take(base, &used, n_tok * w.kv * e);
-    }
-    out->q = take(base, &used, n_tok * w.a * e);
-    out->k = take(base, &used, n_tok * w.kv * e);
-    out->v = take(base, &used, n_tok * w.kv * e);
-    out->o = take(base, &used, n_tok * w.a * e);
-    out->x1 = take(base, &used, n_tok * w.h * e);
-    out->gate = take(base, &used, n_tok * w.f * e);
-    out->up = take(base, &used, n_tok * w.f * e);
-    for (int i = 0; i < PS_LINEAR_COUNT; i++) {
-        const struct ps_adapter_site *s = block->site[i];
-        if (s)
-            out->adapter[i] = take(base, &used, s->ops->saved_bytes(s, n_tok, dtype));
-    }
-    return used;
+    out->level = at->level;
+    out->lse = keep_until(&c, PS_RECOMPUTE_R3, n_tok * (size_t)cfg->n_head * sizeof(float));
+    out->o = keep_until(&c, PS_RECOMPUTE_R3, n_tok * w.a * e);
+    out->x1 = keep_until(&c, PS_RECOMPUTE_R2, n_tok * w.h * e);
+    keep_adapter(&c, PS_RECOMPUTE_R2, out, block, PS_ROLE_O, dtype, n_tok);
+    carve_input(&c, out, block, dtype, n_tok);
+    out->rstd1 = keep_until(&c, PS_RECOMPUTE_R0, n_tok * sizeof(float)); /* backward makes both */
+    out->rstd2 = keep_until(&c, PS_RECOMPUTE_R0, n_tok * sizeof(float));
+    out->gate = keep_until(&c, PS_RECOMPUTE_R0, n_tok * w.f * e);
+    out->up = keep_until(&c, PS_RECOMPUTE_R0, n_tok * w.f * e);
+    keep_adapter(&c, PS_RECOMPUTE_R0, out, block, PS_ROLE_GATE, dtype, n_tok);
+    keep_adapter(&c, PS_RECOMPUTE_R0, out, block, PS_ROLE_UP, dtype, n_tok);
+    keep_adapter(&c, PS_RECOMPUTE_R0, out, block, PS_ROLE_DOWN, dtype, n_tok);
+    return c.used;
 }
 
 size_t ps_block_adapter_scratch(const struct ps_block *block, enum ps_dtype dtype, size_t n_tok)
@@ -104,15 +149,32 @@ size_t ps_block_scratch_carve(struct ps_block_scratch *out, void *base,
     return used;
 }
 
+static double linear_flops(const struct ps_model_config *cfg, enum ps_role role)
+{
+    int64_t out;
+    int64_t in;
+    ps_linear_shape(cfg, role, &out, &in);
+    return 2.0 * (double)out * (double)in;
+}
+
 double ps_block_linear_flops(const struct ps_model_config *cfg)
 {
     double sum = 0;
-    for (int i = 0; i < PS_LINEAR_COUNT; i++) {
-        int64_t out;
-        int64_t in;
-        ps_linear_shape(cfg, (enum ps_role)i, &out, &in);
-        sum += 2.0 * (double)out * (double)in;
-    }
+    for (int i = 0; i < PS_LINEAR_COUNT; i++)
+        sum += linear_flops(cfg, (enum ps_role)i);
+    return sum;
+}
+
+double ps_block_recompute_flops(const struct ps_model_config *cfg, enum ps_recompute level)
+{
+    double sum = 0;
+    if (level >= PS_RECOMPUTE_R1)
+        sum += linear_flops(cfg, PS_ROLE_GATE) + linear_flops(cfg, PS_ROLE_UP);
+    if (level >= PS_RECOMPUTE_R2)
+        sum += linear_flops(cfg, PS_ROLE_Q) + linear_flops(cfg, PS_ROLE_K) +
+               linear_flops(cfg, PS_ROLE_V);
+    if (level >= PS_RECOMPUTE_R3)
+        sum += linear_flops(cfg, PS_ROLE_O);
     return sum;
 }
 
@@ -240,31 +302,44 @@ static struct ps_attention_args attention_args(const struct ps_block *b,
     };
 }
 
-/* x0 -> saved q, k, v, o, lse */
-static void attention_half(const struct ps_block *b, const struct ps_block_run *run, const void *x0,
-                           struct ps_block_saved *s)
+/* A saved set whose keys and values go to the cache, where there is one. */
+static struct ps_block_saved cached(const struct ps_block *b, const struct ps_block_run *run,
+                                    const struct ps_block_saved *s)
 {
-    const struct ps_model_config *cfg = b->cfg;
-    struct widths w = widths_of(cfg);
-    size_t d = (size_t)cfg->head_dim;
-    void *n1 = run->scratch->norm;
     struct ps_block_saved at = *s;
     if (run->k_cache) {
-        size_t skip = (size_t)run->n_past * w.kv * ps_dtype_size(run->cx->dtype);
+        size_t width = widths_of(b->cfg).kv;
+        size_t skip = (size_t)run->n_past * width * ps_dtype_size(run->cx->dtype);
         at.k = (unsigned char *)run->k_cache + skip;
         at.v = (unsigned char *)run->v_cache + skip;
     }
-    norm_forward(b, run, PS_ROLE_ATTN_NORM, 1, w.h, x0, n1, s->rstd1);
+    return at;
+}
+
+/* x0 -> q, k, v */
+static void project(const struct ps_block *b, const struct ps_block_run *run, const void *x0,
+                    struct ps_block_saved *s)
+{
+    const struct ps_model_config *cfg = b->cfg;
+    size_t d = (size_t)cfg->head_dim;
+    void *n1 = run->scratch->norm;
+    norm_forward(b, run, PS_ROLE_ATTN_NORM, 1, (size_t)cfg->hidden_size, x0, n1, s->rstd1);
     forward_linear(b, run, s, PS_ROLE_Q, n1, cfg->qk_norm ? s->q_pre : s->q, NULL);
-    forward_linear(b, run, s, PS_ROLE_K, n1, cfg->qk_norm ? s->k_pre : at.k, NULL);
-    forward_linear(b, run, s, PS_ROLE_V, n1, at.v, NULL);
+    forward_linear(b, run, s, PS_ROLE_K, n1, cfg->qk_norm ? s->k_pre : s->k, NULL);
+    forward_linear(b, run, s, PS_ROLE_V, n1, s->v, NULL);
     if (cfg->qk_norm) {
         norm_forward(b, run, PS_ROLE_Q_NORM, (size_t)cfg->n_head, d, s->q_pre, s->q, s->rstd_q);
-        norm_forward(b, run, PS_ROLE_K_NORM, (size_t)cfg->n_kv_head, d, s->k_pre, at.k, s->rstd_k);
+        norm_forward(b, run, PS_ROLE_K_NORM, (size_t)cfg->n_kv_head, d, s->k_pre, s->k, s->rstd_k);
     }
     rope(b, run, s->q, cfg->n_head, 0);
-    rope(b, run, at.k, cfg->n_kv_head, 0);
-    struct ps_attention_args a = attention_args(b, run, &at);
+    rope(b, run, s->k, cfg->n_kv_head, 0);
+}
+
+/* q, k, v -> o, lse */
+static void attend(const struct ps_block *b, const struct ps_block_run *run,
+                   const struct ps_block_saved *s)
+{
+    struct ps_attention_args a = attention_args(b, run, s);
     if (run->n_past > 0) {
         assert(run->n_tok == 1);
         a.k = run->k_cache;
@@ -287,8 +362,17 @@ void ps_block_forward(const struct ps_block *b, const struct ps_block_run *run, 
 {
     size_t h = (size_t)b->cfg->hidden_size;
     void *n2 = run->scratch->norm;
-    attention_half(b, run, x0, s);
-    forward_linear(b, run, s, PS_ROLE_O, s->o, s->x1, x0);
+    /* what is missing: all of it, or what the level has dropped */
+    enum ps_recompute level = x2 ? PS_RECOMPUTE_R4 : s->level;
+    assert(level >= PS_RECOMPUTE_R1);
+    if (level >= PS_RECOMPUTE_R2) {
+        struct ps_block_saved at = cached(b, run, s);
+        project(b, run, x0, &at);
+        if (level >= PS_RECOMPUTE_R4)
+            attend(b, run, &at);
+    }
+    if (level >= PS_RECOMPUTE_R3)
+        forward_linear(b, run, s, PS_ROLE_O, s->o, s->x1, x0);
     norm_forward(b, run, PS_ROLE_MLP_NORM, 1, h, s->x1, n2, s->rstd2);
     forward_linear(b, run, s, PS_ROLE_GATE, n2, s->gate, NULL);
     forward_linear(b, run, s, PS_ROLE_UP, n2, s->up, NULL);

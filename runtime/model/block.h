@@ -6,7 +6,8 @@
  *
  * All tensors are dense, tokens first: (n_tok, width) of the compute dtype. Backward needs the
  * minimal saved set (x0, 1/rms, q, k, v, o, lse, x1, g, u and what adapters keep); n1, n2, m are
- * recomputed. */
+ * recomputed. How much of the set waits and how much is computed again is its level (recompute.h).
+ */
 #ifndef PS_MODEL_BLOCK_H
 #define PS_MODEL_BLOCK_H
 
@@ -17,6 +18,7 @@
 #include "runtime/model/config.h"
 #include "runtime/model/linear.h"
 #include "runtime/model/params.h"
+#include "runtime/model/recompute.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,8 +34,11 @@ struct ps_block {
     bool trains; /* some gradient or adapter here is wanted */
 };
 
-/* The saved set of one layer, carved out of one piece of memory. */
+/* The saved set of one layer, carved out of two pieces of memory: what is kept at its level, and
+ * the rest, which is computed again and may be shared by all layers. At R0 the rest is empty, at R4
+ * what is kept. */
 struct ps_block_saved {
+    enum ps_recompute level;
     float *rstd1, *rstd2;   /* (n_tok,) */
     float *rstd_q, *rstd_k; /* (n_tok * heads,), only with norms per head */
     float *lse;             /* (n_tok, n_head) */
@@ -44,10 +49,21 @@ struct ps_block_saved {
     void *adapter[PS_LINEAR_COUNT];
 };
 
-/* Carve `out` from `base` for n_tok tokens; returns the bytes used. With base NULL only measures.
- * The adapters of `block` count. */
-size_t ps_block_saved_carve(struct ps_block_saved *out, void *base, const struct ps_block *block,
-                            enum ps_dtype dtype, size_t n_tok);
+/* Where the two pieces are, at which level; NULL: nowhere. */
+struct ps_block_saved_place {
+    enum ps_recompute level;
+    void *kept, *rest;
+};
+struct ps_block_saved_bytes {
+    size_t kept, rest;
+};
+
+/* Carve `out` for n_tok tokens; returns the bytes used. Pieces that are NULL are only measured. The
+ * adapters of `block` count. */
+struct ps_block_saved_bytes ps_block_saved_carve(struct ps_block_saved *out,
+                                                 const struct ps_block_saved_place *at,
+                                                 const struct ps_block *block, enum ps_dtype dtype,
+                                                 size_t n_tok);
 
 /* Buffers that all layers share. */
 struct ps_block_scratch {
@@ -91,7 +107,8 @@ struct ps_block_run {
     int32_t n_past;
 };
 
-/* x2 may be x0. x2 NULL: recompute the saved set only (the last GEMM is left out). */
+/* x2 may be x0. x2 NULL: compute the rest of the saved set again from x0 and what was kept at its
+ * level; the last GEMM is left out. */
 void ps_block_forward(const struct ps_block *b, const struct ps_block_run *run, const void *x0,
                       void *x2, struct ps_block_saved *saved);
 
@@ -102,6 +119,8 @@ void ps_block_backward(const struct ps_block *b, const struct ps_block_run *run,
 
 /* FLOPs of the linears of one layer for one token, forward: 2 * sum of out * in. */
 double ps_block_linear_flops(const struct ps_model_config *cfg);
+/* The same of what is computed again at a level (R4: attention comes on top). */
+double ps_block_recompute_flops(const struct ps_model_config *cfg, enum ps_recompute level);
 
 #ifdef __cplusplus
 }

@@ -10,6 +10,7 @@
 #ifndef PS_TRAIN_COST_H
 #define PS_TRAIN_COST_H
 
+#include "runtime/model/recompute.h"
 #include "runtime/train/schedule.h"
 
 #ifdef __cplusplus
@@ -28,6 +29,8 @@ enum ps_resource {
 struct ps_cost_model {
     double overhead_s[PS_TASK_KIND_COUNT];
     double flop_rate[PS_TASK_KIND_COUNT]; /* FLOP/s; 0: flops cost nothing */
+    /* the same of PS_TASK_LAYER_RECOMPUTE by its level; rate 0: as the kind's */
+    double recompute_overhead_s[PS_RECOMPUTE_COUNT], recompute_rate[PS_RECOMPUTE_COUNT];
     double byte_rate[PS_LANE_COUNT];      /* bytes/s (cpu_optim: parameters/s); 0: cost nothing */
     double host_copy_rate; /* bytes/s of what cpu_optim moves beside its updates; 0: cost nothing */
     double throttle[PS_LANE_COUNT];               /* FLOP/s or bytes/s; 0: none */
@@ -52,12 +55,32 @@ static inline double ps_cost_byte_rate(const struct ps_cost_model *m, enum ps_la
                                                                     : m->byte_rate[lane];
 }
 
+/* Has the task a level with figures of its own? */
+static inline bool ps_cost_by_level(const struct ps_cost_model *m, const struct ps_task *t)
+{
+    int32_t level = t->arg[PS_ARG_LEVEL];
+    return t->kind == PS_TASK_LAYER_RECOMPUTE && level >= 0 && level < PS_RECOMPUTE_COUNT &&
+           m->recompute_rate[level] > 0;
+}
+
+static inline double ps_cost_overhead_s(const struct ps_cost_model *m, const struct ps_task *t)
+{
+    return ps_cost_by_level(m, t) ? m->recompute_overhead_s[t->arg[PS_ARG_LEVEL]]
+                                  : m->overhead_s[t->kind];
+}
+
+static inline double ps_cost_flop_rate(const struct ps_cost_model *m, const struct ps_task *t)
+{
+    return ps_cost_by_level(m, t) ? m->recompute_rate[t->arg[PS_ARG_LEVEL]] : m->flop_rate[t->kind];
+}
+
 /* Solo seconds of the task's own work, and how long it lasts at least because of the throttle. */
 static inline double ps_cost_solo_s(const struct ps_cost_model *m, const struct ps_task *t)
 {
-    double s = m->overhead_s[t->kind];
-    if (m->flop_rate[t->kind] > 0)
-        s += t->flops / m->flop_rate[t->kind];
+    double s = ps_cost_overhead_s(m, t);
+    double flops = ps_cost_flop_rate(m, t);
+    if (flops > 0)
+        s += t->flops / flops;
     double rate = ps_cost_byte_rate(m, t->lane, t->kind);
     if (rate > 0)
         s += (double)t->bytes / rate;

@@ -23,7 +23,8 @@ static const char *const kind_name[PS_TASK_KIND_COUNT] = {
 static const char *const tier_name[PS_TIER_COUNT] = {"device", "host", "disk"};
 static const char *const arg_name[PS_ARG_COUNT] = {"slot",  "raw",       "block", "x_in",
                                                    "x_out", "saved",     "dx",    "host_x",
-                                                   "grad",  "grad_host", "state", "granule"};
+                                                   "grad",  "grad_host", "state", "granule",
+                                                   "level"};
 
 const char *ps_lane_name(enum ps_lane l)
 {

@@ -51,7 +51,7 @@ enum ps_task_kind {
     PS_TASK_EMBED,         /* ids -> x[0] (rows of one block of the embedding) */
     PS_TASK_LAYER_FORWARD, /* x[l] -> x[l+1], saved[l] */
     PS_TASK_HEAD, /* x[L] -> loss, dx, head gradients (training) or loss only (evaluation) */
-    PS_TASK_LAYER_RECOMPUTE, /* x[l] -> saved[l] */
+    PS_TASK_LAYER_RECOMPUTE, /* x[l], what is kept of saved[l] -> the rest of it */
     PS_TASK_LAYER_BACKWARD,  /* dx, x[l], saved[l] -> dx, gradients of l */
     PS_TASK_EMBED_BACKWARD,  /* dx -> embedding gradient */
     PS_TASK_GRAD_NORM,       /* gradients of a unit -> partial square sums */
@@ -89,13 +89,14 @@ enum ps_task_arg {
     PS_ARG_BLOCK, /* row block of the embedding */
     PS_ARG_X_IN,  /* buffer of layer boundaries */
     PS_ARG_X_OUT,
-    PS_ARG_SAVED, /* saved set */
+    PS_ARG_SAVED, /* kept piece of a saved set; -1: all of it lies in the shared one */
     PS_ARG_DX,
     PS_ARG_HOST_X, /* host buffer of a layer boundary; PS_TASK_SPILL_*: see step.h */
     PS_ARG_GRAD,   /* near slot that the unit's gradient is made in; -1: a place of its own */
     PS_ARG_GRAD_HOST, /* ring buffer of a kept gradient; -1: a place of its own */
     PS_ARG_STATE,  /* ring buffer of a granule's states */
     PS_ARG_GRANULE, /* update granule, counted over all units; -1: the whole unit */
+    PS_ARG_LEVEL, /* PS_TASK_LAYER_RECOMPUTE: enum ps_recompute */
     PS_ARG_COUNT,
 };
 

@@ -40,6 +40,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "runtime/model/recompute.h"
 #include "runtime/model/unit_source.h"
 #include "runtime/train/schedule.h"
 
@@ -75,7 +76,8 @@ struct ps_step_shape {
     bool frozen;           /* no base weight is trained: weights may be streamed */
     bool embed_trained, head_trained, tied;
     uint64_t x_bytes;     /* one layer boundary of one micro-batch */
-    uint64_t saved_bytes; /* one saved set */
+    /* One saved set by its level: what is kept, and the rest (kept_bytes of R0: all of it) */
+    uint64_t kept_bytes[PS_RECOMPUTE_COUNT], rest_bytes[PS_RECOMPUTE_COUNT];
     uint64_t scratch_bytes, head_bytes, batch_bytes, rope_bytes, gemm_bytes;
     uint64_t cache_bytes;  /* key-value cache of one layer and prompt, keys and values; 0: none */
     uint64_t logits_bytes; /* of one prompt's last row (generation) */
@@ -96,6 +98,7 @@ struct ps_step_shape {
     /* FLOPs of the planned micro-batch */
     double layer_flops;          /* linears and attention, forward */
     double layer_backward_flops; /* without recompute */
+    double recompute_flops[PS_RECOMPUTE_COUNT];
     double head_flops, head_backward_flops;
 };
 
@@ -138,7 +141,8 @@ struct ps_step_layout {
     enum ps_tier *weight;   /* (n_layer + 2) by unit index: DEVICE, HOST, DISK */
     int32_t near_slots;     /* 0 when nothing is streamed, else >= 1 */
     int32_t raw_slots;      /* host slots that files are read into; 0: directly into near slots */
-    bool *keep;             /* (n_layer) the saved sets of this layer wait for backward */
+    /* (n_layer) what of a layer's saved sets waits for backward, and what is computed again */
+    enum ps_recompute *recompute;
     enum ps_tier *boundary; /* (n_layer) where x[l] waits: DEVICE, HOST (discrete), DISK */
     int32_t x_ring; /* buffers for boundaries that are not kept: >= group, > group when any moves
                        (a lot of `interleave` in place of the group: twice as many and one) */
@@ -190,7 +194,7 @@ enum ps_step_buffer {
     PS_BUF_ROPE,
     PS_BUF_X,     /* (x_count, x_bytes): kept boundaries, then the ring */
     PS_BUF_DX,    /* (group, x_bytes) */
-    PS_BUF_SAVED, /* (saved_count, saved_bytes): kept sets, then one for recomputation */
+    PS_BUF_SAVED, /* kept pieces of saved sets by layer and micro-batch, then the shared rest */
     PS_BUF_SCRATCH,
     PS_BUF_HEAD_SCRATCH,
     PS_BUF_GEMM,
@@ -224,8 +228,11 @@ struct ps_step_map {
     enum ps_tier tier[PS_BUF_COUNT];
     int32_t x_count, x_kept, saved_count, host_x_count, batch_count;
     /* (n_layer) number of a layer's boundaries among the kept, on the host, on disk; of its kept
-     * saved sets; -1: none. Multiply by group and add the micro-batch. */
+     * kept pieces of saved sets; -1: none. Multiply by group and add the micro-batch. */
     int32_t *x_kept_idx, *x_host_idx, *x_disk_idx, *saved_idx;
+    int32_t *saved_layer;   /* (saved_count / group) whose pieces they are */
+    uint64_t *saved_offset; /* (n_layer) in PS_BUF_SAVED, of the first one */
+    uint64_t rest_offset;   /* of the shared piece there */
     uint64_t *pinned_offset; /* by unit index; UINT64_MAX: not pinned */
     uint64_t *host_offset;   /* by source unit number; UINT64_MAX: not in host memory */
     uint64_t *adapter_offset, *grad_offset, *state_offset; /* by unit index (n_layer + 2) */

@@ -276,11 +276,21 @@ static void embed(struct ps__build *b, int32_t begin, int32_t end)
     }
 }
 
+/* The kept piece of a layer's saved set; in evaluation any, where the shared rest is no whole set.
+ */
 static int32_t saved_set(const struct ps__build *b, int32_t l, int32_t micro)
 {
-    if (b->segment != PS_SEGMENT_EVAL && b->m->saved_idx[l] >= 0)
-        return b->m->saved_idx[l] * b->l->group + micro;
-    return b->m->saved_count - 1;
+    if (b->segment == PS_SEGMENT_EVAL)
+        return b->m->saved_count - 1;
+    return b->m->saved_idx[l] < 0 ? -1 : b->m->saved_idx[l] * b->l->group + micro;
+}
+
+static double layer_cost(const struct ps__build *b, enum ps_task_kind kind, int32_t l)
+{
+    if (kind == PS_TASK_LAYER_BACKWARD)
+        return b->p->layer_backward_flops;
+    return kind == PS_TASK_LAYER_FORWARD ? b->p->layer_flops
+                                         : b->p->recompute_flops[b->l->recompute[l]];
 }
 
 static void layer_task(struct ps__build *b, enum ps_task_kind kind, int32_t l, int32_t micro,
@@ -295,7 +305,9 @@ static void layer_task(struct ps__build *b, enum ps_task_kind kind, int32_t l, i
         ps__arg(b, PS_ARG_DX, micro);
         ps__arg(b, PS_ARG_GRAD, grad_slot);
     }
-    ps__cost(b, kind == PS_TASK_LAYER_BACKWARD ? b->p->layer_backward_flops : b->p->layer_flops, 0);
+    if (kind == PS_TASK_LAYER_RECOMPUTE)
+        ps__arg(b, PS_ARG_LEVEL, (int32_t)b->l->recompute[l]);
+    ps__cost(b, layer_cost(b, kind, l), 0);
     ps__done(b);
 }
 
@@ -330,7 +342,7 @@ static void backward_layer(struct ps__build *b, int32_t l, int32_t begin, int32_
     int32_t grad_slot = b->streams && ps__trained(b, l) ? ps__begin_gradient(b, l) : -1;
     for (int32_t m = begin; m < end; m++) {
         int32_t in = fetch(b, l, m);
-        if (b->m->saved_idx[l] < 0)
+        if (b->l->recompute[l] != PS_RECOMPUTE_R0)
             layer_task(b, PS_TASK_LAYER_RECOMPUTE, l, m, slot, in, -1, -1);
         layer_task(b, PS_TASK_LAYER_BACKWARD, l, m, slot, in, -1, grad_slot);
         release_ring(b, in, true);

@@ -18,10 +18,12 @@ struct flow {
     const struct ps_step_map *m;
     enum ps_segment segment;
     struct ps_error *err;
-    int64_t *x, *host_x, *disk_x, *saved, *dx; /* boundary numbers: layer * micros + micro */
-    int64_t *slot, *raw;                       /* source numbers */
-    int64_t *batch;    /* (micros) discrete: period whose micro-batch the device has */
-    int64_t *embedded; /* (micros) blocks of the embedding that have been looked up */
+    /* boundary numbers: layer * micros + micro */
+    int64_t *x, *host_x, *disk_x, *saved, *dx;
+    int64_t rest;        /* the set whose rest the shared piece holds */
+    int64_t *slot, *raw; /* source numbers */
+    int64_t *batch;      /* (micros) discrete: period whose micro-batch the device has */
+    int64_t *embedded;   /* (micros) blocks of the embedding that have been looked up */
     int64_t micros, period;
 };
 
@@ -50,7 +52,8 @@ static int in_range(const struct flow *f, const struct ps_task *t)
                                          [PS_ARG_GRAD] = f->l->grad_slots,
                                          [PS_ARG_GRAD_HOST] = f->l->grad_ring,
                                          [PS_ARG_STATE] = f->l->state_slots,
-                                         [PS_ARG_GRANULE] = INT32_MAX};
+                                         [PS_ARG_GRANULE] = INT32_MAX,
+                                         [PS_ARG_LEVEL] = PS_RECOMPUTE_COUNT};
     for (int a = 0; a < PS_ARG_COUNT; a++)
         if (t->arg[a] < -1 || t->arg[a] >= limit[a])
             return ps_error_full(f->err, PS_EUSAGE, NULL, ps_task_arg_name((enum ps_task_arg)a),
@@ -69,26 +72,50 @@ static int weights(const struct flow *f, const struct ps_task *t)
     return slot >= 0 && f->slot[slot] == (int64_t)number ? 0 : wrong(f, t, "weights");
 }
 
+/* The two pieces of a saved set: forward makes both, recomputation one from the other, backward
+ * wants both and spoils what it has done with. */
+static int saved(struct flow *f, const struct ps_task *t)
+{
+    int64_t here = boundary(f, t->unit, t->micro);
+    int32_t number = t->arg[PS_ARG_SAVED];
+    enum ps_recompute level = ps__saved_place(f->p, f->l, f->m, number).level;
+    int64_t none = here;
+    int64_t *kept = number >= 0 ? &f->saved[number] : &none;
+    bool eval = f->segment == PS_SEGMENT_EVAL;
+    bool drops = level != PS_RECOMPUTE_R0;
+    bool again = t->kind == PS_TASK_LAYER_RECOMPUTE;
+    if (!eval && f->l->recompute[t->unit] != level && t->unit >= f->p->first_trained)
+        return wrong(f, t, "saved set");
+    if (again && t->arg[PS_ARG_LEVEL] != (int32_t)level)
+        return wrong(f, t, "level");
+    if (t->kind != PS_TASK_LAYER_FORWARD && *kept != here)
+        return wrong(f, t, "saved set");
+    if (t->kind == PS_TASK_LAYER_BACKWARD && drops && f->rest != here)
+        return wrong(f, t, "saved set");
+    *kept = t->kind == PS_TASK_LAYER_BACKWARD && !drops ? NOTHING : here;
+    if (drops)
+        f->rest = t->kind == PS_TASK_LAYER_BACKWARD ? NOTHING : here;
+    return 0;
+}
+
 static int layer(struct flow *f, const struct ps_task *t)
 {
     int64_t here = boundary(f, t->unit, t->micro);
     int32_t in = t->arg[PS_ARG_X_IN];
-    int32_t set = t->arg[PS_ARG_SAVED];
     int ret = weights(f, t);
     if (ret < 0)
         return ret;
-    if (in < 0 || set < 0 || f->x[in] != here)
+    if (in < 0 || f->x[in] != here)
         return wrong(f, t, "input");
+    ret = saved(f, t);
+    if (ret < 0)
+        return ret;
     if (t->kind == PS_TASK_LAYER_BACKWARD) {
-        if (f->saved[set] != here)
-            return wrong(f, t, "saved set");
         if (t->arg[PS_ARG_DX] < 0 || f->dx[t->arg[PS_ARG_DX]] != boundary(f, t->unit + 1, t->micro))
             return wrong(f, t, "gradient");
         f->dx[t->arg[PS_ARG_DX]] = here;
-        f->saved[set] = NOTHING;
         return 0;
     }
-    f->saved[set] = here;
     if (t->kind == PS_TASK_LAYER_FORWARD) {
         if (t->arg[PS_ARG_X_OUT] < 0)
             return wrong(f, t, "output");
@@ -236,8 +263,13 @@ int ps_step_check(const struct ps_schedule *s, const struct ps_schedule *prologu
                   const struct ps_step_layout *layout, const struct ps_step_map *map,
                   struct ps_error *err)
 {
-    struct flow f = {
-        .p = shape, .l = layout, .m = map, .segment = segment, .err = err, .micros = layout->group};
+    struct flow f = {.p = shape,
+                     .l = layout,
+                     .m = map,
+                     .segment = segment,
+                     .err = err,
+                     .micros = layout->group,
+                     .rest = NOTHING};
     if (layout->eval_group > layout->group)
         f.micros = layout->eval_group;
     size_t boundaries = ((size_t)shape->n_layer + 1) * (size_t)f.micros;

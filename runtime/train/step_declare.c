@@ -210,6 +210,18 @@ static void streamed(const struct declare *d)
     }
 }
 
+/* What is kept is made by the forward pass and read from then on, but at R0 backward overwrites
+ * some of it; the rest is made again. */
+static void saved(const struct declare *d)
+{
+    const struct ps_task *t = d->t;
+    struct ps__saved_place at = ps__saved_place(d->p, d->l, d->m, t->arg[PS_ARG_SAVED]);
+    bool writes = t->kind == PS_TASK_LAYER_FORWARD ||
+                  (t->kind == PS_TASK_LAYER_BACKWARD && at.level == PS_RECOMPUTE_R0);
+    ps_schedule_access(d->s, PS_BUF_SAVED, writes, at.kept, at.kept_bytes);
+    ps_schedule_access(d->s, PS_BUF_SAVED, true, at.rest, at.rest_bytes);
+}
+
 static void layer(const struct declare *d)
 {
     const struct ps_task *t = d->t;
@@ -218,7 +230,7 @@ static void layer(const struct declare *d)
     batch(d, false);
     whole(d, PS_BUF_ROPE, false);
     x(d, PS_ARG_X_IN, false);
-    element(d, PS_BUF_SAVED, true, t->arg[PS_ARG_SAVED], ps__page_up(d->p->saved_bytes));
+    saved(d);
     whole(d, PS_BUF_SCRATCH, true);
     whole(d, PS_BUF_GEMM, true);
     if (t->kind == PS_TASK_LAYER_FORWARD)

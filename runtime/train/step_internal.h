@@ -24,4 +24,27 @@ static inline uint64_t ps__page_up(uint64_t bytes)
     return (bytes + 4095) & ~(uint64_t)4095;
 }
 
+/* Where the two pieces of a task's saved set lie in PS_BUF_SAVED: what is kept has number `saved`
+ * (PS_ARG_SAVED), the rest is shared. */
+struct ps__saved_place {
+    enum ps_recompute level;
+    uint64_t kept, kept_bytes, rest, rest_bytes;
+};
+
+static inline struct ps__saved_place ps__saved_place(const struct ps_step_shape *p,
+                                                     const struct ps_step_layout *l,
+                                                     const struct ps_step_map *m, int32_t saved)
+{
+    struct ps__saved_place at = {.level = PS_RECOMPUTE_R4, .rest = m->rest_offset};
+    if (saved >= 0) {
+        int32_t layer = m->saved_layer[saved / l->group];
+        at.level = l->recompute[layer];
+        at.kept_bytes = p->kept_bytes[at.level];
+        at.kept =
+            m->saved_offset[layer] + (uint64_t)(saved % l->group) * ps__page_up(at.kept_bytes);
+    }
+    at.rest_bytes = p->rest_bytes[at.level];
+    return at;
+}
+
 #endif

@@ -58,14 +58,17 @@ int ps_step_layout_init(struct ps_step_layout *l, const struct ps_step_shape *sh
     l->eval_group = 1;
     l->x_ring = 1;
     l->weight = calloc(layers + 2, sizeof *l->weight);
-    l->keep = calloc(layers + 1, sizeof *l->keep);
+    l->recompute = calloc(layers + 1, sizeof *l->recompute);
     l->boundary = calloc(layers + 1, sizeof *l->boundary);
     l->state = calloc(layers + 2, sizeof *l->state);
     l->grad = calloc(layers + 2, sizeof *l->grad);
-    if (l->weight && l->keep && l->boundary && l->state && l->grad)
-        return 0;
-    ps_step_layout_fini(l);
-    return -ENOMEM;
+    if (!l->weight || !l->recompute || !l->boundary || !l->state || !l->grad) {
+        ps_step_layout_fini(l);
+        return -ENOMEM;
+    }
+    for (size_t i = 0; i < layers; i++)
+        l->recompute[i] = PS_RECOMPUTE_R4;
+    return 0;
 }
 
 int ps_step_layout_copy(struct ps_step_layout *to, const struct ps_step_layout *from,
@@ -77,7 +80,7 @@ int ps_step_layout_copy(struct ps_step_layout *to, const struct ps_step_layout *
     if (ret < 0)
         return ret;
     memcpy(made.weight, from->weight, (layers + 2) * sizeof *made.weight);
-    memcpy(made.keep, from->keep, layers * sizeof *made.keep);
+    memcpy(made.recompute, from->recompute, layers * sizeof *made.recompute);
     memcpy(made.boundary, from->boundary, layers * sizeof *made.boundary);
     memcpy(made.state, from->state, (layers + 2) * sizeof *made.state);
     memcpy(made.grad, from->grad, (layers + 2) * sizeof *made.grad);
@@ -85,7 +88,7 @@ int ps_step_layout_copy(struct ps_step_layout *to, const struct ps_step_layout *
     to->state = made.state;
     to->grad = made.grad;
     to->weight = made.weight;
-    to->keep = made.keep;
+    to->recompute = made.recompute;
     to->boundary = made.boundary;
     return 0;
 }
@@ -93,7 +96,7 @@ int ps_step_layout_copy(struct ps_step_layout *to, const struct ps_step_layout *
 void ps_step_layout_fini(struct ps_step_layout *l)
 {
     free(l->weight);
-    free(l->keep);
+    free(l->recompute);
     free(l->boundary);
     free(l->state);
     free(l->grad);
@@ -305,35 +308,52 @@ static int place_weights(struct ps_step_map *m, const struct ps_step_shape *p,
     return 0;
 }
 
+/* Kept pieces by layer and micro-batch, and one rest for all: as much as any layer drops. */
+static void place_saved(struct ps_step_map *m, const struct ps_step_shape *p,
+                        const struct ps_step_layout *l)
+{
+    uint64_t at = 0;
+    uint64_t rest = p->trains ? 0 : p->rest_bytes[PS_RECOMPUTE_R4];
+    for (int32_t i = 0; i < p->n_layer; i++) {
+        bool needed = p->trains && i >= p->first_trained;
+        enum ps_recompute level = needed ? l->recompute[i] : PS_RECOMPUTE_R4;
+        m->saved_idx[i] = -1;
+        rest = at_least(rest, p->rest_bytes[level]);
+        if (level == PS_RECOMPUTE_R4)
+            continue;
+        m->saved_layer[m->saved_count] = i;
+        m->saved_idx[i] = m->saved_count++;
+        m->saved_offset[i] = at;
+        at += page_up(p->kept_bytes[level]) * (uint64_t)l->group;
+    }
+    m->saved_count *= l->group;
+    m->rest_offset = at;
+    m->bytes[PS_BUF_SAVED] = at + page_up(rest);
+}
+
 static void place_activations(struct ps_step_map *m, const struct ps_step_shape *p,
                               const struct ps_step_layout *l)
 {
-    int32_t saved = 0;
     int32_t host = 0;
     int32_t disk = 0;
-    bool all_kept = p->trains;
+    place_saved(m, p, l);
     for (int32_t i = 0; i < p->n_layer; i++) {
         bool needed = p->trains && i >= p->first_trained;
-        bool keep = needed && l->keep[i];
         m->x_kept_idx[i] = needed && l->boundary[i] == PS_TIER_DEVICE ? m->x_kept++ : -1;
         m->x_host_idx[i] = needed && l->boundary[i] == PS_TIER_HOST ? host++ : -1;
         m->x_disk_idx[i] = needed && l->boundary[i] == PS_TIER_DISK ? disk++ : -1;
-        m->saved_idx[i] = keep ? saved++ : -1;
-        all_kept &= keep;
     }
     m->x_stride = page_up(p->x_bytes);
     m->x_kept *= l->group;
     m->x_count = m->x_kept + (p->trains ? l->x_ring : 0);
     if (m->x_count < l->eval_group)
         m->x_count = l->eval_group;
-    m->saved_count = saved * l->group + (all_kept ? 0 : 1);
     m->host_x_count = host * l->group + (l->discrete && disk > 0 ? l->host_ring : 0);
     m->batch_count = l->group > l->eval_group ? l->group : l->eval_group;
     if (!p->trains)
         m->batch_count = l->eval_group;
     m->bytes[PS_BUF_X] = m->x_stride * (uint64_t)m->x_count;
     m->bytes[PS_BUF_DX] = p->trains ? m->x_stride * (uint64_t)l->group : 0;
-    m->bytes[PS_BUF_SAVED] = page_up(p->saved_bytes) * (uint64_t)m->saved_count;
     m->bytes[PS_BUF_HOST_X] = m->x_stride * (uint64_t)m->host_x_count;
     m->bytes[PS_BUF_DISK_X] = m->x_stride * (uint64_t)disk * (uint64_t)l->group;
     m->bytes[PS_BUF_BATCH] = page_up(p->batch_bytes) * (uint64_t)m->batch_count;
@@ -463,9 +483,9 @@ int ps_step_map_create(struct ps_step_map *m, const struct ps_step_shape *p,
         ret = check_update(p, l, err);
     if (ret < 0)
         return ret;
-    m->pinned_offset = calloc(7 * units, sizeof *m->pinned_offset);
+    m->pinned_offset = calloc(8 * units, sizeof *m->pinned_offset);
     m->host_offset = calloc(sources + 1, sizeof *m->host_offset);
-    m->stream_idx = calloc(sources + 4 * (size_t)p->n_layer + 1, sizeof *m->stream_idx);
+    m->stream_idx = calloc(sources + 5 * (size_t)p->n_layer + 1, sizeof *m->stream_idx);
     if (!m->pinned_offset || !m->host_offset || !m->stream_idx) {
         ps_step_map_fini(m);
         return ps_error_set(err, -ENOMEM, "out of memory");
@@ -476,10 +496,12 @@ int ps_step_map_create(struct ps_step_map *m, const struct ps_step_shape *p,
     m->keep_offset = m->state_offset + units;
     m->weight_image_offset = m->keep_offset + units;
     m->state_image_offset = m->weight_image_offset + units;
+    m->saved_offset = m->state_image_offset + units;
     m->x_kept_idx = m->stream_idx + sources;
     m->x_host_idx = m->x_kept_idx + p->n_layer;
     m->x_disk_idx = m->x_host_idx + p->n_layer;
     m->saved_idx = m->x_disk_idx + p->n_layer;
+    m->saved_layer = m->saved_idx + p->n_layer;
     ret = place_weights(m, p, l, err);
     if (ret < 0) {
         ps_step_map_fini(m);

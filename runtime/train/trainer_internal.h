@@ -54,7 +54,7 @@ struct ps_trainer {
     struct ps_step_shape shape;
     uint64_t *unit_bytes; /* four arrays of n_layer + 2 for the shape */
     size_t *param_offset; /* (params.count) in its pinned unit */
-    size_t saved_bytes, adapter_scratch;
+    size_t adapter_scratch;
     size_t cache_half; /* bytes of the keys of one layer and sequence */
 
     int32_t *trainable_param; /* (trainable_capacity,) full training: its parameter */

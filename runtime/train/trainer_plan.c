@@ -177,12 +177,12 @@ static int plan_training(struct ps_trainer *t, struct ps_error *err)
     return 0;
 }
 
-/* Largest saved set and adapter scratch of any layer; prepares the blocks. */
-static size_t saved_bytes(struct ps_trainer *t, size_t *adapter_scratch)
+/* Largest pieces of saved sets, by level, and adapter scratch of any layer; prepares the blocks. */
+static void plan_blocks(struct ps_trainer *t)
 {
-    size_t most = 0;
-    *adapter_scratch = 0;
+    struct ps_step_shape *p = &t->shape;
     size_t n = (size_t)t->opt.n_tok_max;
+    t->adapter_scratch = 0;
     for (int32_t l = 0; l < t->cfg.n_layer; l++) {
         struct ps_block *b = &t->block[l];
         b->cfg = &t->cfg;
@@ -194,13 +194,19 @@ static size_t saved_bytes(struct ps_trainer *t, size_t *adapter_scratch)
         }
         b->trains |= ps__trainer_trains(t) && ps__trainer_vector_trained(t, l);
         b->trains |= t->opt.mode == PS_MODE_FULL && (!t->opt.layer_on || t->opt.layer_on[l]);
-        struct ps_block_saved measure;
-        size_t bytes = ps_block_saved_carve(&measure, NULL, b, t->opt.dtype, n);
+        for (int level = 0; level < PS_RECOMPUTE_COUNT; level++) {
+            struct ps_block_saved measure;
+            struct ps_block_saved_place nowhere = {.level = (enum ps_recompute)level};
+            struct ps_block_saved_bytes bytes =
+                ps_block_saved_carve(&measure, &nowhere, b, t->opt.dtype, n);
+            if (bytes.kept > p->kept_bytes[level])
+                p->kept_bytes[level] = bytes.kept;
+            if (bytes.rest > p->rest_bytes[level])
+                p->rest_bytes[level] = bytes.rest;
+        }
         size_t scratch = ps_block_adapter_scratch(b, t->opt.dtype, n);
-        most = bytes > most ? bytes : most;
-        *adapter_scratch = scratch > *adapter_scratch ? scratch : *adapter_scratch;
+        t->adapter_scratch = scratch > t->adapter_scratch ? scratch : t->adapter_scratch;
     }
-    return most;
 }
 
 size_t ps__trainer_carve_batch(const struct ps_trainer *t, struct ps_batch *b,
@@ -235,6 +241,9 @@ static void plan_flops(struct ps_trainer *t)
     bool full = t->opt.mode == PS_MODE_FULL;
     p->layer_flops = linears + attention;
     p->layer_backward_flops = (full ? 2 : 1) * linears + 2.5 * attention;
+    for (int level = 0; level < PS_RECOMPUTE_COUNT; level++)
+        p->recompute_flops[level] = n * ps_block_recompute_flops(cfg, (enum ps_recompute)level) +
+                                    (level == PS_RECOMPUTE_R4 ? attention : 0);
     p->head_flops = head;
     p->head_backward_flops = (p->head_trained ? 2 : 1) * head;
 }
@@ -268,9 +277,8 @@ static void plan_activations(struct ps_trainer *t)
     struct ps_head_scratch head_measure;
     struct ps_batch batch_measure;
     struct ps__batch_extra extra_measure;
-    t->saved_bytes = saved_bytes(t, &t->adapter_scratch);
+    plan_blocks(t);
     p->x_bytes = n * (size_t)cfg->hidden_size * e;
-    p->saved_bytes = t->saved_bytes;
     p->scratch_bytes =
         ps_block_scratch_carve(&measure, NULL, cfg, &t->cx, n, t->adapter_scratch, train);
     p->head_bytes = ps_head_scratch_carve(&head_measure, NULL, cfg, t->opt.dtype, n, train);

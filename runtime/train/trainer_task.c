@@ -65,10 +65,12 @@ static struct ps_block_saved saved_set(const struct ps_trainer *t, const struct 
                                        const struct ps_block *b)
 {
     struct ps_block_saved s;
-    ps_block_saved_carve(&s,
-                         t->buffer[PS_BUF_SAVED] +
-                             (size_t)task->arg[PS_ARG_SAVED] * ps__page_up(t->shape.saved_bytes),
-                         b, t->opt.dtype, (size_t)t->opt.n_tok_max);
+    struct ps__saved_place at =
+        ps__saved_place(&t->shape, &t->layout, &t->map, task->arg[PS_ARG_SAVED]);
+    struct ps_block_saved_place place = {.level = at.level,
+                                         .kept = t->buffer[PS_BUF_SAVED] + at.kept,
+                                         .rest = t->buffer[PS_BUF_SAVED] + at.rest};
+    ps_block_saved_carve(&s, &place, b, t->opt.dtype, (size_t)t->opt.n_tok_max);
     return s;
 }
 

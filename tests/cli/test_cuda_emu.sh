@@ -100,8 +100,8 @@ same --strategy horizontal --offload-weights host --offload-activations disk --d
 same --strategy resident --offload-activations host
 same --strategy resident --offload-activations disk --ablate forwarding
 same --strategy stream-lora --offload-weights disk --offload-activations disk --serial
-boundary='{"keep":false,"boundary":"host"},{"keep":true,"boundary":"device"},{"keep":false,"boundary":"disk"},
-{"keep":false,"boundary":"device"},{"keep":true,"boundary":"host"}'
+boundary='{"keep":"R2","boundary":"host"},{"keep":true,"boundary":"device"},{"keep":"R3","boundary":"disk"},
+{"keep":false,"boundary":"device"},{"keep":"R1","boundary":"host"}'
 cat >placed.json <<END
 {"version":1,"strategy":"stream-lora","group":3,"eval_group":2,"near_slots":2,"raw_slots":2,"interleave":0,"x_ring":5,
 "host_ring":3,"weights":{"embed":"host","layers":["disk","device","host","disk","disk"],"head":"device"},

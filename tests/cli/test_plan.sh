@@ -73,6 +73,11 @@ args="--model $model --data rows.jsonl --format tokens --max-seq-len 64 --grad-a
     check "plan takes it too" penstock plan $args --placement placement.json --json
     check "and only that" test "$(json_get out 'candidates.#')" = 1
     sed 's/"keep": *true/"keep":7/; s/"keep": *false/"keep":7/' placement.json >bad.json
+    awk '{ while (sub(/"keep": *(true|false)/, "\"keep\":\"R" 1 + i % 3 "\"")) i++; print }' placement.json >levels.json
+    check "levels of recomputation are planned" penstock plan $args --placement levels.json --json
+    check "and told" sh -c "grep -q 'R1 [0-9]*, R2 [0-9]*' out && grep -q '\"keep\": *\"R2\"' out"
+    check "train takes them" penstock train $args --placement levels.json --output levels --progress none
+    check "the adapter is the same" cmp run/adapter_model.safetensors levels/adapter_model.safetensors
     check "a run's plan.json holds the same placement" test "$(json_get run/plan.json placement)" = \
         "$(json_get placement.json '')"
     check "and stands for it" penstock train $args --placement run/plan.json --output again --progress none

@@ -132,11 +132,11 @@ same resident --strategy stream-lora --device emu --offload-weights host --prefe
 mkdir disk/a disk/b
 same spilled --strategy stream-lora --offload-activations disk --nvme-path disk/a --nvme-path disk/b
 same streamed --strategy stream-lora --import always --nvme-path disk/a --prefetch-depth 2
-layer='{"keep":false,"boundary":"device"}'
+layer='{"keep":false,"boundary":"device"}' half='{"keep":"R2","boundary":"device"}'
 cat >all.json <<END
 {"version":1,"strategy":"stream-lora","near_slots":2,"raw_slots":2,"weights":{"embed":"disk","head":"device",
 "layers":["disk","disk","disk","disk","disk","disk","disk"]},
-"activations":[$layer,$layer,$layer,$layer,$layer,$layer,$layer]}
+"activations":[$layer,$half,$layer,$half,$half,$layer,$layer]}
 END
 same streamed --placement all.json --import always --nvme-path disk/a
 same streamed --placement all.json --import always --nvme-path disk/a --device emu
@@ -193,6 +193,10 @@ placement() { # SEED LAYERS TIED DISCRETE
         if (draw(100) >= off) return emu ? "device" : "host"
         return emu && draw(2) ? "host" : "disk"
     }
+    function level(   r) {
+        r = draw(5)
+        return draw(100) >= keep ? "false" : r ? "\"R" r "\"" : "true"
+    }
     BEGIN {
         for (i = 0; i < 9; i++) draw(2)
         off = draw(4) * 33; spill = draw(4) * 33; keep = draw(4) * 33
@@ -206,8 +210,7 @@ placement() { # SEED LAYERS TIED DISCRETE
         for (i = 0; i < n; i++) printf "%s\"%s\"", i ? "," : "", tier(off)
         printf "],\"head\":\"%s\"},\n\"activations\":[", emu ? "device" : "host"
         for (i = 0; i < n; i++)
-            printf "%s{\"keep\":%s,\"boundary\":\"%s\"}", i ? "," : "", draw(100) < keep ? "true" : "false",
-                tier(spill)
+            printf "%s{\"keep\":%s,\"boundary\":\"%s\"}", i ? "," : "", level(), tier(spill)
         print "]}"
     }'
 }

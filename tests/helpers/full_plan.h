@@ -38,7 +38,7 @@ static inline void full_plan_set(struct ps_trainer *t, const struct full_plan *p
     }
     for (int32_t i = 0; i < shape->n_layer; i++) {
         l.boundary[i] = stream_plan_tier(p->boundary[i]);
-        l.keep[i] = p->keep[i] == 'k';
+        l.recompute[i] = stream_plan_level(p->keep[i]);
     }
     if (ps_trainer_set_layout(t, &l, &err) < 0)
         fail_msg("%s: %s (%s)", p->name, err.message, err.field);

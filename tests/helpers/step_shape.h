@@ -109,7 +109,6 @@ static inline void made_shape_init(struct made_shape *m, const struct shape_spec
                                       .frozen = !s->full,
                                       .tied = s->tied,
                                       .x_bytes = s->x_bytes,
-                                      .saved_bytes = s->saved_bytes,
                                       .scratch_bytes = 8192,
                                       .head_bytes = 16384,
                                       .batch_bytes = 4096,
@@ -126,6 +125,12 @@ static inline void made_shape_init(struct made_shape *m, const struct shape_spec
                                       .head_flops = s->layer_flops,
                                       .head_backward_flops = s->layer_flops,
                                       .micro_max = s->micro_max};
+    for (int level = 0; level < PS_RECOMPUTE_COUNT; level++) { /* in even steps */
+        uint64_t dropped = (uint64_t)level * s->saved_bytes / (PS_RECOMPUTE_COUNT - 1);
+        m->shape.kept_bytes[level] = s->saved_bytes - dropped;
+        m->shape.rest_bytes[level] = dropped;
+        m->shape.recompute_flops[level] = level * s->layer_flops / (PS_RECOMPUTE_COUNT - 1);
+    }
     if (s->full)
         made_shape_full(m, s);
 }

@@ -67,7 +67,7 @@ struct stream_plan {
     const char *name;
     const char *weights;  /* embedding, layers, head */
     const char *boundary; /* layers */
-    const char *keep;     /* layers: k keep, r recompute */
+    const char *keep;     /* layers: k keep, r recompute; 0 .. 4: by level */
     int32_t group, eval_group, near_slots, raw_slots, x_ring, host_ring;
     int32_t interleave;
     unsigned ablate;
@@ -77,6 +77,11 @@ struct stream_plan {
 static inline enum ps_tier stream_plan_tier(char c)
 {
     return c == 'd' ? PS_TIER_DISK : c == 'h' ? PS_TIER_HOST : PS_TIER_DEVICE;
+}
+
+static inline enum ps_recompute stream_plan_level(char c)
+{
+    return c == 'k' ? PS_RECOMPUTE_R0 : c == 'r' ? PS_RECOMPUTE_R4 : (enum ps_recompute)(c - '0');
 }
 
 /* Give a created trainer this layout. */
@@ -99,7 +104,7 @@ static inline void stream_plan_set(struct ps_trainer *t, const struct stream_pla
         l.weight[i] = stream_plan_tier(p->weights[i]);
     for (int32_t i = 0; i < shape->n_layer; i++) {
         l.boundary[i] = stream_plan_tier(p->boundary[i]);
-        l.keep[i] = p->keep[i] == 'k';
+        l.recompute[i] = stream_plan_level(p->keep[i]);
     }
     if (ps_trainer_set_layout(t, &l, &err) < 0)
         fail_msg("%s: %s (%s)", p->name, err.message, err.field);

@@ -202,7 +202,7 @@ static inline struct ps_trainer *tiny_trainer_resident(const struct ps_trainer_o
     if (ps_trainer_create(&t, opt, &err) < 0 || ps_step_layout_init(&l, ps_trainer_shape(t)) < 0)
         fail_msg("%s (%s)", err.message, err.field);
     for (int32_t i = 0; i < ps_trainer_config(t)->n_layer; i++)
-        l.keep[i] = !recompute;
+        l.recompute[i] = recompute ? PS_RECOMPUTE_R4 : PS_RECOMPUTE_R0;
     if (ps_trainer_set_layout(t, &l, &err) < 0 || ps_trainer_commit(t, &err) < 0)
         fail_msg("%s (%s)", err.message, err.field);
     ps_step_layout_fini(&l);

@@ -36,7 +36,7 @@ static void fill(struct ps_step_layout *l, const struct ps_step_shape *p, bool d
     l->weight[0] = PS_TIER_DISK;
     l->weight[2] = discrete ? PS_TIER_HOST : PS_TIER_DISK;
     l->weight[3] = PS_TIER_DISK;
-    l->keep[2] = true;
+    l->recompute[2] = PS_RECOMPUTE_R0;
     l->boundary[0] = PS_TIER_DISK;
     l->boundary[1] = discrete ? PS_TIER_HOST : PS_TIER_DEVICE;
 }
@@ -61,7 +61,7 @@ static void a_saved_placement_reads_back_the_same(void **state)
         assert_int_equal(r.x_ring, l.x_ring);
         assert_int_equal(r.host_ring, l.host_ring);
         assert_memory_equal(r.weight, l.weight, 5 * sizeof *l.weight);
-        assert_memory_equal(r.keep, l.keep, 3 * sizeof *l.keep);
+        assert_memory_equal(r.recompute, l.recompute, 3 * sizeof *l.recompute);
         assert_memory_equal(r.boundary, l.boundary, 3 * sizeof *l.boundary);
         ps_step_layout_fini(&l);
         ps_step_layout_fini(&r);

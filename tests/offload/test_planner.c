@@ -410,7 +410,8 @@ static void what_the_request_says_of_weights_and_activations_is_honoured(void **
         for (int32_t l = 0; l < 8; l++) {
             if (acts[i] != PS_PLAN_RECOMPUTE)
                 assert_int_equal(plan.layout.boundary[l], acts[i]);
-            assert_int_equal(plan.layout.keep[l], acts[i] == PS_TIER_DEVICE);
+            assert_int_equal(plan.layout.recompute[l] == PS_RECOMPUTE_R0,
+                             acts[i] == PS_TIER_DEVICE);
         }
         ps_plan_fini(&plan);
     }

@@ -453,7 +453,7 @@ static void resident_plans_touch_what_they_declare(void **state)
     p.x_ring = 3;
     check_plan(&direct, &p, 3);
     check_plan(&full[0], &p, 3);
-    p.keep = "rkrrk";
+    p.keep = "rk321";
     check_plan(&full[1], &p, 2);
     p.boundary = "ddndn";
     p.x_ring = 4;
@@ -472,7 +472,7 @@ static void resident_plans_touch_what_they_declare(void **state)
 static const struct stream_plan streamed = {.name = "streamed",
                                             .weights = "ddddddn",
                                             .boundary = "ddddd",
-                                            .keep = "rrkrk",
+                                            .keep = "r1k32",
                                             .group = 2,
                                             .eval_group = 3,
                                             .near_slots = 2,

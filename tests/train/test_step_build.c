@@ -67,7 +67,14 @@ static void random_shape(struct setting *c, uint64_t *seed)
     if (p->embed_trained) /* as all layers are then: the builder keeps no boundaries below */
         p->first_trained = 0;
     p->x_bytes = 1 + random_below(seed, 9000);
-    p->saved_bytes = 1 + random_below(seed, 9000);
+    for (int level = 0; level < PS_RECOMPUTE_COUNT; level++) {
+        p->kept_bytes[level] = level == PS_RECOMPUTE_R4 ? 0 : 1 + random_below(seed, 9000);
+        p->rest_bytes[level] = level == PS_RECOMPUTE_R0 ? 0 : 1 + random_below(seed, 9000);
+    }
+    for (int level = PS_RECOMPUTE_R3; level >= 0; level--)
+        p->kept_bytes[level] += p->kept_bytes[level + 1];
+    for (int level = 1; level < PS_RECOMPUTE_COUNT; level++)
+        p->rest_bytes[level] += p->rest_bytes[level - 1];
     p->scratch_bytes = p->head_bytes = p->batch_bytes = p->rope_bytes = p->gemm_bytes = 64;
     p->cache_bytes = coin(seed) ? 100 : 0;
     p->logits_bytes = coin(seed) ? 100 : 0;
@@ -108,7 +115,7 @@ static void random_setting(struct setting *c, uint64_t *seed)
     for (int32_t i = 0; c->p.frozen && i <= c->p.n_layer; i++)
         l->weight[i] = i == 0 && c->p.tied ? PS_TIER_DEVICE : random_tier(seed, l->discrete);
     for (int32_t i = 0; i < c->p.n_layer; i++) {
-        l->keep[i] = random_below(seed, 3) == 0;
+        l->recompute[i] = (enum ps_recompute)random_below(seed, PS_RECOMPUTE_COUNT);
         l->boundary[i] = random_tier(seed, l->discrete);
     }
     l->near_slots = 1 + (int32_t)random_below(seed, LAYERS_MAX + 2);
@@ -142,6 +149,7 @@ struct world {
     bool eval;
     int32_t slot[COUNT_MAX], raw[COUNT_MAX]; /* source number; -1: nothing */
     struct held x[COUNT_MAX], dx[COUNT_MAX], saved[COUNT_MAX], host_x[COUNT_MAX], disk_x[COUNT_MAX];
+    struct held rest;         /* of the saved sets, shared */
     int32_t batch[COUNT_MAX]; /* pass */
     int32_t forward[LAYERS_MAX], recompute[LAYERS_MAX], backward[LAYERS_MAX], heads, embeds;
     uint64_t read_bytes;
@@ -213,18 +221,31 @@ static void run_layer(struct world *w, const struct ps_task *t)
     const struct held made = {t->unit, t->micro, w->pass};
     need_weights(w, t, t->unit);
     struct held *in = at(w, t, w->x, t->arg[PS_ARG_X_IN], m->x_count);
-    struct held *saved = at(w, t, w->saved, t->arg[PS_ARG_SAVED], m->saved_count);
+    enum ps_recompute level = w->c->l.recompute[t->unit];
+    bool trained = !w->eval && w->c->p.trains && t->unit >= w->c->p.first_trained;
+    if (trained && (t->arg[PS_ARG_SAVED] < 0) != (level == PS_RECOMPUTE_R4))
+        wrong(w, t, "a kept piece where nothing is kept, or none");
+    struct held none = made;
+    struct held *kept =
+        t->arg[PS_ARG_SAVED] < 0 ? &none : at(w, t, w->saved, t->arg[PS_ARG_SAVED], m->saved_count);
+    struct held *rest = level == PS_RECOMPUTE_R0 ? kept : &w->rest;
     need(w, t, in, t->unit, "its input is not there");
     if (t->kind == PS_TASK_LAYER_BACKWARD) {
         struct held *dx = at(w, t, w->dx, t->arg[PS_ARG_DX], w->c->l.group);
-        need(w, t, saved, t->unit, "its saved set is not there");
+        need(w, t, kept, t->unit, "what it kept is not there");
+        need(w, t, rest, t->unit, "the rest of its saved set is not there");
         need(w, t, dx, t->unit + 1, "its gradient is not there");
         *dx = made;
         w->backward[t->unit]++;
         return;
     }
-    *saved = made;
-    w->recompute[t->unit] += t->kind == PS_TASK_LAYER_RECOMPUTE;
+    if (t->kind == PS_TASK_LAYER_RECOMPUTE) {
+        need(w, t, kept, t->unit, "what it kept is not there");
+        if (t->arg[PS_ARG_LEVEL] != (int32_t)level)
+            wrong(w, t, "computes another part of the saved set");
+        w->recompute[t->unit]++;
+    }
+    *kept = *rest = made;
     if (t->kind == PS_TASK_LAYER_FORWARD) {
         *at(w, t, w->x, t->arg[PS_ARG_X_OUT], m->x_count) =
             (struct held){t->unit + 1, t->micro, w->pass};
@@ -354,7 +375,7 @@ static void check_counts(const struct world *w)
         assert_int_equal(w->forward[l], group);
         bool back = !w->eval && l >= lowest;
         assert_int_equal(w->backward[l], back ? group : 0);
-        assert_int_equal(w->recompute[l], back && !c->l.keep[l] ? group : 0);
+        assert_int_equal(w->recompute[l], back && c->l.recompute[l] != PS_RECOMPUTE_R0 ? group : 0);
     }
 }
 
