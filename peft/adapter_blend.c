@@ -30,12 +30,12 @@ struct ps_adapter_blend {
 
 static size_t entry_max(const struct ps_param_table *params)
 {
-    return (size_t)params->n_layer * PS_LINEAR_COUNT * PS_ADAPTER_TENSOR_MAX + params->count;
+    return ps_site_count(params->n_layer) * PS_ADAPTER_TENSOR_MAX + params->count;
 }
 
 static int part_init(struct part *p, const struct ps_param_table *params, struct ps_error *err)
 {
-    size_t sites = (size_t)params->n_layer * PS_LINEAR_COUNT;
+    size_t sites = ps_site_count(params->n_layer);
     p->config = calloc(sites, sizeof *p->config);
     p->site = calloc(sites, sizeof *p->site);
     p->on = calloc(sites, sizeof *p->on);
@@ -84,10 +84,8 @@ static int add_site(struct part *p, const struct ps_model_config *model, size_t 
                     struct ps_error *err)
 {
     struct ps_adapter_site *s = &p->site[i];
-    *s = (struct ps_adapter_site){.config = &p->config[i],
-                                  .layer = (int32_t)(i / PS_LINEAR_COUNT),
-                                  .role = (enum ps_role)(i % PS_LINEAR_COUNT),
-                                  .site_idx = (uint32_t)i};
+    *s = (struct ps_adapter_site){.config = &p->config[i], .site_idx = (uint32_t)i};
+    ps_site_at(model->n_layer, i, &s->layer, &s->role);
     ps_linear_shape(model, s->role, &s->out, &s->in);
     struct ps_adapter_tensor tensor[PS_ADAPTER_TENSOR_MAX] = {0};
     int count = p->ops->tensors(s, tensor, err);
@@ -101,12 +99,13 @@ static int add_site(struct part *p, const struct ps_model_config *model, size_t 
         if (!e)
             return ps_error_set(err, -ENOMEM, "out of memory");
         s->tensor[k] = e->value;
+        e->transposed = tensor[k].transposed;
         char *name = p->name[p->entry_count - 1];
+        char path[PS_SITE_PATH_MAX];
+        ps_site_path(path, s->layer, s->role);
         PS_IGNORE((tensor[k].shared ? snprintf(name, sizeof p->name[0], "%s", tensor[k].suffix)
-                                    : snprintf(name, sizeof p->name[0],
-                                               "base_model.model.model.layers.%d.%s.%s.%s",
-                                               s->layer, ps_linear_parent(s->role),
-                                               ps_linear_name(s->role), tensor[k].suffix)) < 0,
+                                    : snprintf(name, sizeof p->name[0], "base_model.model.%s.%s",
+                                               path, tensor[k].suffix)) < 0,
                   "fits");
     }
     s->tensor_count = count;
@@ -156,12 +155,15 @@ static int read_part(struct part *p, const char *dir, const struct ps_model_conf
         ret = ps_adapter_dir_config(dir, model, &c, p->on, p->config, err);
     if (ret < 0)
         return ret;
-    size_t sites = (size_t)params->n_layer * PS_LINEAR_COUNT;
+    size_t sites = ps_site_count(params->n_layer);
     p->ops = ps_adapter_find(c.method);
     for (size_t i = 0; i < sites; i++) {
         int64_t out;
         int64_t in;
-        ps_linear_shape(model, (enum ps_role)(i % PS_LINEAR_COUNT), &out, &in);
+        int32_t layer;
+        enum ps_role role;
+        ps_site_at(model->n_layer, i, &layer, &role);
+        ps_linear_shape(model, role, &out, &in);
         c.out_max = p->on[i] && out > c.out_max ? out : c.out_max;
         c.in_max = p->on[i] && in > c.in_max ? in : c.in_max;
     }
@@ -210,17 +212,16 @@ void ps_adapter_blend_destroy(struct ps_adapter_blend *b)
 }
 
 /* The site whose weight, or whose bias, a parameter is. */
-static const struct ps_adapter_site *site_of(const struct part *p, const struct ps_param_info *info)
+static const struct ps_adapter_site *site_of(const struct part *p, int32_t n_layer,
+                                             const struct ps_param_info *info)
 {
     int role = (int)info->role;
-    if (info->layer < 0)
-        return NULL;
     bool bias = role >= PS_ROLE_Q_BIAS && role <= PS_ROLE_DOWN_BIAS;
     role = bias ? role - PS_ROLE_Q_BIAS : role;
-    if (role >= PS_LINEAR_COUNT)
+    if (role >= PS_LINEAR_COUNT && role != PS_ROLE_EMBED && role != PS_ROLE_HEAD)
         return NULL;
     const struct ps_adapter_site *s =
-        &p->site[(size_t)info->layer * PS_LINEAR_COUNT + (size_t)role];
+        &p->site[ps_site_idx(n_layer, info->layer, (enum ps_role)role)];
     return s->ops && (!bias || s->ops->merge_bias) ? s : NULL;
 }
 
@@ -236,7 +237,7 @@ bool ps_adapter_blend_touches(const struct ps_adapter_blend *b, int32_t param_id
 {
     bool any = false;
     for (size_t i = 0; i < b->count; i++)
-        any |= site_of(&b->part[i], &b->params->param[param_idx]) != NULL ||
+        any |= site_of(&b->part[i], b->params->n_layer, &b->params->param[param_idx]) != NULL ||
                vector_of(&b->part[i], param_idx) != NULL;
     return any;
 }
@@ -254,7 +255,7 @@ int ps_adapter_blend_apply(const struct ps_adapter_blend *b, int32_t param_idx, 
     int ret = 0;
     for (size_t i = 0; ret == 0 && i < b->count; i++) {
         const struct part *p = &b->part[i];
-        const struct ps_adapter_site *s = site_of(p, info);
+        const struct ps_adapter_site *s = site_of(p, b->params->n_layer, info);
         const float *vector = vector_of(p, param_idx);
         if (!s && !vector)
             continue;

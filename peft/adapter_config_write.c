@@ -29,7 +29,25 @@ static json_t *saved_modules(const struct ps_adapter_config *c)
     return list;
 }
 
-/* target_modules: bare names when every adapted layer has the same linears, else full paths. */
+/* Paths of what is adapted. */
+static json_t *all_paths(const struct ps_trainer *t)
+{
+    json_t *list = json_array();
+    int32_t n_layer = ps_trainer_config(t)->n_layer;
+    for (size_t i = 0; i < ps_site_count(n_layer); i++) {
+        int32_t layer;
+        enum ps_role role;
+        char path[PS_SITE_PATH_MAX];
+        ps_site_at(n_layer, i, &layer, &role);
+        ps_site_path(path, layer, role);
+        if (ps_trainer_site(t, layer, role))
+            json_array_append_new(list, json_string(path));
+    }
+    return list;
+}
+
+/* target_modules: bare names when every adapted layer has the same linears, else full paths; what
+ * lies outside the layers is not found beside a list of layers. */
 static json_t *target_modules(const struct ps_trainer *t, bool *uniform, bool *every_layer)
 {
     int32_t n_layer = ps_trainer_config(t)->n_layer;
@@ -47,19 +65,19 @@ static json_t *target_modules(const struct ps_trainer *t, bool *uniform, bool *e
         if (mask)
             common = mask;
     }
+    bool embed = ps_trainer_site(t, -1, PS_ROLE_EMBED);
+    bool head = ps_trainer_site(t, -1, PS_ROLE_HEAD);
+    *uniform = *uniform && (*every_layer || (!embed && !head));
+    if (!*uniform)
+        return all_paths(t);
     json_t *list = json_array();
-    for (int r = 0; *uniform && r < PS_LINEAR_COUNT; r++)
+    for (int r = 0; r < PS_LINEAR_COUNT; r++)
         if (common >> r & 1)
             json_array_append_new(list, json_string(ps_linear_name((enum ps_role)r)));
-    for (int32_t i = 0; !*uniform && i < n_layer * PS_LINEAR_COUNT; i++) {
-        enum ps_role r = (enum ps_role)(i % PS_LINEAR_COUNT);
-        char path[96];
-        PS_IGNORE(snprintf(path, sizeof path, "model.layers.%d.%s.%s", i / PS_LINEAR_COUNT,
-                           ps_linear_parent(r), ps_linear_name(r)) < 0,
-                  "cannot fail");
-        if (ps_trainer_site(t, i / PS_LINEAR_COUNT, r))
-            json_array_append_new(list, json_string(path));
-    }
+    if (embed)
+        json_array_append_new(list, json_string("embed_tokens"));
+    if (head)
+        json_array_append_new(list, json_string("lm_head"));
     return list;
 }
 
@@ -105,9 +123,12 @@ static json_t *pattern(const struct ps_trainer *t, bool alpha, bool own)
         r = all->r;
         a = all->alpha;
     }
-    for (int32_t i = 0; i < ps_trainer_config(t)->n_layer * PS_LINEAR_COUNT; i++) {
-        enum ps_role role = (enum ps_role)(i % PS_LINEAR_COUNT);
-        const struct ps_adapter_site *s = ps_trainer_site(t, i / PS_LINEAR_COUNT, role);
+    int32_t n_layer = ps_trainer_config(t)->n_layer;
+    for (size_t i = 0; i < ps_site_count(n_layer); i++) {
+        int32_t layer;
+        enum ps_role role;
+        ps_site_at(n_layer, i, &layer, &role);
+        const struct ps_adapter_site *s = ps_trainer_site(t, layer, role);
         if (!s)
             continue;
         int32_t site_r;
@@ -117,10 +138,8 @@ static json_t *pattern(const struct ps_trainer *t, bool alpha, bool own)
             site_r = s->config->r;
             site_a = s->config->alpha;
         }
-        char path[96];
-        PS_IGNORE(snprintf(path, sizeof path, "model.layers.%d.%s.%s", s->layer,
-                           ps_linear_parent(role), ps_linear_name(role)) < 0,
-                  "cannot fail");
+        char path[PS_SITE_PATH_MAX];
+        ps_site_path(path, layer, role);
         if (alpha ? site_a != a : site_r != r)
             json_object_set_new(object, path, alpha ? number(site_a) : json_integer(site_r));
     }
@@ -181,16 +200,8 @@ static json_t *ia3_config(const struct ps_trainer *t, json_t *base)
     size_t i;
     const json_t *item;
     if (uniform && !every_layer) { /* IA3 has no list of layers */
-        json_array_clear(targets);
-        for (int32_t k = 0; k < ps_trainer_config(t)->n_layer * PS_LINEAR_COUNT; k++) {
-            enum ps_role r = (enum ps_role)(k % PS_LINEAR_COUNT);
-            char path[96];
-            PS_IGNORE(snprintf(path, sizeof path, "model.layers.%d.%s.%s", k / PS_LINEAR_COUNT,
-                               ps_linear_parent(r), ps_linear_name(r)) < 0,
-                      "cannot fail");
-            if (ps_trainer_site(t, k / PS_LINEAR_COUNT, r))
-                json_array_append_new(targets, json_string(path));
-        }
+        json_decref(targets);
+        targets = all_paths(t);
     }
     json_array_foreach(targets, i, item)
     {

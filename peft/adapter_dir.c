@@ -23,14 +23,24 @@ static int join(char *buf, size_t size, const char *dir, const char *name, struc
     return ps_error_full(err, -ENAMETOOLONG, dir, NULL, NULL, "the path is too long");
 }
 
-/* "base_model.model.model.layers.N.parent.linear.suffix" -> layer and role. */
-static bool parse_key(const char *key, int32_t n_layer, int32_t *layer, enum ps_role *role,
-                      const char **suffix)
+#define KEY_PREFIX "base_model.model."
+
+/* "base_model.model.<module path>.suffix" -> layer and role of the site. */
+static bool parse_key(const char *key, int32_t n_layer, int32_t *layer, enum ps_role *role)
 {
-    static const char prefix[] = "base_model.model.model.layers.";
-    if (strncmp(key, prefix, sizeof prefix - 1) != 0)
+    static const char layers[] = KEY_PREFIX "model.layers.";
+    for (size_t i = ps_site_idx(n_layer, -1, PS_ROLE_EMBED); i < ps_site_count(n_layer); i++) {
+        char path[PS_SITE_PATH_MAX];
+        ps_site_at(n_layer, i, layer, role);
+        ps_site_path(path, *layer, *role);
+        size_t n = sizeof KEY_PREFIX - 1;
+        if (strncmp(key, KEY_PREFIX, n) == 0 && strncmp(key + n, path, strlen(path)) == 0 &&
+            strncmp(key + n + strlen(path), ".lora_", 6) == 0)
+            return true;
+    }
+    if (strncmp(key, layers, sizeof layers - 1) != 0)
         return false;
-    const char *at = key + sizeof prefix - 1;
+    const char *at = key + sizeof layers - 1;
     if (*at < '0' || *at > '9')
         return false;
     char *end;
@@ -44,7 +54,6 @@ static bool parse_key(const char *key, int32_t n_layer, int32_t *layer, enum ps_
         if (strncmp(end, part, (size_t)len) == 0) {
             *layer = (int32_t)l;
             *role = (enum ps_role)r;
-            *suffix = end + len;
             return true;
         }
     }
@@ -58,6 +67,15 @@ static int stray_tensor(struct ps_error *err, const char *path, const char *name
         "keys must be base_model.model.model.layers.N.<module>.lora_A.weight; is the "
         "adapter for another model?",
         "the tensor %s fits no linear of this model", name);
+}
+
+/* Where PEFT adapts the embedding or the head it also writes their base weights. */
+static const char *const base_copy[] = {KEY_PREFIX "model.embed_tokens.base_layer.weight",
+                                        KEY_PREFIX "lm_head.base_layer.weight"};
+
+static bool is_base_copy(const char *name)
+{
+    return strcmp(name, base_copy[0]) == 0 || strcmp(name, base_copy[1]) == 0;
 }
 
 /* What a file holds beside tensors of linears. */
@@ -80,12 +98,11 @@ static int find_sites(const char *path, const struct ps_model_config *model,
     for (size_t i = 0; ret == 0 && i < ps_st_count(f); i++) {
         int32_t layer;
         enum ps_role role;
-        const char *suffix;
         const char *name = ps_st_at(f, i)->name;
-        if (outside_layers(name, cfg))
+        if (outside_layers(name, cfg) || is_base_copy(name))
             continue;
-        if (parse_key(name, model->n_layer, &layer, &role, &suffix))
-            site_on[(size_t)layer * PS_LINEAR_COUNT + (size_t)role] = true;
+        if (parse_key(name, model->n_layer, &layer, &role))
+            site_on[ps_site_idx(model->n_layer, layer, role)] = true;
         else
             ret = stray_tensor(err, path, name);
     }
@@ -99,7 +116,7 @@ int ps_adapter_dir_config(const char *dir, const struct ps_model_config *model,
 {
     struct ps_adapter_file f;
     char path[1024];
-    size_t sites = (size_t)model->n_layer * PS_LINEAR_COUNT;
+    size_t sites = ps_site_count(model->n_layer);
     uint64_t seed = cfg->seed;
     memset(site_on, 0, sites * sizeof *site_on);
     int ret = ps_adapter_file_read(&f, dir, err);
@@ -124,6 +141,26 @@ int ps_adapter_dir_config(const char *dir, const struct ps_model_config *model,
     return ret;
 }
 
+static void transpose(float *out, const float *in, int64_t rows, int64_t cols)
+{
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++)
+            out[j * rows + i] = in[i * cols + j];
+}
+
+/* The file has (shape[1], shape[0]). */
+static int read_transposed(const struct ps_st_file *f, const struct ps_st_tensor *t,
+                           const struct ps_adapter_entry *x, struct ps_error *err)
+{
+    float *turned = malloc(x->n * sizeof *turned);
+    int ret = turned ? ps_st_read_as(f, t, PS_DTYPE_F32, turned, err)
+                     : ps_error_set(err, -ENOMEM, "out of memory");
+    if (ret == 0)
+        transpose(x->value, turned, x->shape[1], x->shape[0]);
+    free(turned);
+    return ret;
+}
+
 static int load_tensor(const struct ps_st_file *f, const struct ps_adapter_entry *x,
                        struct ps_error *err)
 {
@@ -132,15 +169,18 @@ static int load_tensor(const struct ps_st_file *f, const struct ps_adapter_entry
     if (!t)
         return ps_error_full(err, PS_EFORMAT, path, x->name, "the adapter is incomplete",
                              "the adapter has no tensor %s", x->name);
-    if (t->rank != x->rank || t->shape[0] != x->shape[0] || t->shape[1] != x->shape[1])
+    int64_t rows = x->shape[x->transposed ? 1 : 0];
+    int64_t cols = x->shape[x->transposed ? 0 : 1];
+    if (t->rank != x->rank || t->shape[0] != rows || t->shape[1] != cols)
         return ps_error_full(err, PS_EFORMAT, path, x->name, "is the adapter for another model?",
                              "tensor %s has shape [%lld, %lld], the model needs [%lld, %lld]",
                              x->name, (long long)t->shape[0], (long long)t->shape[1],
-                             (long long)x->shape[0], (long long)x->shape[1]);
+                             (long long)rows, (long long)cols);
     if (t->dtype < 0 || t->dtype > PS_DTYPE_F16)
         return ps_error_full(err, PS_EUNSUPPORTED, path, x->name, NULL, "tensor %s has dtype %s",
                              x->name, t->dtype_text);
-    int ret = ps_st_read_as(f, t, PS_DTYPE_F32, x->value, err);
+    int ret = x->transposed ? read_transposed(f, t, x, err)
+                            : ps_st_read_as(f, t, PS_DTYPE_F32, x->value, err);
     for (size_t i = 0; ret == 0 && i < x->n; i++)
         if (!isfinite(x->value[i]))
             ret = ps_error_full(err, PS_EFORMAT, path, x->name, "the adapter's training diverged",
@@ -168,7 +208,7 @@ int ps_adapter_dir_entries(const char *dir, const struct ps_adapter_ops *ops,
     for (size_t i = 0; ret == 0 && i < count; i++)
         ret = load_tensor(f, &entry[i], err);
     for (size_t i = 0; ret == 0 && ps_st_count(f) != count && i < ps_st_count(f); i++) {
-        bool known = false;
+        bool known = is_base_copy(ps_st_at(f, i)->name);
         for (size_t j = 0; j < count && !known; j++)
             known = strcmp(entry[j].name, ps_st_at(f, i)->name) == 0;
         if (!known)
@@ -180,11 +220,62 @@ int ps_adapter_dir_entries(const char *dir, const struct ps_adapter_ops *ops,
     return ret;
 }
 
+/* A copy of a base weight in the file is the base's, at the precision in which it is used. */
+static int check_copy(const struct ps_st_file *f, const struct ps_st_tensor *x,
+                      const struct ps_trainer *t, enum ps_role role, struct ps_error *err)
+{
+    int32_t idx = ps_param_find(ps_trainer_params(t), -1, role);
+    const struct ps_param_info *p = &ps_trainer_params(t)->param[idx];
+    enum ps_dtype dtype = ps_trainer_param(t, idx)->dtype;
+    size_t e = ps_dtype_size((enum ps_dtype)x->dtype);
+    size_t n = (size_t)p->shape[1];
+    bool same = x->rank == 2 && x->shape[0] == p->shape[0] && x->shape[1] == p->shape[1];
+    float *row = malloc(2 * n * sizeof *row);
+    void *raw = malloc(n * sizeof(float));
+    int ret = row && raw ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
+    for (size_t i = 0; ret == 0 && same && i < (size_t)p->shape[0]; i++) {
+        ret = ps_st_read(f, x, i * n * e, n * e, raw, err);
+        if (ret == 0)
+            ret = ps_trainer_param_read(t, idx, i * n, n, row, err);
+        if (ret < 0)
+            break;
+        ps_dtype_convert(row + n, PS_DTYPE_F32, raw, (enum ps_dtype)x->dtype, n);
+        for (size_t j = 0; j < n; j++)
+            same &= row[j] == (dtype == PS_DTYPE_BF16 ? ps_bf16_to_f32(ps_f32_to_bf16(row[n + j]))
+                                                      : row[n + j]);
+    }
+    free(raw);
+    free(row);
+    if (ret < 0 || same)
+        return ret;
+    return ps_error_full(err, PS_EUNSUPPORTED, ps_st_path(f), x->name,
+                         "use the model that it was trained on, or save it again with "
+                         "save_embedding_layers=False",
+                         "the adapter's file holds base weights that are not this model's");
+}
+
+static int check_copies(const char *dir, const struct ps_trainer *t, struct ps_error *err)
+{
+    char path[1024];
+    struct ps_st_file *f = NULL;
+    int ret = join(path, sizeof path, dir, PS_ADAPTER_WEIGHTS_NAME, err);
+    if (ret == 0)
+        ret = ps_st_open(&f, path, err);
+    for (int k = 0; ret == 0 && k < 2; k++) {
+        const struct ps_st_tensor *x = ps_st_find(f, base_copy[k]);
+        if (x && x->dtype >= 0 && x->dtype <= PS_DTYPE_F16)
+            ret = check_copy(f, x, t, k ? PS_ROLE_HEAD : PS_ROLE_EMBED, err);
+    }
+    ps_st_close(f);
+    return ret;
+}
+
 int ps_adapter_dir_load(const char *dir, struct ps_trainer *t, struct ps_error *err)
 {
     size_t count = ps_trainer_adapter_count(t);
-    return ps_adapter_dir_entries(dir, ps_trainer_adapter_ops(t),
-                                  count > 0 ? ps_trainer_adapter_at(t, 0) : NULL, count, err);
+    int ret = ps_adapter_dir_entries(dir, ps_trainer_adapter_ops(t),
+                                     count > 0 ? ps_trainer_adapter_at(t, 0) : NULL, count, err);
+    return ret < 0 ? ret : check_copies(dir, t, err);
 }
 
 /* A value that is finite as fp32 and too large for bf16 counts as non-finite when that is written.
@@ -216,6 +307,8 @@ struct pieces {
     size_t count;
     float *fold[2];    /* both factors of the last site asked for */
     float *want, *got; /* of the largest piece each */
+    float *turned;     /* of the largest that is transposed */
+    const struct ps_adapter_entry *in_turned;
     const struct ps_adapter_site *folded;
 };
 
@@ -224,6 +317,10 @@ static void add_entry(struct pieces *p, const struct ps_adapter_entry *e)
     struct piece *x = &p->item[p->count++];
     *x =
         (struct piece){.rank = e->rank, .shape = {e->shape[0], e->shape[1]}, .n = e->n, .entry = e};
+    if (e->transposed) {
+        x->shape[0] = e->shape[1];
+        x->shape[1] = e->shape[0];
+    }
     PS_IGNORE(snprintf(x->name, sizeof x->name, "%s", e->name) < 0, "fits");
 }
 
@@ -237,9 +334,10 @@ static void add_factors(struct pieces *p, const struct ps_adapter_site *s)
         x->shape[0] = f ? s->out : r;
         x->shape[1] = f ? r : s->in;
         x->n = (size_t)x->shape[0] * (size_t)x->shape[1];
-        PS_IGNORE(snprintf(x->name, sizeof x->name,
-                           "base_model.model.model.layers.%d.%s.%s.lora_%c.weight", s->layer,
-                           ps_linear_parent(s->role), ps_linear_name(s->role), f ? 'B' : 'A') < 0,
+        char path[PS_SITE_PATH_MAX];
+        ps_site_path(path, s->layer, s->role);
+        PS_IGNORE(snprintf(x->name, sizeof x->name, KEY_PREFIX "%s.lora_%c.weight", path,
+                           f ? 'B' : 'A') < 0,
                   "fits");
     }
 }
@@ -258,9 +356,10 @@ static void add_zeros(struct pieces *p, const struct ps_trainer *t,
         *x = (struct piece){.rank = 2, .n = (size_t)(f ? out : in)};
         x->shape[0] = f ? out : 1;
         x->shape[1] = f ? 1 : in;
-        PS_IGNORE(snprintf(x->name, sizeof x->name,
-                           "base_model.model.model.layers.%d.%s.%s.lora_%c.weight", info->layer,
-                           ps_linear_parent(role), ps_linear_name(role), f ? 'B' : 'A') < 0,
+        char path[PS_SITE_PATH_MAX];
+        ps_site_path(path, info->layer, role);
+        PS_IGNORE(snprintf(x->name, sizeof x->name, KEY_PREFIX "%s.lora_%c.weight", path,
+                           f ? 'B' : 'A') < 0,
                   "fits");
     }
 }
@@ -272,17 +371,19 @@ static void pieces_fini(struct pieces *p)
     free(p->fold[1]);
     free(p->want);
     free(p->got);
+    free(p->turned);
 }
 
 /* The tensors of a file; `folded` those for PEFT where the method has none of its own there. */
 static int pieces_init(struct pieces *p, const struct ps_trainer *t, bool folded,
                        struct ps_error *err)
 {
-    int32_t sites = ps_trainer_config(t)->n_layer * PS_LINEAR_COUNT;
+    int32_t n_layer = ps_trainer_config(t)->n_layer;
+    size_t sites = ps_site_count(n_layer);
     size_t entries = ps_trainer_adapter_count(t);
     memset(p, 0, sizeof *p);
     const struct ps_adapter_ops *ops = ps_trainer_adapter_ops(t);
-    p->item = calloc(3 * entries + 2 * (size_t)sites, sizeof *p->item);
+    p->item = calloc(3 * entries + 2 * sites, sizeof *p->item);
     if (!p->item)
         return ps_error_set(err, -ENOMEM, "out of memory");
     for (size_t i = 0; i < entries; i++) {
@@ -292,32 +393,43 @@ static int pieces_init(struct pieces *p, const struct ps_trainer *t, bool folded
         if (folded && ops->vector)
             add_zeros(p, t, e);
     }
-    for (int32_t i = 0; folded && i < sites; i++) {
-        const struct ps_adapter_site *s =
-            ps_trainer_site(t, i / PS_LINEAR_COUNT, (enum ps_role)(i % PS_LINEAR_COUNT));
+    for (size_t i = 0; folded && i < sites; i++) {
+        int32_t layer;
+        enum ps_role role;
+        ps_site_at(n_layer, i, &layer, &role);
+        const struct ps_adapter_site *s = ps_trainer_site(t, layer, role);
         if (s)
             add_factors(p, s);
     }
     size_t most[3] = {1, 1, 1};
+    size_t turned = 0;
     for (size_t i = 0; i < p->count; i++) {
         const struct piece *x = &p->item[i];
         int kind = x->site ? x->factor : x->entry ? 2 : 0;
         most[kind] = x->n > most[kind] ? x->n : most[kind];
         most[2] = x->n > most[2] ? x->n : most[2];
+        turned = x->entry && x->entry->transposed && x->n > turned ? x->n : turned;
     }
     for (int f = 0; folded && f < 2; f++)
         p->fold[f] = calloc(most[f], sizeof(float));
     p->want = malloc(most[2] * sizeof(float));
     p->got = malloc(most[2] * sizeof(float));
-    bool ok = p->want && p->got && (!folded || (p->fold[0] && p->fold[1]));
+    p->turned = malloc((turned + 1) * sizeof(float));
+    bool ok = p->want && p->got && p->turned && (!folded || (p->fold[0] && p->fold[1]));
     return ok ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
 }
 
 /* Its value as fp32. */
 static const float *piece_value(struct pieces *p, const struct piece *x)
 {
-    if (x->entry)
+    if (x->entry && !x->entry->transposed)
         return x->entry->value;
+    if (x->entry) {
+        if (p->in_turned != x->entry)
+            transpose(p->turned, x->entry->value, x->entry->shape[0], x->entry->shape[1]);
+        p->in_turned = x->entry;
+        return p->turned;
+    }
     if (x->site && p->folded != x->site) {
         struct ps_lowrank v = ps_peft_method_of(x->site->ops)->view(x->site);
         ps_lowrank_fold(x->site, &v, p->fold[0], p->fold[1]);
@@ -400,7 +512,7 @@ static int verify_config(const char *dir, const struct ps_trainer *t, struct ps_
     const struct ps_model_config *model = ps_trainer_config(t);
     const struct ps_adapter_ops *ops = ps_trainer_adapter_ops(t);
     struct ps_adapter_config cfg = {0};
-    size_t sites = (size_t)model->n_layer * PS_LINEAR_COUNT;
+    size_t sites = ps_site_count(model->n_layer);
     bool *on = calloc(sites, sizeof *on);
     struct ps_adapter_config *each = calloc(sites, sizeof *each);
     int ret = on && each ? ps_adapter_dir_config(dir, model, &cfg, on, each, err)
@@ -410,8 +522,10 @@ static int verify_config(const char *dir, const struct ps_trainer *t, struct ps_
                 cfg.save_embed == mine->save_embed && cfg.save_head == mine->save_head;
     bool ranked = ps_peft_method_of(ops)->view != NULL;
     for (size_t i = 0; same && i < sites; i++) {
-        const struct ps_adapter_site *s =
-            ps_trainer_site(t, (int32_t)(i / PS_LINEAR_COUNT), (enum ps_role)(i % PS_LINEAR_COUNT));
+        int32_t layer;
+        enum ps_role role;
+        ps_site_at(model->n_layer, i, &layer, &role);
+        const struct ps_adapter_site *s = ps_trainer_site(t, layer, role);
         same &= on[i] == (s != NULL) && (!s || !ranked || same_config(&each[i], s->config));
     }
     free(each);

@@ -25,10 +25,10 @@ const struct ps_adapter_ops *ps_adapter_find(const char *name);
 /* All of them, NULL-terminated. */
 const struct ps_adapter_ops *const *ps_adapters(void);
 
-/* Read the configuration of an adapter directory, which linears it adapts (from the tensors that
- * the file holds; site_on (n_layer * 7)) and, in site_config (n_layer * 7) unless NULL, the rank
- * and alpha of each. cfg->seed is kept. Options that Penstock does not apply are refused by name,
- * so that no adapter loads as something else. */
+/* Read the configuration of an adapter directory, what it adapts (from the tensors that
+ * the file holds; site_on (ps_site_count)) and, in site_config (ps_site_count) unless NULL, the
+ * rank and alpha of each. cfg->seed is kept. Options that Penstock does not apply are refused by
+ * name, so that no adapter loads as something else. */
 int ps_adapter_dir_config(const char *dir, const struct ps_model_config *model,
                           struct ps_adapter_config *cfg, bool *site_on,
                           struct ps_adapter_config *site_config,

@@ -2,6 +2,10 @@
  *
  * Tensors: A (r, in) uniform in +-1/sqrt(in) (Kaiming uniform with a = sqrt 5), B (out, r) zero;
  * fp32. Keeps H = s drop(x) A^T (n_tok, r) from forward to backward, in the activations' dtype.
+ *
+ * The embedding: x[t] += s B A[:, id[t]], A (r, vocab) zero, B (hidden, r) standard normal, as in
+ * PEFT; no dropout. In memory A lies as (vocab, r). With tied weights only lookups are adapted. The
+ * head is one more linear, whose tokens come in chunks.
  * Sources: Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA). */
 #ifndef PS_PEFT_LORA_H
 #define PS_PEFT_LORA_H

@@ -24,5 +24,6 @@ const struct ps_adapter_ops ps_lora_fa_ops = {
     .save = ps_lowrank_save,
     .backward = ps_lowrank_backward,
     .merge = ps_lowrank_merge,
+    .adapts_head = true,
     .own = &method,
 };

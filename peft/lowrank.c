@@ -110,7 +110,8 @@ static struct room room_of(const struct ps_linear_call *c)
 struct ps_rng_key ps_lowrank_dropout_key(const struct ps_linear_call *c)
 {
     struct ps_rng_key key = c->key;
-    key.layer = (uint32_t)c->site->layer * 16u + (uint32_t)c->site->role;
+    key.layer = c->logits ? UINT32_MAX - c->key.layer
+                          : (uint32_t)c->site->layer * 16u + (uint32_t)c->site->role;
     key.site = PS_RNG_DROPOUT;
     return key;
 }
@@ -260,8 +261,8 @@ static void backward_dx(const struct ps_linear_call *c, const struct ps_lowrank 
         g.b2 = f32(v->a, in, 0);
     }
     if (v->a0) {
-        product(c, c->n_tok, v->r, out, mat(c->dy, out, c->cx->dtype, 0), f32(v->b0, v->r, 0),
-                v->scale, m->p0, PS_DTYPE_F32, PS_GEMM_F32, 0);
+        product(c, c->n_tok, v->r, out, mat(c->dy, out, ps_linear_out_dtype(c), 0),
+                f32(v->b0, v->r, 0), v->scale, m->p0, PS_DTYPE_F32, PS_GEMM_F32, 0);
         struct ps_gemm_args sum = {.m = c->n_tok,
                                    .n = in,
                                    .k = v->r,
@@ -313,12 +314,13 @@ void ps_lowrank_backward(const struct ps_linear_call *c)
     size_t out = (size_t)c->out;
     enum ps_dtype dtype = c->cx->dtype;
     enum ps_dtype kept = kept_dtype(v->a0, dtype);
+    enum ps_dtype dy = ps_linear_out_dtype(c);
     /* dB = dy^T H M^T; the scale is in H */
     if (v->db)
-        product(c, out, v->r, c->n_tok, mat(c->dy, out, dtype, 1), left_of(c, v, &m), 1, v->db,
+        product(c, out, v->r, c->n_tok, mat(c->dy, out, dy, 1), left_of(c, v, &m), 1, v->db,
                 PS_DTYPE_F32, math_of(c, v), c->accumulate);
     /* P = s dy B */
-    product(c, c->n_tok, v->r, out, mat(c->dy, out, dtype, 0), f32(v->b, v->r, 0),
+    product(c, c->n_tok, v->r, out, mat(c->dy, out, dy, 0), f32(v->b, v->r, 0),
             v->mid ? 1 : v->scale, m.p, kept, math_of(c, v), 0);
     struct ps_gemm_mat p = v->mid ? backward_mid(c, v, &m) : mat(m.p, v->r, kept, 0);
     /* dA = P^T drop(x) */

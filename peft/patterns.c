@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "peft/adapter_config.h"
 
@@ -26,20 +27,21 @@ static int compile(pcre2_code **out, const char *key, const char *field, struct 
                          "the key '%.64s' is no regular expression: %s", key, (const char *)why);
 }
 
-static bool matches(const pcre2_code *re, pcre2_match_data *md, size_t site)
+static bool matches(const pcre2_code *re, pcre2_match_data *md, int32_t n_layer, size_t site)
 {
-    char path[96];
-    enum ps_role r = (enum ps_role)(site % PS_LINEAR_COUNT);
-    int len = snprintf(path, sizeof path, "model.layers.%d.%s.%s", (int)(site / PS_LINEAR_COUNT),
-                       ps_linear_parent(r), ps_linear_name(r));
-    return pcre2_match(re, (PCRE2_SPTR)path, (PCRE2_SIZE)len, 0, 0, md, NULL) >= 0;
+    char path[PS_SITE_PATH_MAX];
+    int32_t layer;
+    enum ps_role role;
+    ps_site_at(n_layer, site, &layer, &role);
+    ps_site_path(path, layer, role);
+    return pcre2_match(re, (PCRE2_SPTR)path, strlen(path), 0, 0, md, NULL) >= 0;
 }
 
 int ps_patterns_apply(struct ps_adapter_config *site_config, int32_t n_layer,
                       const struct ps_pattern *pattern, size_t count, bool is_alpha,
                       const char *field, struct ps_error *err)
 {
-    size_t sites = (size_t)n_layer * PS_LINEAR_COUNT;
+    size_t sites = ps_site_count(n_layer);
     pcre2_match_data *md = pcre2_match_data_create(1, NULL);
     int ret = md ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
     /* backwards: the first key that matches is the last to set */
@@ -53,7 +55,7 @@ int ps_patterns_apply(struct ps_adapter_config *site_config, int32_t n_layer,
                                 "the value %g of '%.64s' is out of range", v, pattern[i].key);
         bool any = false;
         for (size_t s = 0; ret == 0 && s < sites; s++) {
-            if (!matches(re, md, s))
+            if (!matches(re, md, n_layer, s))
                 continue;
             any = true;
             if (is_alpha)

@@ -68,21 +68,39 @@ int ps_layers_parse(bool *on, int32_t n_layer, const char *text, const char *opt
     }
 }
 
-/* A comma list of the seven module names -> mask; false if any word is another. */
+#define EMBED_BIT (1u << PS_LINEAR_COUNT)
+#define HEAD_BIT (2u << PS_LINEAR_COUNT)
+
+static unsigned word_mask(const char *word, size_t len)
+{
+    static const struct {
+        const char *name;
+        unsigned mask;
+    } group[] = {{"all", (1u << PS_LINEAR_COUNT) - 1},
+                 {"attn", 0xf},
+                 {"embed_tokens", EMBED_BIT},
+                 {"lm_head", HEAD_BIT}};
+    for (size_t i = 0; i < sizeof group / sizeof *group; i++)
+        if (strlen(group[i].name) == len && strncmp(group[i].name, word, len) == 0)
+            return group[i].mask;
+    for (int r = 0; r < PS_LINEAR_COUNT; r++) {
+        const char *name = ps_linear_name((enum ps_role)r);
+        if (strlen(name) == len && strncmp(name, word, len) == 0)
+            return 1u << r;
+    }
+    return 0;
+}
+
+/* A comma list of names -> mask; false if any word is another. */
 static bool parse_list(const char *target, unsigned *mask)
 {
     *mask = 0;
     for (const char *at = target;;) {
         size_t len = strcspn(at, ",");
-        int found = -1;
-        for (int r = 0; r < PS_LINEAR_COUNT; r++) {
-            const char *name = ps_linear_name((enum ps_role)r);
-            if (strlen(name) == len && strncmp(name, at, len) == 0)
-                found = r;
-        }
-        if (found < 0)
+        unsigned word = word_mask(at, len);
+        if (!word)
             return false;
-        *mask |= 1u << found;
+        *mask |= word;
         at += len;
         if (!*at)
             return true;
@@ -92,11 +110,12 @@ static bool parse_list(const char *target, unsigned *mask)
 
 static int unknown_target(struct ps_error *err, const char *target)
 {
-    return ps_error_full(err, PS_EUSAGE, NULL, "lora-target",
-                         "use all, attn, names of q_proj k_proj v_proj o_proj gate_proj up_proj "
-                         "down_proj, or a regular expression for the whole module path such as "
-                         ".*self_attn\\.[qv]_proj",
-                         "the target '%s' matches no linear of this model", target);
+    return ps_error_full(
+        err, PS_EUSAGE, NULL, "lora-target",
+        "use all, attn, names of q_proj k_proj v_proj o_proj gate_proj up_proj "
+        "down_proj embed_tokens lm_head, or a regular expression for the whole module path such as "
+        ".*self_attn\\.[qv]_proj",
+        "the target '%s' matches no module of this model", target);
 }
 
 static int select_regex(bool *site_on, const bool *layer_on, const struct ps_model_config *cfg,
@@ -121,16 +140,17 @@ static int select_regex(bool *site_on, const bool *layer_on, const struct ps_mod
         pcre2_set_depth_limit(mc, 1000);
     }
     bool any = false;
-    for (int32_t i = 0; !ret && i < cfg->n_layer * PS_LINEAR_COUNT; i++) {
-        char path[96];
-        enum ps_role r = (enum ps_role)(i % PS_LINEAR_COUNT);
-        int len = snprintf(path, sizeof path, "model.layers.%d.%s.%s", i / PS_LINEAR_COUNT,
-                           ps_linear_parent(r), ps_linear_name(r));
-        int rc = pcre2_match(re, (PCRE2_SPTR)path, (PCRE2_SIZE)len, 0, 0, md, mc);
+    for (size_t i = 0; !ret && i < ps_site_count(cfg->n_layer); i++) {
+        char path[PS_SITE_PATH_MAX];
+        int32_t layer;
+        enum ps_role role;
+        ps_site_at(cfg->n_layer, i, &layer, &role);
+        ps_site_path(path, layer, role);
+        int rc = pcre2_match(re, (PCRE2_SPTR)path, strlen(path), 0, 0, md, mc);
         if (rc < 0 && rc != PCRE2_ERROR_NOMATCH)
             ret = ps_error_full(err, PS_EUSAGE, NULL, "lora-target", "use a simpler expression",
                                 "the regular expression '%s' exceeds the match limits", target);
-        site_on[i] = rc >= 0 && layer_on[i / PS_LINEAR_COUNT];
+        site_on[i] = rc >= 0 && (layer < 0 || layer_on[layer]);
         any |= site_on[i];
     }
     pcre2_match_context_free(mc);
@@ -147,13 +167,16 @@ int ps_targets_select(bool *site_on, const struct ps_model_config *cfg, const ch
         return ps_error_set(err, -ENOMEM, "out of memory");
     int ret = ps_layers_parse(layer_on, cfg->n_layer, layers, "lora-layers", err);
     unsigned mask = 0;
-    if (strcmp(target, "all") == 0)
-        mask = (1u << PS_LINEAR_COUNT) - 1;
-    else if (strcmp(target, "attn") == 0)
-        mask = 0xf;
-    if (ret == 0 && (mask || parse_list(target, &mask)))
-        for (int32_t i = 0; i < cfg->n_layer * PS_LINEAR_COUNT; i++)
-            site_on[i] = layer_on[i / PS_LINEAR_COUNT] && (mask >> (i % PS_LINEAR_COUNT) & 1);
+    if (ret == 0 && parse_list(target, &mask))
+        for (size_t i = 0; i < ps_site_count(cfg->n_layer); i++) {
+            int32_t layer;
+            enum ps_role role;
+            ps_site_at(cfg->n_layer, i, &layer, &role);
+            unsigned bit = role == PS_ROLE_EMBED  ? EMBED_BIT
+                           : role == PS_ROLE_HEAD ? HEAD_BIT
+                                                  : 1u << role;
+            site_on[i] = (layer < 0 || layer_on[layer]) && (mask & bit);
+        }
     else if (ret == 0)
         ret = strpbrk(target, ".*\\[(|^$+?") ? select_regex(site_on, layer_on, cfg, target, err)
                                              : unknown_target(err, target);

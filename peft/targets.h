@@ -17,10 +17,11 @@ extern "C" {
 int ps_layers_parse(bool *on, int32_t n_layer, const char *text, const char *option,
                     struct ps_error *err) PS_WARN_UNUSED;
 
-/* site_on (n_layer * 7): `target` is "all" (the seven linears), "attn" (q, k, v, o), a comma list
- * of module names (q_proj, ...), or a regular expression that must match the whole module path
- * (model.layers.0.self_attn.q_proj), as PEFT's target_modules string does; `layers` as above. A
- * target that matches nothing is PS_EUSAGE with the names that exist. */
+/* site_on (ps_site_count): `target` is a comma list of "all" (the seven linears), "attn" (q, k, v,
+ * o) and module names (q_proj, ..., embed_tokens, lm_head), or a regular expression that must match
+ * the whole module path (model.layers.0.self_attn.q_proj), as PEFT's target_modules string does;
+ * `layers`, as above, chooses among the layers' linears. A target that matches nothing is PS_EUSAGE
+ * with the names that exist. */
 int ps_targets_select(bool *site_on, const struct ps_model_config *cfg, const char *target,
                       const char *layers, struct ps_error *err) PS_WARN_UNUSED;
 

@@ -247,7 +247,7 @@ static int inspect_adapter(struct ps_inspect_report *r, const char *dir, struct 
     /* the base model is not at hand: every layer number passes */
     struct ps_model_config any = {.n_layer = LAYER_MAX};
     struct ps_adapter_config cfg = {0};
-    bool *site_on = calloc((size_t)LAYER_MAX * PS_LINEAR_COUNT, sizeof *site_on);
+    bool *site_on = calloc(ps_site_count(LAYER_MAX), sizeof *site_on);
     if (!site_on)
         return no_memory(dir, err);
     struct ps_error reason = {0};

@@ -117,7 +117,7 @@ static void describe_adapted(struct ps_session *s, const struct ps_param_info *p
         if (ps_trainer_adapter_at(s->trainer, i)->param_idx == param_idx)
             out->vector = ps_trainer_adapter_at(s->trainer, i);
     int role = (int)p->role;
-    if (p->layer >= 0 && role < PS_LINEAR_COUNT)
+    if (role < PS_LINEAR_COUNT || role == PS_ROLE_EMBED || role == PS_ROLE_HEAD)
         out->merged = ps_trainer_site(s->trainer, p->layer, p->role);
     if (p->layer < 0 || role < PS_ROLE_Q_BIAS || role > PS_ROLE_DOWN_BIAS)
         return;
@@ -404,6 +404,31 @@ void ps__keep_grad(void *arg, size_t idx, const float *grad, size_t n)
         memcpy(s->dumped[idx], grad, n * sizeof(float));
 }
 
+/* The files of the adapter hold the transpose of this trained tensor. */
+static bool is_transposed(const struct ps_session *s, size_t trainable)
+{
+    for (size_t i = 0; i < ps_trainer_adapter_count(s->trainer); i++) {
+        const struct ps_adapter_entry *e = ps_trainer_adapter_at(s->trainer, i);
+        if (e->trainable == (int32_t)trainable)
+            return e->transposed;
+    }
+    return false;
+}
+
+static int append_transposed(struct ps_st_writer *w, const float *value, const int64_t shape[2],
+                             struct ps_error *err)
+{
+    float *column = malloc((size_t)shape[0] * sizeof *column);
+    int ret = column ? 0 : ps_error_set(err, -ENOMEM, "out of memory");
+    for (int64_t j = 0; ret == 0 && j < shape[1]; j++) {
+        for (int64_t i = 0; i < shape[0]; i++)
+            column[i] = value[i * shape[1] + j];
+        ret = ps_st_writer_append(w, column, (size_t)shape[0] * sizeof *column, err);
+    }
+    free(column);
+    return ret;
+}
+
 int ps__dump_grads(struct ps_session *s, const char *path, struct ps_error *err)
 {
     size_t count = ps_trainer_trainable_count(s->trainer);
@@ -413,10 +438,11 @@ int ps__dump_grads(struct ps_session *s, const char *path, struct ps_error *err)
     int ret = ps_trainer_pull(s->trainer, err);
     for (size_t i = 0; i < count; i++) {
         const struct ps_trainable *x = ps_trainer_trainable(s->trainer, i);
+        bool turn = is_transposed(s, i);
         spec[i] = (struct ps_st_spec){.name = x->name,
                                       .dtype = PS_DTYPE_F32,
                                       .rank = x->rank,
-                                      .shape = {x->shape[0], x->shape[1]}};
+                                      .shape = {x->shape[turn ? 1 : 0], x->shape[turn ? 0 : 1]}};
     }
     struct ps_st_writer *w = NULL;
     if (ret == 0)
@@ -425,13 +451,24 @@ int ps__dump_grads(struct ps_session *s, const char *path, struct ps_error *err)
     for (size_t i = 0; ret == 0 && i < count; i++) {
         const struct ps_trainable *x = ps_trainer_trainable(s->trainer, i);
         const float *grad = s->dumped ? s->dumped[i] : x->grad;
-        ret = grad ? ps_st_writer_append(w, grad, x->n * sizeof(float), err)
-                   : ps_error_set(err, -ENOMEM, "out of memory for the gradients to dump");
+        if (!grad)
+            ret = ps_error_set(err, -ENOMEM, "out of memory for the gradients to dump");
+        else if (is_transposed(s, i))
+            ret = append_transposed(w, grad, x->shape, err);
+        else
+            ret = ps_st_writer_append(w, grad, x->n * sizeof(float), err);
     }
     if (ret == 0)
         return ps_st_writer_close(w, err);
     ps_st_writer_abort(w);
     return ret;
+}
+
+static bool embedding_adapted(struct ps_session *s)
+{
+    int32_t embed = ps_param_find(ps_trainer_params(s->trainer), -1, PS_ROLE_EMBED);
+    return s->blend ? ps_adapter_blend_touches(s->blend, embed)
+                    : ps_trainer_site(s->trainer, -1, PS_ROLE_EMBED) != NULL;
 }
 
 int ps_session_export(struct ps_session *s, const char *format, const char *dir,
@@ -441,6 +478,10 @@ int ps_session_export(struct ps_session *s, const char *format, const char *dir,
     if (peft && ps_trainer_trainable_count(s->trainer) == 0)
         return ps_error_full(err, PS_EUSAGE, NULL, "adapter", "give --adapter DIR",
                              "there is no adapter to export");
+    if (!peft && s->cfg.tie_word_embeddings && embedding_adapted(s))
+        return ps_error_full(err, PS_EUNSUPPORTED, NULL, "format", "use `--format peft`",
+                             "the adapter is on lookups of the embedding alone, which is the head "
+                             "of this model too: no one tensor has both values");
     struct stat st;
     char probe[4096];
     const char *mark = peft ? "adapter_config.json" : "config.json";

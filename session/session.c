@@ -251,6 +251,9 @@ static int apply_patterns(struct ps_session *s, const char *text, bool is_alpha,
     return 0;
 }
 
+/* Learning rate of an adapted embedding's tensors under LoRA+. */
+#define LORAPLUS_EMBED_RATE 1e-6
+
 static int adapter_of_options(struct ps_session *s, struct ps_error *err)
 {
     const struct ps_options *o = s->opt;
@@ -271,7 +274,7 @@ static int adapter_of_options(struct ps_session *s, struct ps_error *err)
                                  "choose lm_head, embed_tokens or both",
                                  "'%s' cannot be trained beside an adapter", word);
     }
-    for (size_t i = 0; i < (size_t)s->cfg.n_layer * PS_LINEAR_COUNT; i++)
+    for (size_t i = 0; i < ps_site_count(s->cfg.n_layer); i++)
         s->site_config[i] = s->adapter_config;
     int ret = ps_targets_select(s->site_on, &s->cfg, o->lora_target, o->lora_layers, err);
     if (ret == 0)
@@ -292,7 +295,7 @@ static int adapter_of_dir(struct ps_session *s, bool train, struct ps_error *err
     if (ps_options_given(o, "method") && strcmp(c->method, o->method) != 0)
         return ps_error_full(err, PS_EUSAGE, o->adapter, "method", "leave `--method` out",
                              "the adapter's method is %s, not %s", c->method, o->method);
-    for (size_t i = 0; i < (size_t)s->cfg.n_layer * PS_LINEAR_COUNT; i++)
+    for (size_t i = 0; i < ps_site_count(s->cfg.n_layer); i++)
         if (ps_options_given(o, "lora-dropout"))
             s->site_config[i].dropout = o->lora_dropout;
     if (ps_options_given(o, "lora-dropout"))
@@ -332,8 +335,8 @@ static int choose_method(struct ps_session *s, struct ps_trainer_options *t, str
     t->mode = train ? PS_MODE_ADAPTER : PS_MODE_NONE;
     if ((!train && !o->adapter) || blends(s))
         return 0;
-    s->site_on = calloc(layers * PS_LINEAR_COUNT, sizeof *s->site_on);
-    s->site_config = calloc(layers * PS_LINEAR_COUNT, sizeof *s->site_config);
+    s->site_on = calloc(ps_site_count(s->cfg.n_layer), sizeof *s->site_on);
+    s->site_config = calloc(ps_site_count(s->cfg.n_layer), sizeof *s->site_config);
     if (!s->site_on || !s->site_config)
         return ps_error_set(err, -ENOMEM, "out of memory");
     t->site_on = s->site_on;
@@ -344,6 +347,8 @@ static int choose_method(struct ps_session *s, struct ps_trainer_options *t, str
         o->adapter || (o->resume && ps__checkpoint_newest(s) >= 0 && !ps__store_named(s));
     int ret = o->adapter ? adapter_of_dir(s, train, err) : adapter_of_options(s, err);
     s->adapter_config.rate_ratio = train ? o->loraplus_ratio : 1;
+    if (train && o->loraplus_ratio > 1 && o->learning_rate > 0) /* as PEFT's LoRA+ */
+        s->adapter_config.embed_rate = LORAPLUS_EMBED_RATE / o->learning_rate;
     ret = ret < 0 ? ret : check_dropout(s, train, err);
     t->adapter = ret == 0 ? ps_adapter_find(s->adapter_config.method) : NULL;
     t->adapter_config = s->adapter_config;
@@ -550,7 +555,8 @@ static int check_states(const struct ps_session *s, struct ps_error *err)
                          s->opt->optimizer);
 }
 
-/* Perturbed weights are written where the model computes: in memory that the host's threads reach. */
+/* Perturbed weights are written where the model computes: in memory that the host's threads reach.
+ */
 static int check_zeroth(const struct ps_session *s, struct ps_error *err)
 {
     if (!trains(s) || !s->trainer_options.optimizer->perturb)

@@ -41,7 +41,7 @@ struct ps_session {
     uint64_t data_hash; /* XXH3 of the training rows' ids and labels */
 
     bool *site_on, *layer_on;
-    struct ps_adapter_config adapter_config, *site_config; /* (n_layer * 7,) */
+    struct ps_adapter_config adapter_config, *site_config; /* (ps_site_count,) */
     struct ps_adapter_blend *blend; /* export of several adapters; NULL: none */
     struct ps_lr_schedule schedule;
     double *lr_table; /* of the refined schedule */

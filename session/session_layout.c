@@ -210,12 +210,15 @@ static void set_wishes(const struct ps_session *s, struct ps_planner_request *r)
 static double adapter_factors(const struct ps_session *s)
 {
     double sum = 0;
-    for (int32_t i = 0; i < s->cfg.n_layer * PS_LINEAR_COUNT; i++) {
-        const struct ps_adapter_site *site =
-            ps_trainer_site(s->trainer, i / PS_LINEAR_COUNT, (enum ps_role)(i % PS_LINEAR_COUNT));
+    for (size_t i = 0; i < ps_site_count(s->cfg.n_layer); i++) {
+        int32_t layer;
+        enum ps_role role;
+        ps_site_at(s->cfg.n_layer, i, &layer, &role);
+        const struct ps_adapter_site *site = ps_trainer_site(s->trainer, layer, role);
         if (!site)
             continue;
-        for (int32_t k = 0; k < site->tensor_count; k++) {
+        /* of an embedding A is looked up */
+        for (int32_t k = role == PS_ROLE_EMBED ? 1 : 0; k < site->tensor_count; k++) {
             const struct ps_adapter_entry *e =
                 ps_trainer_adapter_at(s->trainer, (size_t)site->entry[k]);
             double rows = (double)(e->shape[0] < site->out ? e->shape[0] : site->out);

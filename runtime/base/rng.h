@@ -16,7 +16,8 @@ enum ps_rng_site {
     PS_RNG_INIT_WEIGHT = 1,  /* `init`: layer = parameter index */
     PS_RNG_INIT_ADAPTER = 2, /* adapter A: layer = parameter index */
     PS_RNG_SHUFFLE = 3,      /* data order: step = epoch */
-    PS_RNG_DROPOUT = 4,      /* adapter dropout: layer = layer * 16 + linear role */
+    PS_RNG_DROPOUT = 4,      /* adapter dropout: layer = layer * 16 + linear role; of the
+                                head 2^32 - 1 - its chunk of rows */
     PS_RNG_SAMPLE = 5,       /* generation: step = position, micro = prompt */
     PS_RNG_SPLIT = 6,        /* --val-split */
     PS_RNG_ROUND = 7,        /* stochastic rounding: step = t, layer = tensor id, micro = 0 for the

@@ -16,8 +16,8 @@ size_t ps_head_chunk_rows(const struct ps_model_config *cfg)
 }
 
 size_t ps_head_scratch_carve(struct ps_head_scratch *out, void *base,
-                             const struct ps_model_config *cfg, enum ps_dtype dtype, size_t n_tok,
-                             bool backward)
+                             const struct ps_model_config *cfg, const struct ps_adapter_site *site,
+                             enum ps_dtype dtype, size_t n_tok, bool backward)
 {
     size_t hidden = n_tok * (size_t)cfg->hidden_size * ps_dtype_size(dtype);
     size_t rows = ps_head_chunk_rows(cfg);
@@ -33,6 +33,8 @@ size_t ps_head_scratch_carve(struct ps_head_scratch *out, void *base,
         {(void **)&out->logits, rows * (size_t)cfg->vocab_size * sizeof(float)},
         {&out->dnormed, backward ? hidden : 0},
         {&out->rmsnorm, backward ? ps_rmsnorm_workspace_bytes(n_tok, (size_t)cfg->hidden_size) : 0},
+        {&out->saved, site ? site->ops->saved_bytes(site, rows, dtype) : 0},
+        {&out->adapter, site ? site->ops->scratch_bytes(site, rows, dtype) : 0},
     };
     size_t used = 0;
     for (size_t i = 0; i < sizeof part / sizeof part[0]; i++) {
@@ -42,21 +44,24 @@ size_t ps_head_scratch_carve(struct ps_head_scratch *out, void *base,
     return used;
 }
 
-static struct ps_gemm_args logits_gemm(const struct ps_head *h, const struct ps_compute *cx,
-                                       const void *normed, size_t rows, float *logits)
+/* The head applied to `rows` normed rows, or its backward pass: logits are both. */
+static struct ps_linear_call head_call(const struct ps_head *h, const struct ps_compute *cx,
+                                       const struct ps_head_scratch *s, const void *normed,
+                                       size_t rows, float *logits)
 {
-    size_t n = (size_t)h->cfg->hidden_size;
-    size_t vocab = (size_t)h->cfg->vocab_size;
-    return (struct ps_gemm_args){
-        .m = rows,
-        .n = vocab,
-        .k = n,
-        .a = {.data = normed, .ld = n, .dtype = cx->dtype},
-        .b = {.data = h->head.data, .ld = n, .dtype = h->head.dtype, .trans = 1},
-        .c = logits,
-        .c_ld = vocab,
-        .c_dtype = PS_DTYPE_F32,
-        .math = cx->math,
+    return (struct ps_linear_call){
+        .cx = cx,
+        .n_tok = rows,
+        .out = h->cfg->vocab_size,
+        .in = h->cfg->hidden_size,
+        .weight = &h->head,
+        .site = h->site,
+        .saved = s->saved,
+        .scratch = s->adapter,
+        .logits = true,
+        .x = normed,
+        .y = logits,
+        .dy = logits,
     };
 }
 
@@ -81,41 +86,26 @@ static struct ps_rmsnorm_args final_norm(const struct ps_head *h, const struct p
 }
 
 /* Gradients of one chunk: logits now hold dlogits. */
-static void chunk_backward(const struct ps_head *h, const struct ps_head_call *c, size_t first,
-                           size_t rows)
+static void chunk_backward(const struct ps_head *h, const struct ps_head_call *c,
+                           struct ps_linear_call *call, size_t first)
 {
-    const struct ps_compute *cx = c->cx;
-    const struct ps_head_scratch *s = c->scratch;
+    size_t skip = first * (size_t)h->cfg->hidden_size * ps_dtype_size(c->cx->dtype);
+    call->dx = (unsigned char *)c->scratch->dnormed + skip;
+    call->dweight = h->dhead;
+    call->accumulate = c->accumulate || first > 0;
+    ps_linear_backward(call);
+}
+
+static void clear_gradients(const struct ps_head *h, const struct ps_compute *cx)
+{
     size_t n = (size_t)h->cfg->hidden_size;
-    size_t vocab = (size_t)h->cfg->vocab_size;
-    size_t skip = first * n * ps_dtype_size(cx->dtype);
-    struct ps_gemm_args dx = {
-        .m = rows,
-        .n = n,
-        .k = vocab,
-        .a = {.data = s->logits, .ld = vocab, .dtype = PS_DTYPE_F32},
-        .b = {.data = h->head.data, .ld = n, .dtype = h->head.dtype},
-        .c = (unsigned char *)s->dnormed + skip,
-        .c_ld = n,
-        .c_dtype = cx->dtype,
-        .math = cx->math,
-    };
-    ps_compute_gemm(cx, &dx);
-    if (!h->dhead)
-        return;
-    struct ps_gemm_args dw = {
-        .m = vocab,
-        .n = n,
-        .k = rows,
-        .a = {.data = s->logits, .ld = vocab, .dtype = PS_DTYPE_F32, .trans = 1},
-        .b = {.data = (unsigned char *)s->normed + skip, .ld = n, .dtype = cx->dtype},
-        .c = h->dhead,
-        .c_ld = n,
-        .c_dtype = PS_DTYPE_F32,
-        .accumulate = c->accumulate || first > 0,
-        .math = cx->math,
-    };
-    ps_compute_gemm(cx, &dw);
+    if (h->dnorm)
+        cx->k->zero(cx, h->dnorm, n * sizeof(float));
+    if (h->dhead)
+        cx->k->zero(cx, h->dhead, (size_t)h->cfg->vocab_size * n * sizeof(float));
+    for (int32_t i = 0; h->site && i < h->site->tensor_count; i++)
+        if (h->site->grad[i])
+            cx->k->zero(cx, h->site->grad[i], h->site->n[i] * sizeof(float));
 }
 
 /* Gradient of the norm, spread over all tokens. */
@@ -126,10 +116,8 @@ static void spread_gradient(const struct ps_head *h, const struct ps_head_call *
     size_t n = (size_t)h->cfg->hidden_size;
     cx->k->zero(cx, c->dx, c->n_tok * n * ps_dtype_size(cx->dtype));
     if (rows == 0) {
-        if (h->dnorm && !c->accumulate)
-            cx->k->zero(cx, h->dnorm, n * sizeof(float));
-        if (h->dhead && !c->accumulate)
-            cx->k->zero(cx, h->dhead, (size_t)h->cfg->vocab_size * n * sizeof(float));
+        if (!c->accumulate)
+            clear_gradients(h, cx);
         return;
     }
     struct ps_rmsnorm_args a = final_norm(h, cx, rows, s->x, NULL, s->rstd);
@@ -160,12 +148,15 @@ void ps_head_loss(const struct ps_head *h, const struct ps_head_call *c)
         size_t count = rows - first < chunk ? rows - first : chunk;
         const unsigned char *x =
             (const unsigned char *)s->normed + first * n * ps_dtype_size(cx->dtype);
-        struct ps_gemm_args g = logits_gemm(h, cx, x, count, s->logits);
-        ps_compute_gemm(cx, &g);
+        struct ps_linear_call call = head_call(h, cx, s, x, count, s->logits);
+        call.training = c->training;
+        call.key = c->key;
+        call.key.layer = (uint32_t)(first / chunk);
+        ps_linear_forward(&call);
         cx->k->cross_entropy(cx, s->logits, count, vocab, c->target + first, s->loss + first,
                              c->dscale, c->dx != NULL);
         if (c->dx)
-            chunk_backward(h, c, first, count);
+            chunk_backward(h, c, &call, first);
     }
     cx->k->sum_f64(cx, c->loss, s->loss, rows);
     if (c->dx)
@@ -180,6 +171,6 @@ void ps_head_logits(const struct ps_head *h, const struct ps_compute *cx,
     const unsigned char *from = (const unsigned char *)x + row_begin * n * ps_dtype_size(cx->dtype);
     struct ps_rmsnorm_args a = final_norm(h, cx, rows, from, s->normed, s->rstd);
     cx->k->rmsnorm_forward(cx, &a);
-    struct ps_gemm_args g = logits_gemm(h, cx, s->normed, rows, out);
-    ps_compute_gemm(cx, &g);
+    struct ps_linear_call call = head_call(h, cx, s, s->normed, rows, out);
+    ps_linear_forward(&call);
 }

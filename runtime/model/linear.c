@@ -28,7 +28,7 @@ void ps_linear_gemm_forward(const struct ps_linear_call *call, struct ps_gemm_ar
         .residual_dtype = dtype,
         .c = call->y,
         .c_ld = out,
-        .c_dtype = dtype,
+        .c_dtype = ps_linear_out_dtype(call),
         .math = call->cx->math,
     };
 }
@@ -42,7 +42,7 @@ void ps_linear_gemm_backward(const struct ps_linear_call *call, struct ps_gemm_a
         .m = call->n_tok,
         .n = in,
         .k = out,
-        .a = {.data = call->dy, .ld = out, .dtype = dtype},
+        .a = {.data = call->dy, .ld = out, .dtype = ps_linear_out_dtype(call)},
         .b = {.data = call->weight->data, .ld = in, .dtype = call->weight->dtype},
         .residual = call->dx_add,
         .residual_ld = in,
@@ -76,7 +76,7 @@ void ps_linear_backward(const struct ps_linear_call *call)
             .m = out,
             .n = in,
             .k = call->n_tok,
-            .a = {.data = call->dy, .ld = out, .dtype = cx->dtype, .trans = 1},
+            .a = {.data = call->dy, .ld = out, .dtype = ps_linear_out_dtype(call), .trans = 1},
             .b = {.data = call->x, .ld = in, .dtype = cx->dtype},
             .c = call->dweight,
             .c_ld = in,
@@ -86,6 +86,7 @@ void ps_linear_backward(const struct ps_linear_call *call)
         };
         ps_compute_gemm(cx, &w);
     }
+    assert(!call->dbias || !call->logits);
     if (call->dbias)
         cx->k->column_sum(cx, call->dbias, call->dy, out, call->n_tok, out, call->accumulate);
     if (call->site) {

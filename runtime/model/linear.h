@@ -30,6 +30,7 @@ struct ps_weight {
 };
 
 struct ps_linear_call;
+struct ps_embed_call;
 
 /* Tensors of one adapter site. */
 #define PS_ADAPTER_TENSOR_MAX 6
@@ -41,6 +42,7 @@ struct ps_adapter_tensor {
     int32_t rate_group; /* learning-rate group (LoRA+ separates A and B) */
     bool frozen;        /* no gradient and no state: an initial value that the method keeps */
     bool shared;        /* frozen, one for all sites; `suffix` is its whole name */
+    bool transposed;    /* files hold the transpose */
 };
 
 struct ps_adapter_config {
@@ -50,11 +52,12 @@ struct ps_adapter_config {
     double dropout; /* probability, 0 <= p < 1 */
     bool use_rslora;
     uint64_t seed;
-    double rate_ratio; /* learning rate of group 1 over that of group 0 (LoRA+); 0: 1 */
+    double rate_ratio;  /* learning rate of group 1 over that of group 0 (LoRA+); 0: 1 */
     int32_t iterations; /* of a randomized decomposition at the start; 0: the method's default */
     bool save_embed, save_head; /* the embedding and the head are trained beside the adapter */
-    int64_t out_max, in_max; /* largest linear that is adapted: shapes of shared tensors; the trainer
-                                sets them */
+    double embed_rate;          /* likewise of the embedding's tensors; 0: 1 */
+    int64_t out_max, in_max;    /* largest linear that is adapted: shapes of shared tensors; the
+                                   trainer    sets them */
 };
 
 /* The base weight of a site, wherever it lies, while adapters are initialised. */
@@ -78,8 +81,9 @@ struct ps_adapter_site {
     int32_t entry[PS_ADAPTER_TENSOR_MAX]; /* the trainer's numbers of them */
     float *tensor[PS_ADAPTER_TENSOR_MAX];
     float *grad[PS_ADAPTER_TENSOR_MAX];
-    uint32_t site_idx; /* unique, for the random initialisation */
-    bool first;        /* of all sites: init fills the shared tensors too */
+    size_t n[PS_ADAPTER_TENSOR_MAX]; /* elements of each */
+    uint32_t site_idx;               /* unique, for the random initialisation */
+    bool first;                      /* of all sites: init fills the shared tensors too */
 };
 
 /* The adapter's entry in its wing's table. */
@@ -109,11 +113,29 @@ struct ps_adapter_ops {
     int (*merge)(const struct ps_adapter_site *site, int64_t row_begin, int64_t rows, float *w);
     /* The same for its bias (out,); NULL: the bias stays. */
     void (*merge_bias)(const struct ps_adapter_site *site, float *bias);
+    /* The head may be a site: forward and backward take fp32 logits (call->logits). */
+    bool adapts_head;
+    /* The embedding may be a site: x (n_tok, hidden) += the adapter's part, in place; and the
+     * gradients of its tensors from dx. NULL: it may not. */
+    void (*embed_forward)(const struct ps_embed_call *call);
+    void (*embed_backward)(const struct ps_embed_call *call);
     /* Methods that train vectors of the base instead of linears: which ones, and the end of their
      * PEFT name in place of "weight" or "bias". All of the above but name is NULL then. */
     bool (*vector)(enum ps_role role);
     const char *vector_suffix;
     const void *own; /* the wing's */
+};
+
+/* The adapter of the embedding, applied to tokens. */
+struct ps_embed_call {
+    const struct ps_compute *cx;
+    const struct ps_adapter_site *site;
+    size_t n_tok;
+    const int32_t *ids; /* (n_tok,) */
+    void *scratch;      /* ops->scratch_bytes */
+    void *x;            /* forward: (n_tok, hidden) of cx->dtype, read and written */
+    const void *dx;     /* backward: its gradient */
+    bool accumulate;    /* gradients += instead of = */
 };
 
 /* One application. Tensors of activations are dense (n_tok, out or in) of cx->dtype. */
@@ -127,7 +149,9 @@ struct ps_linear_call {
     void *saved;                        /* adapter's saved bytes of this layer and linear */
     void *scratch;                      /* adapter's scratch, shared */
     bool training;                      /* dropout is active */
-    struct ps_rng_key key; /* seed, step, micro-batch; layer and site are the adapter's to set */
+    bool logits;                        /* the head: y and dy are fp32 */
+    struct ps_rng_key key; /* seed, step, micro-batch; layer and site are the adapter's to set; of
+                              the head the layer is the number of this call in its pass */
     /* forward */
     const void *x;
     void *y;
@@ -140,6 +164,12 @@ struct ps_linear_call {
     float *dbias;
     bool accumulate; /* gradients += instead of = */
 };
+
+/* The dtype of y and dy. */
+static inline enum ps_dtype ps_linear_out_dtype(const struct ps_linear_call *call)
+{
+    return call->logits ? PS_DTYPE_F32 : call->cx->dtype;
+}
 
 void ps_linear_forward(const struct ps_linear_call *call);
 void ps_linear_backward(const struct ps_linear_call *call);

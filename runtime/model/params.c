@@ -63,10 +63,46 @@ void ps_linear_shape(const struct ps_model_config *cfg, enum ps_role role, int64
     case PS_ROLE_UP:
         *out = f, *in = h;
         return;
+    case PS_ROLE_EMBED:
+        *out = h, *in = cfg->vocab_size;
+        return;
+    case PS_ROLE_HEAD:
+        *out = cfg->vocab_size, *in = h;
+        return;
     default:
         assert(role == PS_ROLE_DOWN);
         *out = h, *in = f;
     }
+}
+
+size_t ps_site_idx(int32_t n_layer, int32_t layer, enum ps_role role)
+{
+    size_t linears = (size_t)n_layer * PS_LINEAR_COUNT;
+    if (role == PS_ROLE_EMBED || role == PS_ROLE_HEAD)
+        return linears + (role == PS_ROLE_HEAD);
+    assert((int)role < PS_LINEAR_COUNT);
+    return (size_t)layer * PS_LINEAR_COUNT + (size_t)role;
+}
+
+void ps_site_at(int32_t n_layer, size_t site, int32_t *layer, enum ps_role *role)
+{
+    size_t linears = (size_t)n_layer * PS_LINEAR_COUNT;
+    assert(site < linears + 2);
+    *layer = site < linears ? (int32_t)(site / PS_LINEAR_COUNT) : -1;
+    *role = site < linears    ? (enum ps_role)(site % PS_LINEAR_COUNT)
+            : site == linears ? PS_ROLE_EMBED
+                              : PS_ROLE_HEAD;
+}
+
+void ps_site_path(char path[PS_SITE_PATH_MAX], int32_t layer, enum ps_role role)
+{
+    int len = role == PS_ROLE_EMBED ? snprintf(path, PS_SITE_PATH_MAX, "model.embed_tokens")
+              : role == PS_ROLE_HEAD
+                  ? snprintf(path, PS_SITE_PATH_MAX, "lm_head")
+                  : snprintf(path, PS_SITE_PATH_MAX, "model.layers.%d.%s.%s", layer,
+                             ps_linear_parent(role), ps_linear_name(role));
+    assert(len > 0 && len < PS_SITE_PATH_MAX);
+    PS_IGNORE(len < 0, "checked");
 }
 
 static bool layer_has(const struct ps_model_config *cfg, enum ps_role role)

@@ -79,9 +79,24 @@ int32_t ps_param_find(const struct ps_param_table *t, int32_t layer, enum ps_rol
 const char *ps_linear_name(enum ps_role role);
 const char *ps_linear_parent(enum ps_role role);
 
-/* Output and input sizes of a linear. */
+/* Output and input sizes of a linear; of the embedding (hidden, vocab), of the head (vocab,
+ * hidden).
+ */
 void ps_linear_shape(const struct ps_model_config *cfg, enum ps_role role, int64_t *out,
                      int64_t *in);
+
+/* What can have an adapter, a site: the linears of layer l at l * 7 + role, then the embedding and
+ * the head. Tables by site have ps_site_count entries. */
+static inline size_t ps_site_count(int32_t n_layer)
+{
+    return (size_t)n_layer * PS_LINEAR_COUNT + 2;
+}
+size_t ps_site_idx(int32_t n_layer, int32_t layer, enum ps_role role);
+/* Layer (-1 outside) and role of a site. */
+void ps_site_at(int32_t n_layer, size_t site, int32_t *layer, enum ps_role *role);
+/* Its module path, as "model.layers.0.self_attn.q_proj". */
+#define PS_SITE_PATH_MAX 96
+void ps_site_path(char path[PS_SITE_PATH_MAX], int32_t layer, enum ps_role role);
 
 #ifdef __cplusplus
 }

@@ -75,6 +75,7 @@ struct ps_step_shape {
     bool trains;           /* false: only the eval segment exists */
     bool frozen;           /* no base weight is trained: weights may be streamed */
     bool embed_trained, head_trained, tied;
+    bool embed_adapted; /* tasks of the embedding use the adapter's scratch and products */
     uint64_t x_bytes;     /* one layer boundary of one micro-batch */
     /* One saved set by its level: what is kept, and the rest (kept_bytes of R0: all of it) */
     uint64_t kept_bytes[PS_RECOMPUTE_COUNT], rest_bytes[PS_RECOMPUTE_COUNT];

@@ -265,6 +265,14 @@ static void head(const struct declare *d)
         grad(d, PS_UNIT_EMBED, true);
 }
 
+static void embed_adapter(const struct declare *d)
+{
+    if (!d->p->embed_adapted)
+        return;
+    whole(d, PS_BUF_SCRATCH, true);
+    whole(d, PS_BUF_GEMM, true);
+}
+
 static void copy_weights(const struct declare *d)
 {
     const struct ps_task *t = d->t;
@@ -348,6 +356,7 @@ void ps_step_declare(struct ps_schedule *s, const struct ps_task *task, enum ps_
         adapter(&d, false);
         batch(&d, false);
         x(&d, PS_ARG_X_OUT, true);
+        embed_adapter(&d);
         break;
     case PS_TASK_LAYER_FORWARD:
     case PS_TASK_LAYER_RECOMPUTE:
@@ -361,6 +370,9 @@ void ps_step_declare(struct ps_schedule *s, const struct ps_task *task, enum ps_
         batch(&d, false);
         element(&d, PS_BUF_DX, false, task->arg[PS_ARG_DX], map->x_stride);
         grad(&d, PS_UNIT_EMBED, true);
+        if (shape->embed_adapted)
+            adapter(&d, false);
+        embed_adapter(&d);
         break;
     case PS_TASK_GRAD_NORM:
     case PS_TASK_CLIP:

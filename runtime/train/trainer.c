@@ -370,8 +370,7 @@ uint64_t ps_trainer_trainable_elements(const struct ps_trainer *t)
 const struct ps_adapter_site *ps_trainer_site(const struct ps_trainer *t, int32_t layer,
                                               enum ps_role role)
 {
-    assert((int)role < PS_LINEAR_COUNT);
-    const struct ps_adapter_site *s = &t->site_host[(size_t)layer * PS_LINEAR_COUNT + (size_t)role];
+    const struct ps_adapter_site *s = &t->site_host[ps_site_idx(t->cfg.n_layer, layer, role)];
     return s->ops ? s : NULL;
 }
 

@@ -96,9 +96,9 @@ struct ps_trainer_options {
     /* adapters (any mode but FULL); adapter NULL: none */
     const struct ps_adapter_ops *adapter;
     struct ps_adapter_config adapter_config;
-    const bool *site_on; /* (n_layer * 7): which linears are adapted; NULL: all */
+    const bool *site_on; /* (ps_site_count): what is adapted; NULL: all linears */
     const struct ps_adapter_config
-        *site_config;    /* (n_layer * 7): ranks and alphas that differ; NULL */
+        *site_config;    /* (ps_site_count): ranks and alphas that differ; NULL */
     bool adapter_loaded; /* values will be read from a file: leave out the initial ones */
     /* FULL: which layers are trained; NULL: everything, embedding, head and final norm included */
     const bool *layer_on; /* (n_layer,) */
@@ -175,7 +175,8 @@ struct ps_adapter_entry {
     int64_t shape[2];
     size_t n;
     bool frozen;
-    int32_t site, index; /* n_layer * 7 index of its linear (-1: none, or shared), tensor there */
+    int32_t site, index; /* ps_site_idx (-1: none, or shared), tensor there */
+    bool transposed;     /* files hold the transpose */
     int32_t param_idx;   /* vector of the base that it replaces; -1: none */
     int32_t trainable;   /* -1: frozen */
     float *value;        /* as in struct ps_trainable */
@@ -252,7 +253,7 @@ size_t ps_trainer_adapter_count(const struct ps_trainer *t);
 const struct ps_adapter_entry *ps_trainer_adapter_at(const struct ps_trainer *t, size_t i);
 const struct ps_adapter_ops *ps_trainer_adapter_ops(const struct ps_trainer *t);
 
-/* Adapter site of a linear, or NULL. */
+/* Adapter site of a linear, of the embedding or of the head (layer ignored), or NULL. */
 const struct ps_adapter_site *ps_trainer_site(const struct ps_trainer *t, int32_t layer,
                                               enum ps_role role);
 

@@ -14,7 +14,7 @@
 
 static size_t site_count(const struct ps_trainer *t)
 {
-    return (size_t)t->cfg.n_layer * PS_LINEAR_COUNT;
+    return ps_site_count(t->cfg.n_layer);
 }
 
 int ps__trainer_alloc_adapter(struct ps_trainer *t)
@@ -54,6 +54,7 @@ static struct ps_adapter_entry *add_entry(struct ps_trainer *t, int32_t unit,
         .shape = {tensor->shape[0], tensor->rank == 2 ? tensor->shape[1] : 0},
         .n = (size_t)tensor->shape[0] * (size_t)(tensor->rank == 2 ? tensor->shape[1] : 1),
         .frozen = tensor->frozen,
+        .transposed = tensor->transposed,
         .param_idx = -1,
         .trainable = -1};
     t->entry_count++;
@@ -73,6 +74,8 @@ static void train_entry(struct ps_trainer *t, struct ps_adapter_entry *e,
     x->tensor.adapter = true;
     x->decay = tensor->decay;
     x->rate = tensor->rate_group == 1 && c->rate_ratio > 0 ? c->rate_ratio : 1;
+    if (tensor->rate_group == 2 && c->embed_rate > 0)
+        x->rate = c->embed_rate;
 }
 
 /* The largest linears, for the shapes of what is shared. */
@@ -100,13 +103,16 @@ static int plan_tensor(struct ps_trainer *t, struct ps_adapter_site *s, int j,
                 return (int)k;
         assert(false);
     }
-    struct ps_adapter_entry *e = add_entry(t, tensor->shared ? PS_UNIT_EMBED : s->layer, tensor);
+    int32_t unit = s->role == PS_ROLE_HEAD          ? PS_UNIT_HEAD
+                   : s->layer < 0 || tensor->shared ? PS_UNIT_EMBED
+                                                    : s->layer;
+    struct ps_adapter_entry *e = add_entry(t, unit, tensor);
     char *name = t->entry_name[t->entry_count - 1];
-    int len = tensor->shared
-                  ? snprintf(name, sizeof t->entry_name[0], "%s", tensor->suffix)
-                  : snprintf(name, sizeof t->entry_name[0],
-                             "base_model.model.model.layers.%d.%s.%s.%s", s->layer,
-                             ps_linear_parent(s->role), ps_linear_name(s->role), tensor->suffix);
+    char path[PS_SITE_PATH_MAX];
+    ps_site_path(path, s->layer, s->role);
+    int len = tensor->shared ? snprintf(name, sizeof t->entry_name[0], "%s", tensor->suffix)
+                             : snprintf(name, sizeof t->entry_name[0], "base_model.model.%s.%s",
+                                        path, tensor->suffix);
     assert(len > 0 && (size_t)len < sizeof t->entry_name[0]);
     PS_IGNORE(len < 0, "checked");
     e->site = tensor->shared ? -1 : (int32_t)s->site_idx;
@@ -116,17 +122,41 @@ static int plan_tensor(struct ps_trainer *t, struct ps_adapter_site *s, int j,
     return (int)t->entry_count - 1;
 }
 
+/* Not every method adapts the embedding and the head. */
+static int check_site(const struct ps_trainer *t, const struct ps_adapter_site *s,
+                      struct ps_error *err)
+{
+    const struct ps_adapter_ops *ops = t->opt.adapter;
+    const struct ps_adapter_config *c = &t->opt.adapter_config;
+    bool embed = s->role == PS_ROLE_EMBED;
+    const char *name = embed ? "embed_tokens" : "lm_head";
+    if (s->layer >= 0)
+        return 0;
+    if (embed ? !ops->embed_forward : !ops->adapts_head)
+        return ps_error_full(err, PS_EUSAGE, NULL, "lora-target",
+                             "leave it out, use `--method lora`, or see --modules-to-save",
+                             "the method %s does not adapt %s", ops->name, name);
+    if (embed ? c->save_embed : c->save_head)
+        return ps_error_full(err, PS_EUSAGE, NULL, "modules-to-save",
+                             "leave it out of one of both lists",
+                             "%s is to be adapted and to be trained whole", name);
+    if (!embed && t->cfg.tie_word_embeddings)
+        return ps_error_full(err, PS_EUSAGE, NULL, "lora-target",
+                             "use embed_tokens (its lookups are adapted, the logits are not)",
+                             "embedding and head of this model are one tensor");
+    return 0;
+}
+
 static int plan_sites(struct ps_trainer *t, struct ps_error *err)
 {
     struct ps_adapter_config *all = &t->opt.adapter_config;
     measure(t, &all->out_max, &all->in_max);
     bool any = false;
     for (size_t i = 0; i < site_count(t); i++) {
-        if (t->opt.site_on && !t->opt.site_on[i])
-            continue;
         struct ps_adapter_site *s = &t->site[i];
-        s->layer = (int32_t)(i / PS_LINEAR_COUNT);
-        s->role = (enum ps_role)(i % PS_LINEAR_COUNT);
+        ps_site_at(t->cfg.n_layer, i, &s->layer, &s->role);
+        if (t->opt.site_on ? !t->opt.site_on[i] : s->layer < 0)
+            continue;
         s->site_idx = (uint32_t)i;
         s->first = !any;
         any = true;
@@ -136,13 +166,16 @@ static int plan_sites(struct ps_trainer *t, struct ps_error *err)
         s->config = &t->site_config[i];
         ps_linear_shape(&t->cfg, s->role, &s->out, &s->in);
         struct ps_adapter_tensor tensor[PS_ADAPTER_TENSOR_MAX] = {0};
-        int count = t->opt.adapter->tensors(s, tensor, err);
+        int ret = check_site(t, s, err);
+        int count = ret == 0 ? t->opt.adapter->tensors(s, tensor, err) : ret;
         if (count < 0)
             return count;
         s->ops = t->opt.adapter;
         s->tensor_count = count;
-        for (int j = 0; j < count; j++)
+        for (int j = 0; j < count; j++) {
             s->entry[j] = plan_tensor(t, s, j, &tensor[j]);
+            s->n[j] = t->entry[s->entry[j]].n;
+        }
         t->site_host[i] = *s; /* addresses follow */
     }
     if (!any)
@@ -254,6 +287,12 @@ void ps__trainer_bind_sites(struct ps_trainer *t)
             h->grad[j] = e->trainable < 0 ? NULL : t->trainable[e->trainable].grad;
         }
     }
+}
+
+const struct ps_adapter_site *ps__trainer_head_site(const struct ps_trainer *t)
+{
+    const struct ps_adapter_site *s = &t->site[ps_site_idx(t->cfg.n_layer, -1, PS_ROLE_HEAD)];
+    return s->ops ? s : NULL;
 }
 
 struct reader {

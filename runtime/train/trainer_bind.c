@@ -230,13 +230,14 @@ int ps__trainer_bind(struct ps_trainer *t, struct ps_error *err)
                                .norm = t->vector[norm].data ? t->vector[norm] : t->weight[norm],
                                .head = t->vector[head].data ? t->vector[head] : t->weight[head],
                                .dnorm = t->grad[norm],
-                               .dhead = t->grad[head]};
+                               .dhead = t->grad[head],
+                               .site = ps__trainer_head_site(t)};
     size_t n = (size_t)t->opt.n_tok_max;
     bool train = ps__trainer_trains(t);
     ps_block_scratch_carve(&t->scratch, t->buffer[PS_BUF_SCRATCH], &t->cfg, &t->cx, n,
                            t->adapter_scratch, train);
-    ps_head_scratch_carve(&t->head_scratch, t->buffer[PS_BUF_HEAD_SCRATCH], &t->cfg, t->opt.dtype,
-                          n, train);
+    ps_head_scratch_carve(&t->head_scratch, t->buffer[PS_BUF_HEAD_SCRATCH], &t->cfg, t->head.site,
+                          t->opt.dtype, n, train);
     t->cx.gemm_workspace = t->buffer[PS_BUF_GEMM];
     t->cx.gemm_workspace_bytes = (size_t)t->map.bytes[PS_BUF_GEMM];
     return 0;

@@ -90,9 +90,9 @@ struct ps_trainer {
 
     struct ps_block *block; /* (n_layer,) */
     struct ps_head head;
-    struct ps_adapter_site *site;          /* (n_layer * 7,), ops NULL: not adapted */
+    struct ps_adapter_site *site;          /* (ps_site_count,), ops NULL: not adapted */
     struct ps_adapter_site *site_host;     /* the same with host addresses (mirror), for files */
-    struct ps_adapter_config *site_config; /* (n_layer * 7,) */
+    struct ps_adapter_config *site_config; /* (ps_site_count,) */
     struct ps_adapter_entry *entry;        /* tensors of adapters */
     char (*entry_name)[192];
     size_t entry_count, entry_capacity;
@@ -173,9 +173,10 @@ struct ps_trainer {
 /* Some tensor of this trainer is trained. */
 bool ps__trainer_trains(const struct ps_trainer *t);
 bool ps__trainer_param_trained(const struct ps_trainer *t, const struct ps_param_info *p);
-/* The gradient of a tied embedding has two parts, the head's and that of looking up, each summed over the
- * micro-batches by itself, so that the order of additions does not depend on how many of them pass a
- * layer at a time. The second part lies behind the first; the sum is made before the norm. */
+/* The gradient of a tied embedding has two parts, the head's and that of looking up, each summed
+ * over the micro-batches by itself, so that the order of additions does not depend on how many of
+ * them pass a layer at a time. The second part lies behind the first; the sum is made before the
+ * norm. */
 bool ps__trainer_two_parts(const struct ps_trainer *t, const struct ps_trainable *x);
 static inline float *ps__trainer_lookup_part(float *grad, size_t n)
 {
@@ -205,6 +206,8 @@ int ps__trainer_plan_adapter(struct ps_trainer *t, struct ps_error *err) PS_WARN
 bool ps__trainer_vector_trained(const struct ps_trainer *t, int32_t layer);
 void ps__trainer_bind_entry(struct ps_trainer *t, size_t i, void *device, void *host);
 void ps__trainer_bind_sites(struct ps_trainer *t);
+/* The adapter of the head, or NULL. */
+const struct ps_adapter_site *ps__trainer_head_site(const struct ps_trainer *t);
 /* Initial values, to the device. After the pinned weights are there. */
 int ps__trainer_init_adapter(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
 
@@ -237,8 +240,9 @@ static inline bool ps__trainer_streams(const struct ps_trainer *t)
     return t->layout.update != PS_UPDATE_RESIDENT && t->shape.trains;
 }
 
-/* trainer_update_far.c: whether a resident tensor is updated on the host though it lies on a device;
- * the scratch memory for it; the update, complete on return, as `near` says but for the addresses. */
+/* trainer_update_far.c: whether a resident tensor is updated on the host though it lies on a
+ * device; the scratch memory for it; the update, complete on return, as `near` says but for the
+ * addresses. */
 bool ps__trainer_updates_far(const struct ps_trainer *t, const struct ps_opt_layout *layout);
 int ps__trainer_open_far(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
 int ps__trainer_update_far(struct ps_trainer *t, size_t i, const struct ps_update *near,

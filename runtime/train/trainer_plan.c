@@ -207,6 +207,9 @@ static void plan_blocks(struct ps_trainer *t)
         size_t scratch = ps_block_adapter_scratch(b, t->opt.dtype, n);
         t->adapter_scratch = scratch > t->adapter_scratch ? scratch : t->adapter_scratch;
     }
+    const struct ps_adapter_site *embed = &t->site[ps_site_idx(t->cfg.n_layer, -1, PS_ROLE_EMBED)];
+    size_t scratch = embed->ops ? embed->ops->scratch_bytes(embed, n, t->opt.dtype) : 0;
+    t->adapter_scratch = scratch > t->adapter_scratch ? scratch : t->adapter_scratch;
 }
 
 size_t ps__trainer_carve_batch(const struct ps_trainer *t, struct ps_batch *b,
@@ -281,7 +284,8 @@ static void plan_activations(struct ps_trainer *t)
     p->x_bytes = n * (size_t)cfg->hidden_size * e;
     p->scratch_bytes =
         ps_block_scratch_carve(&measure, NULL, cfg, &t->cx, n, t->adapter_scratch, train);
-    p->head_bytes = ps_head_scratch_carve(&head_measure, NULL, cfg, t->opt.dtype, n, train);
+    p->head_bytes = ps_head_scratch_carve(&head_measure, NULL, cfg, ps__trainer_head_site(t),
+                                          t->opt.dtype, n, train);
     p->batch_bytes = ps__trainer_carve_batch(t, &batch_measure, &extra_measure, NULL);
     size_t half = (size_t)cfg->head_dim / 2;
     p->rope_bytes = ps_align_up(half * sizeof(float), TENSOR_ALIGN) +
@@ -338,6 +342,7 @@ static void plan_shape(struct ps_trainer *t)
     p->embed_trained = *bytes_of(t, GRAD, PS_UNIT_EMBED) > 0;
     if (p->embed_trained) /* gradients pass every layer on their way */
         p->first_trained = 0;
+    p->embed_adapted = t->site[ps_site_idx(t->cfg.n_layer, -1, PS_ROLE_EMBED)].ops != NULL;
     p->head_trained = *bytes_of(t, GRAD, PS_UNIT_HEAD) > 0;
     p->tied = t->cfg.tie_word_embeddings;
     p->grad_rounds = t->opt.mode == PS_MODE_FULL && t->opt.dtype == PS_DTYPE_BF16;

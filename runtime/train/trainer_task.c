@@ -31,6 +31,13 @@ static bool accumulate(const struct ps_trainer *t, const struct ps_task *task)
     return t->micro_base + task->micro > 0;
 }
 
+static struct ps_rng_key random_key(const struct ps_trainer *t, const struct ps_task *task)
+{
+    return (struct ps_rng_key){.seed = t->opt.seed,
+                               .step = t->step,
+                               .micro_batch = (uint32_t)(t->micro_base + task->micro)};
+}
+
 static struct ps_block_run block_run(const struct ps_trainer *t, const struct ps_task *task)
 {
     const struct ps_batch *batch = &t->batch[task->micro];
@@ -45,9 +52,7 @@ static struct ps_block_run block_run(const struct ps_trainer *t, const struct ps
         .doc = t->extra[task->micro].doc,
         .cos_sin = (const float *)(rope + ((half * sizeof(float) + 63) & ~(size_t)63)),
         .training = t->training,
-        .key = {.seed = t->opt.seed,
-                .step = t->step,
-                .micro_batch = (uint32_t)(t->micro_base + task->micro)},
+        .key = random_key(t, task),
         .accumulate = accumulate(t, task),
         .scratch = &t->scratch,
     };
@@ -74,7 +79,24 @@ static struct ps_block_saved saved_set(const struct ps_trainer *t, const struct 
     return s;
 }
 
-/* Rows of the whole table, or of one streamed block of it. */
+static const struct ps_adapter_site *embed_site(const struct ps_trainer *t)
+{
+    const struct ps_adapter_site *s = &t->site[ps_site_idx(t->cfg.n_layer, -1, PS_ROLE_EMBED)];
+    return s->ops ? s : NULL;
+}
+
+static struct ps_embed_call embed_call(const struct ps_trainer *t, const struct ps_task *task)
+{
+    const struct ps_batch *batch = &t->batch[task->micro];
+    return (struct ps_embed_call){.cx = &t->cx,
+                                  .site = embed_site(t),
+                                  .n_tok = (size_t)batch->n_tok,
+                                  .ids = batch->ids,
+                                  .scratch = t->scratch.adapter,
+                                  .accumulate = accumulate(t, task)};
+}
+
+/* Rows of the whole table, or of one streamed block of it. The adapter follows the last of them. */
 static int task_embed(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
@@ -84,12 +106,16 @@ static int task_embed(void *ctx, const struct ps_task *task, struct ps_error *er
     const struct ps_batch *batch = &t->batch[task->micro];
     size_t hidden = (size_t)t->cfg.hidden_size;
     void *out = ps__trainer_x(t, task->arg[PS_ARG_X_OUT]);
+    struct ps_embed_call adapter = embed_call(t, task);
+    adapter.x = out;
     int32_t embed = ps_param_find(&t->params, -1, PS_ROLE_EMBED);
     const struct ps_weight *own = &t->vector[embed]; /* trained beside adapters */
     if (task->arg[PS_ARG_BLOCK] < 0) {
         const struct ps_weight *w = own->data ? own : &t->weight[embed];
         t->cx.k->embedding_forward(&t->cx, w->data, w->dtype, hidden, 0, t->cfg.vocab_size,
                                    batch->ids, (size_t)batch->n_tok, out);
+        if (adapter.site)
+            adapter.site->ops->embed_forward(&adapter);
         return 0;
     }
     const struct ps_unit_source *u = &t->shape.source->unit[task->arg[PS_ARG_BLOCK]];
@@ -104,6 +130,8 @@ static int task_embed(void *ctx, const struct ps_task *task, struct ps_error *er
                                 (size_t)task->arg[PS_ARG_SLOT] * t->map.slot_bytes + x->near_offset;
     t->cx.k->embedding_forward(&t->cx, rows, x->near_dtype, hidden, u->row_begin, u->row_end,
                                batch->ids, (size_t)batch->n_tok, out);
+    if (adapter.site && u->row_end == t->cfg.vocab_size)
+        adapter.site->ops->embed_forward(&adapter);
     return 0;
 }
 
@@ -166,6 +194,8 @@ static int task_head(void *ctx, const struct ps_task *task, struct ps_error *err
         .dscale = t->dscale,
         .dx = t->training ? dx_of(t, task) : NULL,
         .accumulate = accumulate(t, task),
+        .training = t->training,
+        .key = random_key(t, task),
         .loss = (double *)(void *)(t->buffer[PS_BUF_LOSS] + (size_t)task->micro * 64),
     };
     ps_head_loss(&t->head, &call);
@@ -178,6 +208,12 @@ static int task_embed_backward(void *ctx, const struct ps_task *task, struct ps_
     (void)err;
     if (absent(t, task))
         return 0;
+    struct ps_embed_call adapter = embed_call(t, task);
+    if (adapter.site) {
+        adapter.dx = dx_of(t, task);
+        adapter.site->ops->embed_backward(&adapter);
+        return 0;
+    }
     int32_t i = ps_param_find(&t->params, -1, PS_ROLE_EMBED);
     const struct ps_param_info *p = &t->params.param[i];
     const struct ps_batch *batch = &t->batch[task->micro];

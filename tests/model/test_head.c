@@ -62,12 +62,14 @@ static struct bench *bench_create(int every, int threads)
                                .head = {.data = s->w, .dtype = PS_DTYPE_F32},
                                .dnorm = s->dnorm,
                                .dhead = s->dw};
-    s->memory_bytes = ps_head_scratch_carve(&s->scratch, NULL, &s->cfg, PS_DTYPE_F32, T, true);
+    s->memory_bytes =
+        ps_head_scratch_carve(&s->scratch, NULL, &s->cfg, NULL, PS_DTYPE_F32, T, true);
     s->memory = aligned_alloc(64, s->memory_bytes + 64);
     assert_non_null(s->memory);
     memset(s->memory, 0xa5, s->memory_bytes + 64);
-    assert_int_equal(ps_head_scratch_carve(&s->scratch, s->memory, &s->cfg, PS_DTYPE_F32, T, true),
-                     s->memory_bytes);
+    assert_int_equal(
+        ps_head_scratch_carve(&s->scratch, s->memory, &s->cfg, NULL, PS_DTYPE_F32, T, true),
+        s->memory_bytes);
     memset(s->dx, 0xff, sizeof s->dx);
     memset(s->dnorm, 0xff, sizeof s->dnorm);
     memset(s->dw, 0xff, sizeof s->dw);

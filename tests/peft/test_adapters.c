@@ -100,7 +100,7 @@ static void the_configuration_says_what_peft_needs(void **state)
     json_decref(want);
     json_decref(root);
     struct ps_adapter_config c = {0};
-    bool on[SITES];
+    bool on[SITES + 2];
     struct ps_error err = {0};
     assert_int_equal(ps_adapter_dir_config("config", ps_trainer_config(t), &c, on, NULL, &err), 0);
     assert_string_equal(c.method, "lora");
@@ -119,7 +119,7 @@ static void targets(const bool *on, const char *dir, const char *modules, const 
     struct ps_trainer *t = trainer(on, 3);
     struct ps_error err = {0};
     struct ps_adapter_config c = {0};
-    bool back[SITES];
+    bool back[SITES + 2];
     save(t, dir, PS_DTYPE_F32);
     json_t *root = config(dir);
     const char *const want[] = {modules, layers};
@@ -141,7 +141,7 @@ static void targets(const bool *on, const char *dir, const char *modules, const 
 static void targets_are_names_layers_or_whole_paths(void **state)
 {
     (void)state;
-    bool on[SITES] = {false};
+    bool on[SITES + 2] = {false};
     for (int l = 0; l < 3; l++)
         on[l * 7 + PS_ROLE_Q] = on[l * 7 + PS_ROLE_UP] = true;
     targets(on, "uniform", "[\"q_proj\", \"up_proj\"]", "null");
@@ -233,7 +233,7 @@ static void damaged_tensors_are_refused_by_name(void **state)
     for (size_t i = 0; i < sizeof c / sizeof c[0]; i++) {
         struct ps_error err = {0};
         struct ps_adapter_config cfg = {0};
-        bool on[SITES];
+        bool on[SITES + 2];
         struct ps_trainer *t = trainer(NULL, 3);
         save(t, "hurt", PS_DTYPE_F32);
         damage("hurt", c[i].d, c[i].name);
@@ -253,7 +253,7 @@ static int with_field(const char *key, const char *json, struct ps_error *err)
 {
     static struct ps_model_config model;
     struct ps_adapter_config c = {0};
-    bool on[SITES];
+    bool on[SITES + 2];
     json_t *root = config("fields");
     json_t *was = json_deep_copy(root);
     json_t *value = json_loads(json, JSON_DECODE_ANY, NULL);
@@ -329,7 +329,7 @@ static void missing_files_are_named(void **state)
     struct ps_model_config model = {.n_layer = 3};
     struct ps_adapter_config c = {0};
     struct ps_error err = {0};
-    bool on[SITES];
+    bool on[SITES + 2];
     assert_true(ps_adapter_dir_config("absent", &model, &c, on, NULL, &err) < 0);
     assert_string_equal(err.file, "absent/adapter_config.json");
     struct ps_trainer *t = trainer(NULL, 3);

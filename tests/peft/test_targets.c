@@ -77,7 +77,7 @@ static void layers_that_cannot_be_read_name_the_option_and_the_range(void **stat
     }
 }
 
-static bool site_on[LAYERS * PS_LINEAR_COUNT];
+static bool site_on[LAYERS * PS_LINEAR_COUNT + 2];
 
 static int choose(const char *target, const char *layer, struct ps_error *err)
 {
@@ -102,6 +102,48 @@ static void expect(const char *target, const char *layer, unsigned layer_mask, u
     }
 }
 
+static void expect_outside(bool embed, bool head)
+{
+    assert_int_equal(site_on[ps_site_idx(LAYERS, -1, PS_ROLE_EMBED)], embed);
+    assert_int_equal(site_on[ps_site_idx(LAYERS, -1, PS_ROLE_HEAD)], head);
+}
+
+static void the_embedding_and_the_head_are_chosen_by_name_or_path(void **state)
+{
+    (void)state;
+    expect("all", "all", 0xfff, 0x7f);
+    expect_outside(false, false);
+    expect("q_proj,embed_tokens", "last:1", 0x800, 0x01);
+    expect_outside(true, false);
+    expect("lm_head,all", "0", 0x001, 0x7f);
+    expect_outside(false, true);
+    expect("embed_tokens", "all", 0xfff, 0);
+    expect_outside(true, false);
+    expect("model\\.embed_tokens|lm_head|.*q_proj", "1", 0x002, 0x01);
+    expect_outside(true, true);
+    expect(".*self_attn.*", "all", 0xfff, 0x0f);
+    expect_outside(false, false);
+}
+
+static void sites_paths_and_numbers_belong_together(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < ps_site_count(LAYERS); i++) {
+        int32_t layer;
+        enum ps_role role;
+        char path[PS_SITE_PATH_MAX];
+        ps_site_at(LAYERS, i, &layer, &role);
+        assert_int_equal(ps_site_idx(LAYERS, layer, role), i);
+        ps_site_path(path, layer, role);
+        if (i == 10 * PS_LINEAR_COUNT + 6)
+            assert_string_equal(path, "model.layers.10.mlp.down_proj");
+        if (i == LAYERS * PS_LINEAR_COUNT)
+            assert_string_equal(path, "model.embed_tokens");
+        if (i == LAYERS * PS_LINEAR_COUNT + 1)
+            assert_string_equal(path, "lm_head");
+    }
+}
+
 static void words_and_lists_choose_their_linears(void **state)
 {
     (void)state;
@@ -111,6 +153,7 @@ static void words_and_lists_choose_their_linears(void **state)
     expect("v_proj,q_proj", "0,11", 0x801, 0x05);
     expect("gate_proj,up_proj,down_proj", "1-2", 0x006, 0x70);
     expect("o_proj,o_proj", "all", 0xfff, 0x08);
+    expect("attn,down_proj", "0", 0x001, 0x4f);
 }
 
 static void regexes_match_the_whole_module_path(void **state)
@@ -132,7 +175,6 @@ static void targets_that_match_nothing_are_errors_with_the_names(void **state)
                                       ",q_proj",
                                       "q_proj,wrong",
                                       "Q_PROJ",
-                                      "attn,q_proj",
                                       "q_proj k_proj",
                                       ".*fc1",
                                       "self_attn.q_proj", /* a part of the path */
@@ -176,6 +218,8 @@ int main(void)
         cmocka_unit_test(layers_are_read_in_every_form),
         cmocka_unit_test(layers_that_cannot_be_read_name_the_option_and_the_range),
         cmocka_unit_test(words_and_lists_choose_their_linears),
+        cmocka_unit_test(the_embedding_and_the_head_are_chosen_by_name_or_path),
+        cmocka_unit_test(sites_paths_and_numbers_belong_together),
         cmocka_unit_test(regexes_match_the_whole_module_path),
         cmocka_unit_test(targets_that_match_nothing_are_errors_with_the_names),
         cmocka_unit_test(a_wrong_regex_or_layer_is_named),

@@ -32,6 +32,7 @@ struct model {
     enum ps_dtype stored, run;
     bool tied, full;
     int32_t first_layer; /* trained layers: from this one on (adapters) */
+    bool outside;        /* the embedding is adapted too, and the head unless tied */
 };
 
 /* What two steps over the same window, and an evaluation after them, come to. */
@@ -60,7 +61,7 @@ struct world {
     struct ps_batcher *b;
     struct tiny_rows rows;
     struct stream_io io;
-    bool site_on[LAYERS * 7];
+    bool site_on[LAYERS * 7 + 2];
     const struct results *want;
     enum ps_segment segment;    /* that runs now */
     const struct ps_task *open; /* whose pages alone are not protected; NULL: none are */
@@ -86,6 +87,8 @@ static void open_world(struct world *w, const struct setting *s)
     tiny_rows_make(&w->rows, ROWS);
     for (int i = 0; i < LAYERS * 7; i++)
         w->site_on[i] = i / 7 >= m->first_layer;
+    w->site_on[LAYERS * 7] = m->outside;
+    w->site_on[LAYERS * 7 + 1] = m->outside && !m->tied;
     struct ps_trainer_options o = tiny_options("m", m->full ? PS_MODE_FULL : PS_MODE_ADAPTER);
     o.dtype = m->run;
     o.optimizer = &ps_adamw_ops;
@@ -441,6 +444,10 @@ static const struct model direct = {.stored = PS_DTYPE_BF16, .run = PS_DTYPE_BF1
 static const struct model converted = {.stored = PS_DTYPE_F16, .run = PS_DTYPE_BF16};
 static const struct model tied = {.stored = PS_DTYPE_F32, .run = PS_DTYPE_F32, .tied = true};
 static const struct model last = {.stored = PS_DTYPE_F32, .run = PS_DTYPE_BF16, .first_layer = 3};
+static const struct model outside = {
+    .stored = PS_DTYPE_BF16, .run = PS_DTYPE_BF16, .first_layer = 4, .outside = true};
+static const struct model outside_tied = {
+    .stored = PS_DTYPE_F32, .run = PS_DTYPE_F32, .tied = true, .first_layer = 4, .outside = true};
 
 static void resident_plans_touch_what_they_declare(void **state)
 {
@@ -485,6 +492,7 @@ static void streamed_plans_touch_what_they_declare(void **state)
     (void)state;
     check_plan(&direct, &p, 2);
     check_plan(&converted, &p, 2);
+    check_plan(&outside, &p, 2);
     p.name = "one slot, a window that is not full";
     p.near_slots = 1;
     p.group = 3;
@@ -524,6 +532,7 @@ static void discrete_plans_touch_what_they_declare(void **state)
     p.group = 3;
     p.x_ring = 4;
     check_plan(&tied, &p, 3);
+    check_plan(&outside_tied, &p, 3);
 }
 
 /* Declared for the order alone: the update comes after the clipping, but the coefficient itself

@@ -241,7 +241,7 @@ static void training_the_last_layer_alone_gives_its_gradients_bit_for_bit(void *
         size_t n[2];
         for (int part = 0; part < 2; part++) {
             bool layer_on[3] = {false, false, true};
-            bool site_on[21] = {false};
+            bool site_on[23] = {false};
             for (int i = 0; i < 21; i++)
                 site_on[i] = !part || i >= 14;
             struct ps_trainer_options o =

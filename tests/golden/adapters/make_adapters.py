@@ -42,6 +42,11 @@ PEFT_CASES = {
     "saved": ("llama_untied", lambda: LoraConfig(
         **LM, r=2, target_modules=["layers.1.mlp.up_proj"],
         modules_to_save=["lm_head", "embed_tokens"])),
+    "embed": ("llama_untied", lambda: LoraConfig(
+        **LM, r=3, lora_alpha=4, target_modules=["q_proj", "embed_tokens", "lm_head"],
+        rank_pattern={"lm_head": 5}, alpha_pattern={"embed_tokens": 2})),
+    "embed_tied": ("llama3_tied", lambda: LoraConfig(
+        **LM, r=2, target_modules=["embed_tokens", "layers.1.mlp.up_proj"])),
     "vera": ("llama_untied", lambda: VeraConfig(**LM, r=9, target_modules=ALL)),
     "ia3": ("llama_untied", lambda: IA3Config(
         **LM, target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])),
@@ -74,6 +79,8 @@ LOAD_CASES = {
     "vera_own": ("llama_untied", "--lora-r 5 --lora-target k_proj,gate_proj --lora-layers last:1"),
     "ia3_own": ("llama_untied", "--lora-layers last:1"),
     "norms_own": ("qwen3_tied", ""),
+    "lora_embed": ("llama_untied", "--lora-r 3 --lora-target up_proj,embed_tokens,lm_head --lora-layers last:1 "
+                                   "--lora-rank-pattern lm_head=2"),
     "olora_saved": ("llama_untied", "--lora-r 2 --lora-target up_proj --modules-to-save lm_head"),
 }
 
