@@ -26,7 +26,7 @@ bool ps__unit_streamable(const struct ps_planner_request *req, int32_t unit_idx)
 {
     const struct ps_step_shape *p = req->shape;
     if (unit_idx > p->n_layer)
-        return false;
+        return p->trains && !p->frozen && !p->tied;
     return unit_idx > 0 || !p->tied;
 }
 
@@ -38,7 +38,9 @@ static bool streamed_off(const struct ps__fill *f, int32_t unit_idx)
     if (!f->req->discrete && ps__fill_state_in_memory(f, unit_idx))
         return false;
     return unit_idx == 0 ? !f->k.embed_pinned
-                         : !ps__chosen(unit_idx - 1, f->k.pins, f->req->shape->n_layer);
+           : unit_idx > f->req->shape->n_layer
+               ? !f->k.head_pinned
+               : !ps__chosen(unit_idx - 1, f->k.pins, f->req->shape->n_layer);
 }
 
 static void assemble_weights(const struct ps__fill *f)
@@ -55,17 +57,19 @@ static void assemble_weights(const struct ps__fill *f)
     for (int32_t i = 0; i < n + 2; i++) {
         bool off = streamed_off(f, i);
         bool memory = ps__fill_state_in_memory(f, i);
+        bool end = i == 0 || i == n + 1;
         bool host =
             off &&
-            (memory || (i == 0 ? k->embed_host
-                               : ps__chosen(at, ps__least_of(k->host_units, streamed), streamed)));
-        at += off && i > 0;
+            (memory || (end ? k->embed_host
+                            : ps__chosen(at, ps__least_of(k->host_units, streamed), streamed)));
+        at += off && !end;
         l->weight[i] = !off ? PS_TIER_DEVICE : host ? PS_TIER_HOST : PS_TIER_DISK;
         raw |= off && !host && (f->req->discrete || !p->source->all_direct);
         /* updated on the host, from the store and back */
         raw |= f->req->discrete && ps__fill_streams_updates(f) && !host && !memory;
     }
-    int32_t sources = streamed + (streamed_off(f, 0) ? (int32_t)p->source->embed_block_count : 0);
+    int32_t sources = streamed + streamed_off(f, n + 1) +
+                      (streamed_off(f, 0) ? (int32_t)p->source->embed_block_count : 0);
     l->near_slots = ps__least_of(k->slots, sources);
     l->raw_slots = raw ? k->raw_slots : 0;
 }
@@ -202,12 +206,15 @@ static int fill_weight_cache(struct ps__fill *f)
     int32_t blocks = ps__unit_streamable(f->req, 0) && !f->k.embed_pinned
                          ? (int32_t)p->source->embed_block_count
                          : 0;
+    blocks += ps__unit_streamable(f->req, p->n_layer + 1) && !f->k.head_pinned;
     if (ret > 0 && caches_slots(f) && f->req->prefetch_depth == 0)
         ret = ps__fill_raise(f, &f->k.slots, p->n_layer + blocks - 1);
     else if (ret > 0 && pins_allowed(f))
         ret = ps__fill_raise(f, &f->k.pins, pins_max);
     if (ret >= 0 && pins_allowed(f) && !f->k.embed_pinned)
         ret = ps__fill_turn_on(f, &f->k.embed_pinned);
+    if (ret >= 0 && pins_allowed(f) && !f->k.head_pinned)
+        ret = ps__fill_turn_on(f, &f->k.head_pinned);
     if (ret >= 0 && host_ok && f->req->offload_weights < 0)
         ret = ps__fill_raise(f, &f->k.host_units, p->n_layer);
     if (ret >= 0 && host_ok && f->req->offload_weights < 0)
@@ -223,7 +230,7 @@ static int fill_cache(struct ps__fill *f)
     f->k.pins = 0;
     f->k.embed_host = host_ok && f->req->offload_weights == PS_TIER_HOST;
     f->k.host_units = f->k.embed_host ? f->req->shape->n_layer : 0;
-    f->k.embed_pinned = embed_first(f);
+    f->k.embed_pinned = f->k.head_pinned = embed_first(f);
     ps__reset_update_cache(f);
     if (f->choice->cache == PS__CACHE_LEAST)
         return 0;
@@ -420,7 +427,7 @@ static int fill(struct ps__fill *f)
     f->k.raw_slots = 1;
     f->k.ring_extra = 1;
     f->k.host_ring = 2;
-    f->k.embed_pinned = embed_first(f);
+    f->k.embed_pinned = f->k.head_pinned = embed_first(f);
     if (f->choice->stream && f->req->discrete && f->req->offload_weights == PS_TIER_HOST) {
         f->k.host_units = f->req->shape->n_layer;
         f->k.embed_host = true;

@@ -17,7 +17,8 @@ struct ps__knobs {
     int32_t pins;       /* pinned layers */
     int32_t host_units; /* streamed layers in host memory */
     int32_t raw_slots, ring_extra, host_ring;
-    bool embed_pinned, embed_host;
+    bool embed_pinned, head_pinned;
+    bool embed_host; /* the embedding, and a head that is not pinned */
     /* full fine-tuning */
     int32_t host_grads;      /* layers whose kept gradients wait in memory, the others on disk */
     int32_t host_grads_base; /* so many at least, as the disk has no room for more */

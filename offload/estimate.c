@@ -144,6 +144,7 @@ static void walk_pass(struct walk *w, bool updates)
     }
     if (deferred)
         visit_update(w, p->n_layer + 1);
+    visit(w, source_of(p, p->n_layer + 1));
     if (p->trains)
         walk_backward(w, updates);
     if (p->trains && (w->l->ablate & PS_ABLATE_TURNS))

@@ -263,7 +263,7 @@ static int search(struct ps__trials *t, const struct ps_planner_request *req,
         if (ret < 0)
             return ret;
         c->wears = req->write_limit > 0 &&
-                   ps__per_day(c->estimate.write_bytes, c->step_s) > (double)req->write_limit;
+                   ps__per_day(ps__trial_written(c), c->step_s) > (double)req->write_limit;
         if (c->wears)
             continue;
         if (s.best < 0 || score(c) < s.lowest)

@@ -247,7 +247,7 @@ static int wears_out(struct ps_plan *out, struct ps__trials *t,
         return ret;
     for (int i = 0; i < t->count; i++) {
         const struct ps__trial *c = &t->trial[i];
-        double day = ps__per_day(c->estimate.write_bytes, c->step_s);
+        double day = ps__per_day(ps__trial_written(c), c->step_s);
         if (!c->fits || !c->wears || !c->simulated || (least && day >= least_day))
             continue;
         least = c;

@@ -28,6 +28,12 @@ static inline uint64_t ps__trial_memory(const struct ps__trial *t)
     return t->bytes[PS_TIER_DEVICE] + t->bytes[PS_TIER_HOST];
 }
 
+/* Bytes that a step writes to the disk: the estimate guesses which boundaries are never moved. */
+static inline uint64_t ps__trial_written(const struct ps__trial *t)
+{
+    return t->simulated ? t->sim.bytes[PS_LANE_DISK_WRITE] : t->estimate.write_bytes;
+}
+
 struct ps__trials {
     struct ps__trial *trial;
     int count, capacity;

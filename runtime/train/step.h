@@ -17,7 +17,7 @@
  * (DISK) through `near_slots` slots; streamed unit number j always uses slot j mod near_slots. A
  * unit that is still in its slot when it is needed is not read again: that is the cache at the
  * turns, and between passes. The end of a pass reads what the next one needs first (trailing
- * tasks). Head and, when tied, embedding are pinned.
+ * tasks). A head that is not trained is pinned, and so is what is head and embedding at once.
  *
  * Full fine-tuning. With layout.update RESIDENT weights, gradients and states of trained units lie
  * near and segment update updates them there. Otherwise segment train holds the updates too; they

@@ -351,9 +351,10 @@ static void backward_layer(struct ps__build *b, int32_t l, int32_t begin, int32_
         ps__finish_gradient(b, l, grad_slot);
 }
 
-static void head(struct ps__build *b, int32_t micro, int32_t x, bool backward)
+static void head(struct ps__build *b, int32_t micro, int32_t slot, int32_t x, bool backward)
 {
     ps__emit(b, PS_TASK_HEAD, PS_LANE_COMPUTE, PS_UNIT_HEAD, micro);
+    ps__arg(b, PS_ARG_SLOT, slot);
     ps__arg(b, PS_ARG_X_IN, x);
     ps__arg(b, PS_ARG_DX, backward ? micro : -1);
     ps__cost(b, b->p->head_flops + (backward ? b->p->head_backward_flops : 0), 0);
@@ -395,8 +396,9 @@ static void emit_train(struct ps__build *b)
         }
         if (k < subs && b->streams)
             ps__update_before(b, PS_UNIT_HEAD);
+        int32_t slot = k < subs ? ps__use_unit(b, PS_UNIT_HEAD, 0) : -1;
         for (int32_t m = begin; k < subs && m < end; m++) {
-            head(b, m, b->cur[m], true);
+            head(b, m, slot, b->cur[m], true);
             release_ring(b, b->cur[m], true);
         }
         if (k < subs && b->streams && ps__trained(b, PS_UNIT_HEAD))
@@ -429,8 +431,9 @@ static void emit_eval(struct ps__build *b)
         for (int32_t m = 0; m < group; m++)
             layer_task(b, PS_TASK_LAYER_FORWARD, l, m, slot, m, m, -1);
     }
+    int32_t slot = ps__use_unit(b, PS_UNIT_HEAD, 0);
     for (int32_t m = 0; m < group; m++)
-        head(b, m, m, false);
+        head(b, m, slot, m, false);
     restore_live_in(b, PS_TASK_TRAILS);
 }
 

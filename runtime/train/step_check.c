@@ -222,7 +222,7 @@ static int step(struct flow *f, const struct ps_task *t)
             return wrong(f, t, "input");
         if (f->segment != PS_SEGMENT_EVAL)
             f->dx[t->arg[PS_ARG_DX]] = boundary(f, f->p->n_layer, t->micro);
-        return 0;
+        return weights(f, t);
     case PS_TASK_EMBED_BACKWARD:
         return f->dx[t->arg[PS_ARG_DX]] == boundary(f, 0, t->micro) ? 0 : wrong(f, t, "gradient");
     case PS_TASK_READ_WEIGHTS:

@@ -246,7 +246,7 @@ static void layer(const struct declare *d)
 
 static void head(const struct declare *d)
 {
-    weights(d, PS_UNIT_HEAD, -1, 0, false);
+    weights(d, PS_UNIT_HEAD, d->t->arg[PS_ARG_SLOT], 0, false);
     adapter(d, false);
     if (d->p->tied)
         weights(d, PS_UNIT_EMBED, -1, 0, false);

@@ -156,9 +156,14 @@ static int check_layout(const struct ps_step_shape *p, const struct ps_step_layo
             return ps_error_full(err, PS_EUSAGE, NULL, "placement", "give near_slots >= 1",
                                  "weights are streamed but there is no slot for them");
     }
-    if (l->weight[p->n_layer + 1] != PS_TIER_DEVICE || (p->tied && l->weight[0] != PS_TIER_DEVICE))
+    bool head_moves = l->weight[p->n_layer + 1] != PS_TIER_DEVICE;
+    if (head_moves && (p->frozen || !p->trains || p->tied))
         return ps_error_full(err, PS_EUSAGE, NULL, "placement", "place it on the device",
-                             "the output head (and a tied embedding) is always pinned");
+                             "the output head is streamed only where it is trained and no other "
+                             "than the embedding");
+    if (p->tied && l->weight[0] != PS_TIER_DEVICE)
+        return ps_error_full(err, PS_EUSAGE, NULL, "placement", "place it on the device",
+                             "an embedding that is the output head too is always pinned");
     int32_t lot = ps__layout_lot(l);
     int32_t ring = lot < l->group ? 2 * lot + 1 : l->group + (moves ? 1 : 0);
     if (l->group < 1 || l->eval_group < 1 || l->interleave < 0 || l->x_ring < ring)

@@ -201,6 +201,24 @@ void ps__trainer_block(const struct ps_trainer *t, int32_t layer, int32_t slot, 
     }
 }
 
+void ps__trainer_head(const struct ps_trainer *t, int32_t slot, struct ps_head *head)
+{
+    *head = t->head;
+    if (slot < 0)
+        return;
+    const struct ps_unit_source *u =
+        &t->shape.source->unit[ps__source_number(&t->shape, PS_UNIT_HEAD, 0)];
+    unsigned char *base = t->buffer[PS_BUF_SLOTS] + (size_t)slot * t->map.slot_bytes;
+    for (uint32_t i = 0; i < u->tensor_count; i++) {
+        const struct ps_unit_tensor *x = &u->tensor[i];
+        struct ps_weight w = {.data = base + x->near_offset, .dtype = x->near_dtype};
+        if (t->params.param[x->param_idx].role == PS_ROLE_HEAD)
+            head->head = w;
+        else
+            head->norm = w;
+    }
+}
+
 /* Gradients of a layer that are made in a near slot. */
 void ps__trainer_block_grads(const struct ps_trainer *t, struct ps_block *b, int32_t near_slot)
 {

@@ -216,6 +216,9 @@ int ps__trainer_bind(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
 /* Weights of a layer, those of a slot included (slot -1: pinned), in *b. */
 void ps__trainer_block(const struct ps_trainer *t, int32_t layer, int32_t slot, struct ps_block *b);
 
+/* The head; of a slot, as above. */
+void ps__trainer_head(const struct ps_trainer *t, int32_t slot, struct ps_head *head);
+
 void ps__trainer_block_grads(const struct ps_trainer *t, struct ps_block *b, int32_t near_slot);
 
 /* Zero states (before the weights are loaded: remainders are states) and the initial adapters, to

@@ -408,6 +408,7 @@ int ps_trainer_logits(struct ps_trainer *t, const struct ps_trainer_seq *seq, in
                       void *arg, struct ps_error *err)
 {
     int ret = forward_pass(t, seq, count, PS__HEAD_NOTHING, err);
+    assert(t->head.head.data); /* not streamed: nothing is trained */
     int32_t chunk = (int32_t)ps_head_chunk_rows(&t->cfg);
     for (int32_t i = 0; ret >= 0 && i < count; i++) {
         for (int32_t begin = 0; ret >= 0 && begin < seq[i].n_tok; begin += chunk) {

@@ -198,7 +198,9 @@ static int task_head(void *ctx, const struct ps_task *task, struct ps_error *err
         .key = random_key(t, task),
         .loss = (double *)(void *)(t->buffer[PS_BUF_LOSS] + (size_t)task->micro * 64),
     };
-    ps_head_loss(&t->head, &call);
+    struct ps_head head;
+    ps__trainer_head(t, task->arg[PS_ARG_SLOT], &head);
+    ps_head_loss(&head, &call);
     return 0;
 }
 

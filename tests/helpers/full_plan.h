@@ -7,7 +7,7 @@
 
 struct full_plan {
     const char *name;
-    const char *weights, *states, *grads; /* by unit: n near, h host, d disk */
+    const char *weights, *states, *grads; /* by unit: n near, h host, d disk; tied: the head near */
     const char *boundary, *keep;
     int32_t group, near_slots, raw_slots, x_ring, host_ring, grad_slots, grad_ring, state_slots;
     enum ps_update_when update;
@@ -32,7 +32,8 @@ static inline void full_plan_set(struct ps_trainer *t, const struct full_plan *p
     l.state_slots = p->state_slots;
     l.update = p->update;
     for (int32_t i = 0; i < shape->n_layer + 2; i++) {
-        l.weight[i] = stream_plan_tier(p->weights[i]);
+        bool pinned = shape->tied && i == shape->n_layer + 1;
+        l.weight[i] = pinned ? PS_TIER_DEVICE : stream_plan_tier(p->weights[i]);
         l.state[i] = stream_plan_tier(p->states[i]);
         l.grad[i] = stream_plan_tier(p->grads[i]);
     }
