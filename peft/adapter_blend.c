@@ -131,6 +131,30 @@ static int add_vectors(struct part *p, const struct ps_param_table *params, stru
     return 0;
 }
 
+/* As the trainer names them. */
+static int add_biases(struct part *p, const struct ps_param_table *params,
+                      const struct ps_adapter_config *c, struct ps_error *err)
+{
+    for (size_t i = 0; i < params->count; i++) {
+        const struct ps_param_info *info = &params->param[i];
+        if (info->role < PS_ROLE_Q_BIAS || info->role > PS_ROLE_DOWN_BIAS)
+            continue;
+        enum ps_role linear = (enum ps_role)((int)info->role - (int)PS_ROLE_Q_BIAS);
+        bool adapted = p->on[ps_site_idx(params->n_layer, info->layer, linear)];
+        if (!ps_adapter_bias_trained(c, info->role, adapted))
+            continue;
+        struct ps_adapter_entry *e = add(p, 1, info->shape);
+        if (!e)
+            return ps_error_set(err, -ENOMEM, "out of memory");
+        e->param_idx = (int32_t)i;
+        PS_IGNORE(snprintf(p->name[p->entry_count - 1], sizeof p->name[0],
+                           "base_model.model.%.*s.%s", (int)(strrchr(info->name, '.') - info->name),
+                           info->name, adapted ? "base_layer.bias" : "bias") < 0,
+                  "fits");
+    }
+    return 0;
+}
+
 static int add_saved(struct part *p, const struct ps_param_table *params, enum ps_role role,
                      struct ps_error *err)
 {
@@ -175,6 +199,8 @@ static int read_part(struct part *p, const char *dir, const struct ps_model_conf
     }
     if (ret == 0 && p->ops->vector)
         ret = add_vectors(p, params, err);
+    if (ret == 0 && !p->ops->vector)
+        ret = add_biases(p, params, &c, err);
     if (ret == 0 && c.save_embed)
         ret = add_saved(p, params, PS_ROLE_EMBED, err);
     if (ret == 0 && c.save_head)

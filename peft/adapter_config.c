@@ -36,6 +36,24 @@ static bool is_off(const json_t *v)
             json_array_size(v) == 0);
 }
 
+static const char *const bias_name[] = {"none", "all", "lora_only"};
+
+const char *ps_adapter_bias_name(enum ps_adapter_bias bias)
+{
+    return bias_name[bias];
+}
+
+bool ps_adapter_bias_find(enum ps_adapter_bias *out, const char *name)
+{
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(bias_name[i], name) != 0)
+            continue;
+        *out = (enum ps_adapter_bias)i;
+        return true;
+    }
+    return false;
+}
+
 /* Fields that change what the adapter computes and that Penstock does not apply. */
 static int check_plain(const json_t *root, const char *path, struct ps_error *err)
 {
@@ -57,12 +75,6 @@ static int check_plain(const json_t *root, const char *path, struct ps_error *er
     for (size_t i = 0; i < sizeof falsy / sizeof falsy[0]; i++)
         if (!is_off(json_object_get(root, falsy[i])))
             return unsupported(err, path, falsy[i], "this version does not apply it");
-    const char *bias;
-    int ret = ps_json_get_string(root, "bias", "none", path, &bias, err);
-    if (ret < 0)
-        return ret;
-    if (strcmp(bias, "none") != 0)
-        return unsupported(err, path, "bias", "trained biases beside an adapter are not read");
     const json_t *init = json_object_get(root, "init_lora_weights");
     if (json_is_string(init) && strcmp(json_string_value(init), "gaussian") != 0)
         return unsupported(err, path, "init_lora_weights",
@@ -121,6 +133,16 @@ static int read_saved(struct ps_adapter_config *c, const json_t *root, const cha
     return 0;
 }
 
+static int read_bias(struct ps_adapter_config *c, const json_t *root, const char *path,
+                     struct ps_error *err)
+{
+    const char *bias;
+    int ret = ps_json_get_string(root, "bias", "none", path, &bias, err);
+    if (ret < 0 || ps_adapter_bias_find(&c->bias, bias))
+        return ret;
+    return unsupported(err, path, "bias", "it must be none, all or lora_only");
+}
+
 static int read_lora(struct ps_adapter_file *f, const json_t *root, const char *path,
                      struct ps_error *err)
 {
@@ -145,6 +167,8 @@ static int read_lora(struct ps_adapter_file *f, const json_t *root, const char *
         ret = read_pattern(root, "alpha_pattern", path, &f->alpha, &f->alpha_count, err);
     if (ret == 0)
         ret = read_saved(c, root, path, err);
+    if (ret == 0)
+        ret = read_bias(c, root, path, err);
     if (ret == 0) {
         c->method = dora ? "dora" : "lora";
         c->r = (int32_t)r;
@@ -257,6 +281,8 @@ static int read_own(struct ps_adapter_file *f, const char *path, struct ps_error
         ret = read_pattern(root, "alpha_pattern", path, &f->alpha, &f->alpha_count, err);
     if (ret == 0)
         ret = read_saved(c, root, path, err);
+    if (ret == 0)
+        ret = read_bias(c, root, path, err);
     if (ret == 0) {
         c->method = ops->name;
         c->r = (int32_t)r;

@@ -32,6 +32,11 @@ int ps_adapter_file_read(struct ps_adapter_file *out, const char *dir,
                          struct ps_error *err) PS_WARN_UNUSED;
 void ps_adapter_file_fini(struct ps_adapter_file *f);
 
+/* "none", "all", "lora_only", as PEFT says it. */
+const char *ps_adapter_bias_name(enum ps_adapter_bias bias);
+/* False: no such name. */
+bool ps_adapter_bias_find(enum ps_adapter_bias *out, const char *name);
+
 /* Write both files. */
 int ps_adapter_config_write(const char *dir, const struct ps_trainer *t, const char *base_name,
                             struct ps_error *err) PS_WARN_UNUSED;

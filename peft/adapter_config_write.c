@@ -183,12 +183,13 @@ static json_t *lora_config(const struct ps_trainer *t, json_t *base)
         " s:o, s:o, s:n, s:n, s:s, s:n, s:{}}",
         "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", base, "revision",
         "inference_mode", 1, "r", (int)r, "lora_alpha", number(alpha), "lora_dropout", c->dropout,
-        "target_modules", targets, "exclude_modules", "bias", ops->vector ? "all" : "none",
-        "fan_in_fan_out", 0, "use_rslora", (int)rslora, "use_dora",
-        (int)(strcmp(ops->name, "dora") == 0), "init_lora_weights", 1, "modules_to_save",
-        saved_modules(c), "layers_to_transform", layers, "layers_pattern", "rank_pattern",
-        pattern(t, false, false), "alpha_pattern", pattern(t, true, false), "auto_mapping",
-        "megatron_config", "megatron_core", "megatron.core", "layer_replication", "loftq_config");
+        "target_modules", targets, "exclude_modules", "bias",
+        ops->vector ? "all" : ps_adapter_bias_name(c->bias), "fan_in_fan_out", 0, "use_rslora",
+        (int)rslora, "use_dora", (int)(strcmp(ops->name, "dora") == 0), "init_lora_weights", 1,
+        "modules_to_save", saved_modules(c), "layers_to_transform", layers, "layers_pattern",
+        "rank_pattern", pattern(t, false, false), "alpha_pattern", pattern(t, true, false),
+        "auto_mapping", "megatron_config", "megatron_core", "megatron.core", "layer_replication",
+        "loftq_config");
 }
 
 static json_t *ia3_config(const struct ps_trainer *t, json_t *base)
@@ -257,11 +258,12 @@ static int write_json(const char *path, json_t *root, struct ps_error *err)
 static int write_own(const char *path, const struct ps_trainer *t, struct ps_error *err)
 {
     const struct ps_adapter_config *c = ps_trainer_adapter_config(t);
-    json_t *root = json_pack(
-        "{s:i, s:s, s:i, s:o, s:f, s:b, s:o, s:o, s:o}", "version", 1, "method",
-        ps_trainer_adapter_ops(t)->name, "r", (int)c->r, "alpha", number(c->alpha), "dropout",
-        c->dropout, "use_rslora", (int)c->use_rslora, "rank_pattern", pattern(t, false, true),
-        "alpha_pattern", pattern(t, true, true), "modules_to_save", saved_modules(c));
+    json_t *root =
+        json_pack("{s:i, s:s, s:i, s:o, s:f, s:b, s:o, s:o, s:o, s:s}", "version", 1, "method",
+                  ps_trainer_adapter_ops(t)->name, "r", (int)c->r, "alpha", number(c->alpha),
+                  "dropout", c->dropout, "use_rslora", (int)c->use_rslora, "rank_pattern",
+                  pattern(t, false, true), "alpha_pattern", pattern(t, true, true),
+                  "modules_to_save", saved_modules(c), "bias", ps_adapter_bias_name(c->bias));
     return write_json(path, root, err);
 }
 

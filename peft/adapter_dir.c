@@ -88,6 +88,13 @@ static bool outside_layers(const char *name, const struct ps_adapter_config *c)
     return c->save_embed && strcmp(name, "base_model.model.model.embed_tokens.weight") == 0;
 }
 
+/* A bias beside the adapter: of an adapted linear, or of another. */
+static bool is_bias(const char *name)
+{
+    size_t n = strlen(name);
+    return n > 5 && strcmp(name + n - 5, ".bias") == 0 && !strstr(name, "lora_");
+}
+
 static int find_sites(const char *path, const struct ps_model_config *model,
                       const struct ps_adapter_config *cfg, bool *site_on, struct ps_error *err)
 {
@@ -99,7 +106,8 @@ static int find_sites(const char *path, const struct ps_model_config *model,
         int32_t layer;
         enum ps_role role;
         const char *name = ps_st_at(f, i)->name;
-        if (outside_layers(name, cfg) || is_base_copy(name))
+        if (outside_layers(name, cfg) || is_base_copy(name) ||
+            (cfg->bias != PS_ADAPTER_BIAS_NONE && is_bias(name)))
             continue;
         if (parse_key(name, model->n_layer, &layer, &role))
             site_on[ps_site_idx(model->n_layer, layer, role)] = true;
@@ -519,7 +527,8 @@ static int verify_config(const char *dir, const struct ps_trainer *t, struct ps_
                          : ps_error_set(err, -ENOMEM, "out of memory");
     const struct ps_adapter_config *mine = ps_trainer_adapter_config(t);
     bool same = ret == 0 && strcmp(cfg.method, ops->name) == 0 &&
-                cfg.save_embed == mine->save_embed && cfg.save_head == mine->save_head;
+                cfg.save_embed == mine->save_embed && cfg.save_head == mine->save_head &&
+                cfg.bias == mine->bias;
     bool ranked = ps_peft_method_of(ops)->view != NULL;
     for (size_t i = 0; same && i < sites; i++) {
         int32_t layer;

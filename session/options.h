@@ -85,6 +85,7 @@ struct ps_options {
     bool use_rslora, use_dora;
     char *init;                              /* "default", "pissa" or "olora": --method lora */
     double loraplus_ratio;                   /* learning rate of B over that of A */
+    char *lora_bias;                         /* "none", "all" or "lora_only" */
     char *modules_to_save;                   /* "lm_head,embed_tokens"; NULL: none */
     char *weights;                           /* export: of several adapters, "0.7,0.3" */
     char *rank_pattern, *alpha_pattern;      /* "q_proj=8,down_proj=4"; NULL: none */

@@ -282,12 +282,12 @@ static const struct {
 } rules[] = {
     {"lora-r,lora-alpha,lora-dropout,lora-target,lora-layers,adapter-dtype,adapter,lora-rank-"
      "pattern,"
-     "lora-alpha-pattern,use-rslora,use-dora,init,loraplus-ratio,modules-to-save",
+     "lora-alpha-pattern,use-rslora,use-dora,init,loraplus-ratio,modules-to-save,lora-bias",
      trains_full, "has no effect with `--method full`"},
     {"use-dora,init", is_not_lora, "is an option of `--method lora`: the method says it already"},
     {"init", starts_otherwise, "cannot be combined with `--use-dora`"},
     {"lora-r", has_no_rank, "has no effect with this `--method`, which has no rank"},
-    {"modules-to-save", has_no_alpha, "has no effect with this `--method`: it is for the LoRA family"},
+    {"modules-to-save,lora-bias", has_no_alpha, "has no effect with this `--method`: it is for the LoRA family"},
     {"lora-alpha,use-rslora,lora-rank-pattern,lora-alpha-pattern", has_no_alpha,
      "has no effect with this `--method`, which has no alpha"},
     {"lora-dropout", has_no_dropout, "has no effect with this `--method`, which has no dropout"},
@@ -300,7 +300,7 @@ static const struct {
     {"train-layers", trains_lora,
      "has no effect with `--method lora` (there it is `--lora-layers`)"},
     {"lora-r,lora-alpha,lora-target,lora-layers,lora-rank-pattern,lora-alpha-pattern,use-rslora,"
-     "use-dora,init,modules-to-save",
+     "use-dora,init,modules-to-save,lora-bias",
      continues_adapter, "has no effect with `--adapter`: the adapter's own configuration counts"},
     {"stochastic-rounding", rounds_nothing,
      "has no effect without bf16 weights that train (`--method full`)"},

@@ -263,6 +263,7 @@ static int adapter_of_options(struct ps_session *s, struct ps_error *err)
                                                    .dropout = o->lora_dropout,
                                                    .use_rslora = o->use_rslora,
                                                    .seed = o->seed};
+    PS_IGNORE(!ps_adapter_bias_find(&s->adapter_config.bias, o->lora_bias), "one of the choices");
     char word[64];
     for (size_t i = 0; ps_options_list_item(o->modules_to_save, i, word, sizeof word); i++) {
         if (strcmp(word, "lm_head") == 0)

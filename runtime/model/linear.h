@@ -45,6 +45,13 @@ struct ps_adapter_tensor {
     bool transposed;    /* files hold the transpose */
 };
 
+/* Biases of the base that are trained beside an adapter. */
+enum ps_adapter_bias {
+    PS_ADAPTER_BIAS_NONE,
+    PS_ADAPTER_BIAS_ALL,     /* of all linears */
+    PS_ADAPTER_BIAS_ADAPTED, /* of those that are adapted */
+};
+
 struct ps_adapter_config {
     const char *method; /* "lora" */
     int32_t r;
@@ -54,6 +61,7 @@ struct ps_adapter_config {
     uint64_t seed;
     double rate_ratio;  /* learning rate of group 1 over that of group 0 (LoRA+); 0: 1 */
     int32_t iterations; /* of a randomized decomposition at the start; 0: the method's default */
+    enum ps_adapter_bias bias;
     bool save_embed, save_head; /* the embedding and the head are trained beside the adapter */
     double embed_rate;          /* likewise of the embedding's tensors; 0: 1 */
     int64_t out_max, in_max;    /* largest linear that is adapted: shapes of shared tensors; the

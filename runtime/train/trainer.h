@@ -183,6 +183,9 @@ struct ps_adapter_entry {
     float *device;       /* for the device's threads */
 };
 
+/* Is the bias with this role trained beside the adapter? `adapted`: its linear is. */
+bool ps_adapter_bias_trained(const struct ps_adapter_config *c, enum ps_role role, bool adapted);
+
 /* What one step did. */
 struct ps_trainer_stats {
     double loss, grad_norm, learning_rate;

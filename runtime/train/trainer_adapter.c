@@ -215,6 +215,42 @@ static int plan_vectors(struct ps_trainer *t, struct ps_error *err)
     return 0;
 }
 
+bool ps_adapter_bias_trained(const struct ps_adapter_config *c, enum ps_role role, bool adapted)
+{
+    if (role < PS_ROLE_Q_BIAS || role > PS_ROLE_DOWN_BIAS)
+        return false;
+    return c->bias == PS_ADAPTER_BIAS_ALL || (c->bias == PS_ADAPTER_BIAS_ADAPTED && adapted);
+}
+
+/* Biases beside the adapters, under PEFT's names. */
+static int plan_biases(struct ps_trainer *t, struct ps_error *err)
+{
+    const struct ps_adapter_config *c = &t->opt.adapter_config;
+    bool any = false;
+    for (size_t i = 0; i < t->params.count; i++) {
+        const struct ps_param_info *p = &t->params.param[i];
+        if (p->role < PS_ROLE_Q_BIAS || p->role > PS_ROLE_DOWN_BIAS)
+            continue;
+        enum ps_role linear = (enum ps_role)((int)p->role - (int)PS_ROLE_Q_BIAS);
+        bool adapted = t->site[ps_site_idx(t->cfg.n_layer, p->layer, linear)].ops;
+        if (!ps_adapter_bias_trained(c, p->role, adapted))
+            continue;
+        any = true;
+        struct ps_adapter_tensor tensor = {.rank = 1, .shape = {p->shape[0], 0}, .rate_group = 1};
+        struct ps_adapter_entry *e = add_entry(t, p->layer, &tensor);
+        vector_name(t->entry_name[t->entry_count - 1], sizeof t->entry_name[0], p->name,
+                    adapted ? "base_layer.bias" : "bias");
+        e->param_idx = (int32_t)i;
+        e->site = -1;
+        train_entry(t, e, &tensor);
+    }
+    if (c->bias == PS_ADAPTER_BIAS_NONE || any)
+        return 0;
+    return ps_error_full(err, PS_EUSAGE, NULL, "lora-bias", "leave it out",
+                         "%s of this model has a bias",
+                         c->bias == PS_ADAPTER_BIAS_ALL ? "no linear" : "no adapted linear");
+}
+
 /* The embedding or the head, whole and in fp32, beside the adapters. */
 static int plan_saved(struct ps_trainer *t, enum ps_role role, struct ps_error *err)
 {
@@ -243,6 +279,8 @@ int ps__trainer_plan_adapter(struct ps_trainer *t, struct ps_error *err)
         return 0;
     const struct ps_adapter_config *c = &t->opt.adapter_config;
     int ret = t->opt.adapter->vector ? plan_vectors(t, err) : plan_sites(t, err);
+    if (ret == 0 && !t->opt.adapter->vector)
+        ret = plan_biases(t, err);
     if (ret == 0 && c->save_embed)
         ret = plan_saved(t, PS_ROLE_EMBED, err);
     if (ret == 0 && c->save_head)

@@ -3,6 +3,7 @@
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
 . "$PENSTOCK_ROOT/tests/helpers/runs.sh"
 . "$PENSTOCK_ROOT/tests/helpers/golden_adapters.sh"
+. "$PENSTOCK_ROOT/tests/helpers/adapter_runs.sh"
 cuda=$PENSTOCK_BUILD/libpenstock_cuda_emu.so
 
 for case in embed embed_tied; do
@@ -45,22 +46,6 @@ mkdir disk && cp -r "$models/llama_untied/model" disk/untied && cp -r "$models/q
 disk=$PWD/disk
 cd "$scratch" || exit 1
 make_rows 9 6 30 80 3 >rows.jsonl
-run() { # DIR ARG...
-    dir=$1
-    shift
-    rm -rf "$dir"
-    # shellcheck disable=SC2086
-    penstock train --model "$model" --data rows.jsonl --format tokens --max-seq-len 32 --batch-size 2 \
-        --grad-accum 2 --packing false --max-steps 4 --learning-rate 3e-3 --threads 1 --progress none \
-        --save-steps 2 --save-total-limit 9 --output "$dir" --dump-grads "$dir.grads" $options "$@"
-}
-equal() { same_files "$1" "$2" && same_losses "$1" "$2" && cmp "$1.grads" "$2.grads"; }
-same() { # NAME ARG...
-    name=$1
-    shift
-    run other "$@"
-    if [ "$rc" -ne 0 ]; then not_ok "$name: runs"; else check "$name" equal ref other; fi
-}
 last_loss() { losses "$1" | sed -n 's/.*"loss":\([^,]*\),.*/\1/p' | tail -n 1; }
 for kind in untied tied; do
     model=$disk/$kind
@@ -82,13 +67,7 @@ for kind in untied tied; do
             check "$label: runs on the emulated CUDA device" test "$rc" -eq 0
             check "$label: and learns alike" within "$(last_loss ref)" "$(last_loss on_cuda)" 0.03
         fi
-        rm -rf other && cp -r ref other && rm -r other/checkpoint-4 other/*adapter*
-        # shellcheck disable=SC2086
-        penstock train --model "$model" --data rows.jsonl --format tokens --max-seq-len 32 --batch-size 2 \
-            --grad-accum 2 --packing false --max-steps 4 --learning-rate 3e-3 --threads 1 --progress plain \
-            --save-steps 2 --save-total-limit 9 --output other --resume --strategy stream-lora $options
-        if [ "$rc" -eq 0 ] && grep -q "at step 2" err; then check "$label: resumed" equal ref other
-        else not_ok "$label: resumed: runs"; fi
+        resumes "$label: resumed"
     done
     run zero --learning-rate 0 --max-steps 1 --save-steps 0
     penstock eval --model "$model" --data rows.jsonl --format tokens --dtype fp32 --logits logits
@@ -122,12 +101,6 @@ check "generates as merged" cmp adapted.ids merged.ids
 check "generates as streamed" cmp adapted.ids streamed.ids
 check "and not as the base" sh -c 'test -s adapted.ids && ! cmp -s base.ids adapted.ids'
 
-refused() { # NAME WORD ARG...: a usage error that says WORD
-    name=$1 word=$2
-    shift 2
-    penstock train --model "$model" --data rows.jsonl --format tokens --output bad --progress none "$@"
-    if [ "$rc" -eq 2 ] && grep -q -e "$word" err; then ok "$name"; else not_ok "$name"; fi
-}
 model=$disk/untied
 refused "adapted and saved whole" "one of both" --lora-target lm_head --modules-to-save lm_head
 refused "a method that does not adapt the embedding" "dora does not" --method dora --lora-target q_proj,embed_tokens

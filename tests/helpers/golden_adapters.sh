@@ -12,7 +12,7 @@ logits_are() { # NAME ADAPTER_OPTION...: what eval writes is PEFT's
     shift
     if penstock eval --data "$rows" --format tokens --dtype fp32 --max-seq-len 160 --logits logits "$@"; then
         check "$name" st_compare "$case_dir/golden.safetensors" logits --expected-prefix logits. \
-            --actual-prefix "" --rtol 1e-5
+            --actual-prefix "" --rtol "${rtol:-1e-5}"
     else not_ok "$name: eval runs"; fi
 }
 merges() { # NAME ADAPTER: the merged model has the logits

@@ -47,6 +47,11 @@ PEFT_CASES = {
         rank_pattern={"lm_head": 5}, alpha_pattern={"embed_tokens": 2})),
     "embed_tied": ("llama3_tied", lambda: LoraConfig(
         **LM, r=2, target_modules=["embed_tokens", "layers.1.mlp.up_proj"])),
+    "biases_all": ("qwen2_untied", lambda: LoraConfig(
+        **LM, r=2, target_modules=["q_proj", "o_proj"], layers_to_transform=[1], bias="all")),
+    "biases_adapted": ("llama_linear_bias", lambda: LoraConfig(
+        **LM, r=2, target_modules=["k_proj", "gate_proj", "down_proj"], bias="lora_only",
+        use_dora=True)),
     "vera": ("llama_untied", lambda: VeraConfig(**LM, r=9, target_modules=ALL)),
     "ia3": ("llama_untied", lambda: IA3Config(
         **LM, target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])),
@@ -81,6 +86,9 @@ LOAD_CASES = {
     "norms_own": ("qwen3_tied", ""),
     "lora_embed": ("llama_untied", "--lora-r 3 --lora-target up_proj,embed_tokens,lm_head --lora-layers last:1 "
                                    "--lora-rank-pattern lm_head=2"),
+    "lora_biases": ("llama_linear_bias", "--lora-r 2 --lora-target q_proj,down_proj --lora-bias all"),
+    "pissa_biases": ("llama_linear_bias", "--lora-r 2 --lora-target v_proj,up_proj --lora-bias lora_only "
+                                          "--lora-layers last:1"),
     "olora_saved": ("llama_untied", "--lora-r 2 --lora-target up_proj --modules-to-save lm_head"),
 }
 
