@@ -11,6 +11,7 @@
 #define STATE_SLOTS_MOST 256
 #define GRAD_SLOTS 2
 #define GRAD_RING 3
+#define GRAD_RING_MORE 48
 
 static bool is_trained(const struct ps_step_shape *p, int32_t unit_idx)
 {
@@ -150,9 +151,18 @@ int ps__widen_updates(struct ps__fill *f)
     return ret;
 }
 
+/* A near slot is free for the next layer when the last granule of its gradient is in the ring. */
 int ps__widen_updates_more(struct ps__fill *f)
 {
-    return ps__fill_raise(f, &f->k.state_slots, STATE_SLOTS_MORE);
+    const struct ps_step_shape *p = f->req->shape;
+    uint32_t most = 0;
+    for (int32_t i = 1; i <= p->n_layer; i++)
+        most = p->granule_begin[i + 1] - p->granule_begin[i] > most
+                   ? p->granule_begin[i + 1] - p->granule_begin[i]
+                   : most;
+    int32_t ring = most < GRAD_RING_MORE ? (int32_t)most : GRAD_RING_MORE;
+    int ret = ps__fill_raise(f, &f->k.state_slots, STATE_SLOTS_MORE);
+    return ret >= 0 && ring > f->k.grad_ring ? ps__fill_raise(f, &f->k.grad_ring, ring) : ret;
 }
 
 void ps__reset_update_cache(struct ps__fill *f)

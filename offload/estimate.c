@@ -299,22 +299,31 @@ static void add_gradient(struct sums *s, const struct ps_step_shape *p,
                          const struct ps_step_layout *l, const struct ps_step_map *m,
                          int32_t unit_idx, double passes)
 {
-    double bytes = (double)ps_step_keep_bytes(p, m, unit_idx);
+    double bytes = 0;
+    double count = 0; /* of tasks: by granule where it goes to the disk */
     bool own = m->grad_offset[unit_idx] != UINT64_MAX;
     bool disk = l->grad[unit_idx] == PS_TIER_DISK;
+    for (uint32_t g = p->granule_begin[unit_idx]; disk && g < p->granule_begin[unit_idx + 1]; g++) {
+        bytes += (double)ps_step_piece_bytes(p, m, (int32_t)g);
+        count++;
+    }
+    if (!disk) {
+        bytes = (double)ps_step_keep_bytes(p, m, unit_idx);
+        count = 1;
+    }
     double in = !own && m->several_passes ? passes : 0;
     double out = l->grad[unit_idx] == PS_TIER_DEVICE ? 0 : own ? 1 : passes;
     enum phase again = l->update == PS_UPDATE_NEXT_FORWARD ? FORWARD : UPDATE;
-    add(s, BACKWARD, PS_TASK_GRAD_IN, l->discrete ? PS_LANE_H2D : PS_LANE_CPU_OPTIM, in, 0,
+    add(s, BACKWARD, PS_TASK_GRAD_IN, l->discrete ? PS_LANE_H2D : PS_LANE_CPU_OPTIM, in * count, 0,
         in * bytes);
-    add(s, BACKWARD, PS_TASK_GRAD_OUT, l->discrete ? PS_LANE_D2H : PS_LANE_CPU_OPTIM, out, 0,
-        out * bytes);
+    add(s, BACKWARD, PS_TASK_GRAD_OUT, l->discrete ? PS_LANE_D2H : PS_LANE_CPU_OPTIM, out * count,
+        0, out * bytes);
     if (!disk)
         return;
-    add(s, BACKWARD, PS_TASK_GRAD_READ, PS_LANE_DISK_STATE, in, 0, in * bytes);
-    add(s, BACKWARD, PS_TASK_GRAD_WRITE, PS_LANE_DISK_WRITE, out, 0, out * bytes);
+    add(s, BACKWARD, PS_TASK_GRAD_READ, PS_LANE_DISK_STATE, in * count, 0, in * bytes);
+    add(s, BACKWARD, PS_TASK_GRAD_WRITE, PS_LANE_DISK_WRITE, out * count, 0, out * bytes);
     if (!ps_step_updates_inside(p, l, unit_idx))
-        add(s, again, PS_TASK_GRAD_READ, PS_LANE_DISK_STATE, 1, 0, bytes);
+        add(s, again, PS_TASK_GRAD_READ, PS_LANE_DISK_STATE, count, 0, bytes);
 }
 
 static double read_s(const struct ps_cost_model *m, double bytes)
@@ -343,7 +352,8 @@ static void add_update(struct sums *s, const struct ps_step_shape *p,
     }
     double before = s->stay[UPDATE][PS_LANE_CPU_OPTIM];
     bool disk = l->state[unit_idx] == PS_TIER_DISK;
-    add(s, phase, PS_TASK_UPDATE_HOST, PS_LANE_CPU_OPTIM, disk ? count : 1, flops, params);
+    add(s, phase, PS_TASK_UPDATE_HOST, PS_LANE_CPU_OPTIM,
+        disk || l->grad[unit_idx] == PS_TIER_DISK ? count : 1, flops, params);
     s->after_host += s->stay[UPDATE][PS_LANE_CPU_OPTIM] - before;
     if (!disk)
         return;

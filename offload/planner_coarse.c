@@ -49,6 +49,7 @@ int ps__coarse_init(struct ps__coarse *c, const struct ps_step_shape *p,
             struct ps_granule *to = &c->granule[at - 1];
             to->weight_bytes = from->weight_offset + from->weight_bytes - to->weight_offset;
             to->state_bytes = from->state_offset + from->state_bytes - to->state_offset;
+            to->grad_n = from->grad_begin + from->grad_n - to->grad_begin;
             to->slice_count += from->slice_count;
             to->params += from->params;
             to->flops += from->flops;

@@ -64,6 +64,8 @@ struct ps_granule {
     uint32_t slice_begin, slice_count;
     uint64_t weight_offset, weight_bytes; /* in the unit's weight image, multiples of 4096 */
     uint64_t state_offset, state_bytes;   /* in the unit's state image, multiples of 4096 */
+    uint64_t grad_begin, grad_n; /* elements, in the unit's gradient: from the first slice to the end
+                                    of the last */
     uint64_t params;
     double flops; /* of updates, beside one pass over the parameters */
 };
@@ -164,7 +166,8 @@ struct ps_step_layout {
     int32_t grad_slots;  /* near slots for the gradients of layers; 0: each has a place of its own.
                             Without being kept elsewhere only INSIDE and not redone. See
                             ps_step_grad_shared for embedding and head */
-    int32_t grad_ring;   /* host buffers of gradients on their way to and from the disk; >= 2 */
+    int32_t grad_ring;   /* host buffers of granules' gradients on their way to and from the disk;
+                            >= 2 */
     int32_t state_slots; /* host buffers of granules' states; >= 1 when any lies on disk */
     unsigned ablate;
 };
@@ -243,6 +246,7 @@ struct ps_step_map {
     bool several_passes;   /* a step may need more than one */
     bool commits;          /* every step is committed: all states lie on disk */
     uint64_t *keep_offset; /* by unit index, in PS_BUF_GRAD_HOST or PS_BUF_DISK_GRAD */
+    uint64_t *piece_offset; /* by granule, in PS_BUF_DISK_GRAD; of units whose gradients wait there */
     uint64_t *weight_image_offset, *state_image_offset; /* in PS_BUF_DISK_WEIGHTS and _STATE */
     int32_t *stream_idx; /* by source unit number: number among the streamed, -1: not streamed */
     int32_t stream_count;
@@ -259,6 +263,10 @@ uint64_t ps_step_map_store_bytes(const struct ps_step_map *m);
 /* Bytes of a unit's kept gradient. */
 uint64_t ps_step_keep_bytes(const struct ps_step_shape *shape, const struct ps_step_map *m,
                             int32_t unit_idx);
+
+/* The same of one granule, which is what moves to and from the disk. */
+uint64_t ps_step_piece_bytes(const struct ps_step_shape *shape, const struct ps_step_map *m,
+                             int32_t granule);
 
 enum ps_segment {
     PS_SEGMENT_TRAIN,

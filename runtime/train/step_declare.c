@@ -64,8 +64,15 @@ static void adapter(const struct declare *d, bool write)
         by_unit(d, PS_BUF_ADAPTER, false, PS_UNIT_EMBED, d->m->adapter_offset, d->p->adapter_bytes);
 }
 
-/* The gradient of a unit where it is made: a place of its own, or the task's near slot. */
-static void grad(const struct declare *d, int32_t unit, bool write)
+static const struct ps_granule *granule(const struct declare *d)
+{
+    int32_t g = d->t->arg[PS_ARG_GRANULE];
+    return g < 0 ? NULL : &d->p->granule[g];
+}
+
+/* The gradient of a unit where it is made: a place of its own, or the task's near slot; only that
+ * of granule g where there is one. */
+static void grad_part(const struct declare *d, int32_t unit, const struct ps_granule *g, bool write)
 {
     int32_t i = ps_step_unit_idx(d->p, unit);
     if (!d->p->trains || d->p->grad_bytes[i] == 0)
@@ -73,30 +80,35 @@ static void grad(const struct declare *d, int32_t unit, bool write)
     uint64_t at = d->m->grad_offset[i];
     if (at == UINT64_MAX)
         at = d->m->grad_slot_base + (uint64_t)d->t->arg[PS_ARG_GRAD] * d->m->grad_slot_bytes;
-    ps_schedule_access(d->s, PS_BUF_GRAD, write, at, d->p->grad_bytes[i]);
+    ps_schedule_access(d->s, PS_BUF_GRAD, write, at + (g ? g->grad_begin * sizeof(float) : 0),
+                       g ? g->grad_n * sizeof(float) : d->p->grad_bytes[i]);
 }
 
-/* The kept gradient in host memory: a place of its own, or a ring buffer. */
+static void grad(const struct declare *d, int32_t unit, bool write)
+{
+    grad_part(d, unit, NULL, write);
+}
+
+/* The kept gradient in host memory: the unit's in a place of its own, or the granule's in a ring
+ * buffer. */
 static void kept(const struct declare *d, bool write)
 {
     int32_t i = ps_step_unit_idx(d->p, d->t->unit);
     int32_t ring = d->t->arg[PS_ARG_GRAD_HOST];
-    uint64_t at = ring < 0 ? d->m->keep_offset[i]
-                           : d->m->grad_ring_base + (uint64_t)ring * d->m->grad_ring_bytes;
-    ps_schedule_access(d->s, PS_BUF_GRAD_HOST, write, at, ps_step_keep_bytes(d->p, d->m, i));
+    if (ring < 0)
+        ps_schedule_access(d->s, PS_BUF_GRAD_HOST, write, d->m->keep_offset[i],
+                           ps_step_keep_bytes(d->p, d->m, i));
+    else
+        ps_schedule_access(d->s, PS_BUF_GRAD_HOST, write,
+                           d->m->grad_ring_base + (uint64_t)ring * d->m->grad_ring_bytes,
+                           ps_step_piece_bytes(d->p, d->m, d->t->arg[PS_ARG_GRANULE]));
 }
 
 static void kept_disk(const struct declare *d, bool write)
 {
-    int32_t i = ps_step_unit_idx(d->p, d->t->unit);
-    ps_schedule_access(d->s, PS_BUF_DISK_GRAD, write, d->m->keep_offset[i],
-                       ps_step_keep_bytes(d->p, d->m, i));
-}
-
-static const struct ps_granule *granule(const struct declare *d)
-{
     int32_t g = d->t->arg[PS_ARG_GRANULE];
-    return g < 0 ? NULL : &d->p->granule[g];
+    ps_schedule_access(d->s, PS_BUF_DISK_GRAD, write, d->m->piece_offset[g],
+                       ps_step_piece_bytes(d->p, d->m, g));
 }
 
 static void state_ring(const struct declare *d, bool write)
@@ -175,12 +187,12 @@ static void streamed(const struct declare *d)
 {
     switch (d->t->kind) {
     case PS_TASK_GRAD_OUT:
-        grad(d, d->t->unit, false);
+        grad_part(d, d->t->unit, granule(d), false);
         kept(d, true);
         break;
     case PS_TASK_GRAD_IN:
         kept(d, false);
-        grad(d, d->t->unit, true);
+        grad_part(d, d->t->unit, granule(d), true);
         break;
     case PS_TASK_GRAD_WRITE:
         kept(d, false);

@@ -374,6 +374,24 @@ uint64_t ps_step_keep_bytes(const struct ps_step_shape *p, const struct ps_step_
     return p->grad_bytes[i] / sizeof(float) * ps_dtype_size(m->keep_dtype);
 }
 
+uint64_t ps_step_piece_bytes(const struct ps_step_shape *p, const struct ps_step_map *m, int32_t g)
+{
+    return p->granule[g].grad_n * ps_dtype_size(m->keep_dtype);
+}
+
+/* The gradient of a unit on disk, granule by granule, each on pages of its own; where it ends. */
+static uint64_t place_pieces(struct ps_step_map *m, const struct ps_step_shape *p, int32_t i,
+                             uint64_t at)
+{
+    for (uint32_t g = p->granule_begin[i]; g < p->granule_begin[i + 1]; g++) {
+        uint64_t bytes = page_up(ps_step_piece_bytes(p, m, (int32_t)g));
+        m->piece_offset[g] = at;
+        m->grad_ring_bytes = at_least(m->grad_ring_bytes, bytes);
+        at += bytes;
+    }
+    return at;
+}
+
 /* Gradients: near places and slots, and where they are kept; rings; the store's images. */
 static void place_updates(struct ps_step_map *m, const struct ps_step_shape *p,
                           const struct ps_step_layout *l)
@@ -408,8 +426,7 @@ static void place_updates(struct ps_step_map *m, const struct ps_step_shape *p,
             host += keep;
         } else if (l->grad[i] == PS_TIER_DISK) {
             m->keep_offset[i] = disk;
-            disk += keep;
-            m->grad_ring_bytes = at_least(m->grad_ring_bytes, keep);
+            disk = place_pieces(m, p, i, disk);
         }
         m->commits &= l->state[i] == PS_TIER_DISK;
         for (uint32_t g = p->granule_begin[i]; g < p->granule_begin[i + 1]; g++)
@@ -491,7 +508,9 @@ int ps_step_map_create(struct ps_step_map *m, const struct ps_step_shape *p,
     m->pinned_offset = calloc(8 * units, sizeof *m->pinned_offset);
     m->host_offset = calloc(sources + 1, sizeof *m->host_offset);
     m->stream_idx = calloc(sources + 5 * (size_t)p->n_layer + 1, sizeof *m->stream_idx);
-    if (!m->pinned_offset || !m->host_offset || !m->stream_idx) {
+    m->piece_offset = calloc((p->granule_begin ? p->granule_begin[units] : 0) + (size_t)1,
+                             sizeof *m->piece_offset);
+    if (!m->pinned_offset || !m->host_offset || !m->stream_idx || !m->piece_offset) {
         ps_step_map_fini(m);
         return ps_error_set(err, -ENOMEM, "out of memory");
     }
@@ -522,6 +541,7 @@ void ps_step_map_fini(struct ps_step_map *m)
     free(m->pinned_offset);
     free(m->host_offset);
     free(m->stream_idx);
+    free(m->piece_offset);
     memset(m, 0, sizeof *m);
 }
 

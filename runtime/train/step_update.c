@@ -9,46 +9,72 @@ static enum ps_tier grad_tier(const struct ps__build *b, int32_t unit)
     return b->l->grad[ps_step_unit_idx(b->p, unit)];
 }
 
-static uint64_t keep_bytes(const struct ps__build *b, int32_t unit)
-{
-    return ps_step_keep_bytes(b->p, b->m, ps_step_unit_idx(b->p, unit));
-}
-
+/* Moves a unit's gradient, or that of one granule (granule >= 0), through ring buffer `ring`. */
 static void grad_move(struct ps__build *b, enum ps_task_kind kind, enum ps_lane lane, int32_t unit,
-                      int32_t near_slot, int32_t ring)
+                      int32_t granule, int32_t near_slot, int32_t ring)
 {
     ps__emit(b, kind, lane, unit, -1);
     ps__arg(b, PS_ARG_GRAD, near_slot);
     ps__arg(b, PS_ARG_GRAD_HOST, ring);
-    ps__cost(b, 0, keep_bytes(b, unit));
+    ps__arg(b, PS_ARG_GRANULE, granule);
+    ps__cost(b, 0,
+             granule < 0 ? ps_step_keep_bytes(b->p, b->m, ps_step_unit_idx(b->p, unit))
+                         : ps_step_piece_bytes(b->p, b->m, granule));
     ps__done(b);
 }
 
-/* Host ring buffer for a gradient that waits on disk; -1 for others. */
-static int32_t ring_for(struct ps__build *b, int32_t unit)
+static int32_t next_ring(struct ps__build *b)
 {
-    return grad_tier(b, unit) == PS_TIER_DISK ? b->grad_host_next++ % b->l->grad_ring : -1;
+    return b->grad_host_next++ % b->l->grad_ring;
+}
+
+/* From where it is made to where it is kept; returns the ring buffer that it has passed. */
+static int32_t grad_out(struct ps__build *b, int32_t unit, int32_t granule, int32_t near_slot)
+{
+    int32_t ring = granule < 0 ? -1 : next_ring(b);
+    grad_move(b, PS_TASK_GRAD_OUT, b->l->discrete ? PS_LANE_D2H : PS_LANE_CPU_OPTIM, unit, granule,
+              near_slot, ring);
+    if (ring >= 0)
+        grad_move(b, PS_TASK_GRAD_WRITE, PS_LANE_DISK_WRITE, unit, granule, -1, ring);
+    return ring;
+}
+
+/* The other way, to be added to. */
+static void grad_in(struct ps__build *b, int32_t unit, int32_t granule, int32_t near_slot)
+{
+    int32_t ring = granule < 0 ? -1 : next_ring(b);
+    if (ring >= 0)
+        grad_move(b, PS_TASK_GRAD_READ, PS_LANE_DISK_STATE, unit, granule, near_slot, ring);
+    grad_move(b, PS_TASK_GRAD_IN, b->l->discrete ? PS_LANE_H2D : PS_LANE_CPU_OPTIM, unit, granule,
+              near_slot, ring);
 }
 
 int32_t ps__begin_gradient(struct ps__build *b, int32_t unit)
 {
-    bool own = b->m->grad_offset[ps_step_unit_idx(b->p, unit)] != UINT64_MAX;
+    int32_t i = ps_step_unit_idx(b->p, unit);
+    bool own = b->m->grad_offset[i] != UINT64_MAX;
     int32_t slot = own ? -1 : b->grad_next++ % b->l->grad_slots;
     if (own || !b->m->several_passes)
         return slot; /* made anew, or added to where it is */
-    int32_t ring = ring_for(b, unit);
-    if (ring >= 0)
-        grad_move(b, PS_TASK_GRAD_READ, PS_LANE_DISK_STATE, unit, slot, ring);
-    grad_move(b, PS_TASK_GRAD_IN, b->l->discrete ? PS_LANE_H2D : PS_LANE_CPU_OPTIM, unit, slot,
-              ring);
+    if (grad_tier(b, unit) != PS_TIER_DISK)
+        grad_in(b, unit, -1, slot);
+    else
+        for (uint32_t g = b->p->granule_begin[i]; g < b->p->granule_begin[i + 1]; g++)
+            grad_in(b, unit, (int32_t)g, slot);
     return slot;
 }
 
-/* One granule, or (granule < 0) a whole unit with its states in memory. */
-static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, int32_t slot,
-                           int32_t raw, int32_t near_slot, int32_t ring)
+/* Where the host updates a unit's weights. */
+struct home {
+    int32_t slot, raw;
+};
+
+/* One granule, or (granule < 0) a whole unit, whose states are then in memory. */
+static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, struct home h,
+                           int32_t near_slot, int32_t ring)
 {
     const struct ps_granule *g = granule < 0 ? NULL : &b->p->granule[granule];
+    bool stored = b->l->state[ps_step_unit_idx(b->p, unit)] == PS_TIER_DISK;
     int32_t state = -1;
     double params = 0;
     double flops = 0;
@@ -60,6 +86,8 @@ static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, i
     if (g) {
         params = (double)g->params;
         flops = g->flops;
+    }
+    if (stored) {
         state = b->state_next++ % b->l->state_slots;
         ps__emit(b, PS_TASK_READ_STATE, PS_LANE_DISK_STATE, unit, -1);
         ps__arg(b, PS_ARG_STATE, state);
@@ -70,13 +98,13 @@ static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, i
     ps__emit(b, PS_TASK_UPDATE_HOST, PS_LANE_CPU_OPTIM, unit, -1);
     ps__arg(b, PS_ARG_STATE, state);
     ps__arg(b, PS_ARG_GRANULE, granule);
-    ps__arg(b, PS_ARG_SLOT, slot);
-    ps__arg(b, PS_ARG_RAW, raw);
+    ps__arg(b, PS_ARG_SLOT, h.slot);
+    ps__arg(b, PS_ARG_RAW, h.raw);
     ps__arg(b, PS_ARG_GRAD, near_slot);
     ps__arg(b, PS_ARG_GRAD_HOST, ring);
     ps__cost(b, flops, (uint64_t)params); /* the lane's rates are in parameters */
     ps__done(b);
-    if (!g)
+    if (!stored)
         return;
     uint32_t flags = b->flags;
     if (b->l->update != PS_UPDATE_NEXT_FORWARD && b->segment == PS_SEGMENT_TRAIN)
@@ -84,8 +112,8 @@ static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, i
     /* Weights first: whoever waits for the states' write then knows that both have ended. */
     ps__emit(b, PS_TASK_WRITE_WEIGHTS, PS_LANE_DISK_WRITE, unit, -1);
     ps__arg(b, PS_ARG_GRANULE, granule);
-    ps__arg(b, PS_ARG_SLOT, slot);
-    ps__arg(b, PS_ARG_RAW, raw);
+    ps__arg(b, PS_ARG_SLOT, h.slot);
+    ps__arg(b, PS_ARG_RAW, h.raw);
     ps__cost(b, 0, g->weight_bytes);
     ps__done(b);
     ps__emit(b, PS_TASK_WRITE_STATE, PS_LANE_DISK_WRITE, unit, -1);
@@ -95,11 +123,6 @@ static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, i
     ps__done(b);
     b->flags = flags;
 }
-
-/* Where the host updates a unit's weights. */
-struct home {
-    int32_t slot, raw;
-};
 
 static struct home find_home(struct ps__build *b, int32_t unit)
 {
@@ -140,47 +163,48 @@ static void refresh_near(struct ps__build *b, int32_t unit, struct home h)
         b->content[slot] = (int32_t)number;
 }
 
-/* near_slot, ring: where the gradient is now (ring -1: bring it from the disk first, if it is
- * there).
- */
-static void update_unit(struct ps__build *b, int32_t unit, int32_t near_slot, int32_t ring)
+/* near_slot: where the gradient has been made; `made`: just now, and it is still to go where it is
+ * kept, if that is the disk. */
+static void update_unit(struct ps__build *b, int32_t unit, int32_t near_slot, bool made)
 {
     int32_t i = ps_step_unit_idx(b->p, unit);
     struct home h = find_home(b, unit);
-    if (ring < 0 && grad_tier(b, unit) == PS_TIER_DISK) {
-        ring = ring_for(b, unit);
-        grad_move(b, PS_TASK_GRAD_READ, PS_LANE_DISK_STATE, unit, -1, ring);
+    bool kept = grad_tier(b, unit) == PS_TIER_DISK;
+    if (!kept && b->l->state[i] != PS_TIER_DISK) {
+        update_granule(b, unit, -1, h, near_slot, -1);
+    } else {
+        for (uint32_t k = b->p->granule_begin[i]; k < b->p->granule_begin[i + 1]; k++) {
+            int32_t g = (int32_t)k;
+            int32_t ring = !kept ? -1 : made ? grad_out(b, unit, g, near_slot) : next_ring(b);
+            if (kept && !made)
+                grad_move(b, PS_TASK_GRAD_READ, PS_LANE_DISK_STATE, unit, g, -1, ring);
+            update_granule(b, unit, g, h, near_slot, ring);
+        }
     }
-    if (b->l->state[i] == PS_TIER_DISK)
-        for (uint32_t g = b->p->granule_begin[i]; g < b->p->granule_begin[i + 1]; g++)
-            update_granule(b, unit, (int32_t)g, h.slot, h.raw, near_slot, ring);
-    else
-        update_granule(b, unit, -1, h.slot, h.raw, near_slot, ring);
     if (b->l->discrete)
         refresh_near(b, unit, h);
 }
 
 void ps__finish_gradient(struct ps__build *b, int32_t unit, int32_t near_slot)
 {
-    int32_t ring = -1;
+    int32_t i = ps_step_unit_idx(b->p, unit);
     if (b->segment == PS_SEGMENT_TRAIN) {
         ps__emit(b, PS_TASK_GRAD_NORM, PS_LANE_COMPUTE, unit, -1);
         ps__arg(b, PS_ARG_GRAD, near_slot);
-        uint64_t bytes = b->p->grad_bytes[ps_step_unit_idx(b->p, unit)];
-        ps__cost(b, (double)(bytes / sizeof(float)), 0); /* parameters */
+        ps__cost(b, (double)(b->p->grad_bytes[i] / sizeof(float)), 0); /* parameters */
         ps__done(b);
     }
-    bool own = b->m->grad_offset[ps_step_unit_idx(b->p, unit)] != UINT64_MAX;
+    bool own = b->m->grad_offset[i] != UINT64_MAX;
     bool adds_up = own && b->segment == PS_SEGMENT_TRAIN_INNER; /* stays for the next pass */
-    if (grad_tier(b, unit) != PS_TIER_DEVICE && !adds_up) {
-        ring = ring_for(b, unit);
-        grad_move(b, PS_TASK_GRAD_OUT, b->l->discrete ? PS_LANE_D2H : PS_LANE_CPU_OPTIM, unit,
-                  near_slot, ring);
-        if (ring >= 0)
-            grad_move(b, PS_TASK_GRAD_WRITE, PS_LANE_DISK_WRITE, unit, -1, ring);
-    }
-    if (ps_step_updates_inside(b->p, b->l, ps_step_unit_idx(b->p, unit)))
-        update_unit(b, unit, near_slot, ring);
+    bool inside = ps_step_updates_inside(b->p, b->l, i);
+    enum ps_tier tier = adds_up ? PS_TIER_DEVICE : grad_tier(b, unit);
+    if (tier == PS_TIER_HOST)
+        PS_IGNORE(grad_out(b, unit, -1, near_slot), "no ring buffer");
+    for (uint32_t g = b->p->granule_begin[i];
+         tier == PS_TIER_DISK && !inside && g < b->p->granule_begin[i + 1]; g++)
+        PS_IGNORE(grad_out(b, unit, (int32_t)g, near_slot), "the buffer is not read here");
+    if (inside)
+        update_unit(b, unit, near_slot, true);
 }
 
 void ps__update_before(struct ps__build *b, int32_t unit)
@@ -188,7 +212,7 @@ void ps__update_before(struct ps__build *b, int32_t unit)
     if (b->l->update != PS_UPDATE_NEXT_FORWARD)
         return;
     if (ps__trained(b, unit))
-        update_unit(b, unit, -1, -1);
+        update_unit(b, unit, -1, false);
     if (unit == PS_UNIT_HEAD && b->m->commits) {
         ps__emit(b, PS_TASK_COMMIT, PS_LANE_COMMIT, PS_UNIT_ALL, -1);
         ps__done(b);
@@ -220,12 +244,12 @@ void ps__update_after(struct ps__build *b)
     if (b->l->update == PS_UPDATE_NEXT_FORWARD)
         return;
     if (left(b, PS_UNIT_HEAD))
-        update_unit(b, PS_UNIT_HEAD, -1, -1);
+        update_unit(b, PS_UNIT_HEAD, -1, false);
     for (int32_t l = b->p->n_layer - 1; l >= 0; l--)
         if (left(b, l))
-            update_unit(b, l, -1, -1);
+            update_unit(b, l, -1, false);
     if (left(b, PS_UNIT_EMBED))
-        update_unit(b, PS_UNIT_EMBED, -1, -1);
+        update_unit(b, PS_UNIT_EMBED, -1, false);
     commit(b, PS_TASK_TRAILS);
 }
 
@@ -237,7 +261,7 @@ void ps__update_all(struct ps__build *b)
     for (int32_t i = 0; i < b->p->n_layer + 2; i++) {
         int32_t unit = i == 0 ? PS_UNIT_EMBED : i == b->p->n_layer + 1 ? PS_UNIT_HEAD : i - 1;
         if (ps__trained(b, unit))
-            update_unit(b, unit, -1, -1);
+            update_unit(b, unit, -1, false);
     }
     commit(b, 0);
 }

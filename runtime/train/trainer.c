@@ -174,7 +174,7 @@ static int open_updates(struct ps_trainer *t, struct ps_error *err)
     size_t units = (size_t)t->cfg.n_layer + 2;
     t->tensor_coef = calloc(t->trainable_count + 1, sizeof *t->tensor_coef);
     t->unit_updated = calloc(units, sizeof *t->unit_updated);
-    t->grad_sum = calloc(units, sizeof *t->grad_sum);
+    t->grad_sum = calloc(t->granule_begin[units] + (size_t)1, sizeof *t->grad_sum);
     t->run_state = calloc(1, PS_TRAINER_RUN_STATE_MAX);
     bool ok = t->tensor_coef && t->unit_updated && t->grad_sum && t->run_state;
     int ret =

@@ -56,6 +56,7 @@ static void add_slice(struct plan *p, size_t tensor, uint64_t begin, uint64_t n)
     if (!p->open) {
         p->cur = (struct ps_granule){.unit = x->unit,
                                      .slice_begin = (uint32_t)p->slice_count,
+                                     .grad_begin = home->grad_offset / sizeof(float) + begin,
                                      .weight_offset = offset / PAGE * PAGE};
         p->open = true;
     }
@@ -69,6 +70,7 @@ static void add_slice(struct plan *p, size_t tensor, uint64_t begin, uint64_t n)
                               .state_offset = p->cur.state_bytes};
     p->slice_count++;
     p->cur.slice_count++;
+    p->cur.grad_n = home->grad_offset / sizeof(float) + begin + n - p->cur.grad_begin;
     p->cur.params += n;
     p->cur.flops += x->layout.flops * (double)n / (double)x->n;
     p->cur.state_bytes += state_bytes(x, n);

@@ -137,7 +137,7 @@ struct ps_trainer {
     size_t bounce_weight_bytes, bounce_state_bytes;
     uint64_t held_weight,
         held_state;             /* extent and chunk + 1 that they hold for part_read; 0: none */
-    uint64_t *grad_sum;         /* (n_layer + 2) XXH3 of kept gradients on disk, as spill_sum */
+    uint64_t *grad_sum;         /* (granules) XXH3 of kept gradients on disk, as spill_sum */
     bool redoing;               /* segment update runs */
     bool *unit_updated;         /* (n_layer + 2) by the last update task of the unit */
     struct ps_pool *optim_pool; /* streamed updates; cpu_optim lane only */

@@ -79,7 +79,7 @@ unsigned char *ps__trainer_host_weights(const struct ps_trainer *t, int32_t unit
     return t->buffer[PS_BUF_PINNED] + t->map.pinned_offset[ps_step_unit_idx(&t->shape, unit)];
 }
 
-/* Kept gradient of a unit in host memory. */
+/* Kept gradient in host memory: the unit's, or the granule's in a ring buffer. */
 static unsigned char *kept(const struct ps_trainer *t, const struct ps_task *task)
 {
     int32_t ring = task->arg[PS_ARG_GRAD_HOST];
@@ -111,17 +111,25 @@ static void pack_piece(void *arg, size_t i, int thread_idx)
                      p->from + begin * ps_dtype_size(p->from_type), p->from_type, n);
 }
 
+static const struct ps_granule *granule_of(const struct ps_trainer *t, const struct ps_task *task)
+{
+    int32_t g = task->arg[PS_ARG_GRANULE];
+    return g < 0 ? NULL : &t->granule[g];
+}
+
 /* Between a near gradient and the host. Rounded gradients are bf16 values already: packing them is
  * exact. */
 static int move_gradient(struct ps_trainer *t, const struct ps_task *task, bool out,
                          struct ps_error *err)
 {
     int32_t i = unit_index(t, task);
-    size_t n = (size_t)t->shape.grad_bytes[i] / sizeof(float);
+    const struct ps_granule *g = granule_of(t, task);
+    size_t n = g ? (size_t)g->grad_n : (size_t)t->shape.grad_bytes[i] / sizeof(float);
     uint64_t at = t->map.grad_offset[i];
     if (at == UINT64_MAX)
         at = t->map.grad_slot_base + (uint64_t)task->arg[PS_ARG_GRAD] * t->map.grad_slot_bytes;
-    unsigned char *near = t->buffer[PS_BUF_GRAD] + at;
+    unsigned char *near =
+        t->buffer[PS_BUF_GRAD] + at + (g ? (size_t)g->grad_begin * sizeof(float) : 0);
     unsigned char *host = kept(t, task);
     enum ps_dtype type = t->map.keep_dtype;
     if (!t->opt.device->discrete) {
@@ -164,18 +172,19 @@ static int grad_disk_start(void *ctx, const struct ps_task *task, struct ps_erro
     struct ps_trainer *t = ctx;
     bool write = task->kind == PS_TASK_GRAD_WRITE;
     struct ps_storage *st = t->storage[task->lane];
-    int32_t i = unit_index(t, task);
+    int32_t g = task->arg[PS_ARG_GRANULE];
     if (nothing_kept(t, task)) {
         ps__trainer_push_tickets(t, task->lane, st, 1, 0);
         return 0;
     }
-    uint64_t bytes = ps__page_up(ps_step_keep_bytes(&t->shape, &t->map, i));
+    uint64_t bytes = ps__page_up(ps_step_piece_bytes(&t->shape, &t->map, g));
     unsigned char *memory = kept(t, task);
     if (write)
-        t->grad_sum[i] = XXH3_64bits(memory, (size_t)bytes);
+        t->grad_sum[g] = XXH3_64bits(memory, (size_t)bytes);
     struct ps_transfer *cut = t->cut[task->lane];
-    int count = t->opt.io.spill_map(
-        t->opt.io.arg, t->map.bytes[PS_BUF_DISK_X] + t->map.keep_offset[i], bytes, cut, t->cut_max);
+    int count =
+        t->opt.io.spill_map(t->opt.io.arg, t->map.bytes[PS_BUF_DISK_X] + t->map.piece_offset[g],
+                            bytes, cut, t->cut_max);
     if (count < 0)
         return ps_error_set(err, count, "the spill file cannot be addressed");
     uint64_t first = 1;
@@ -198,13 +207,13 @@ static int grad_disk_start(void *ctx, const struct ps_task *task, struct ps_erro
 static int grad_disk_finish(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
-    int32_t i = unit_index(t, task);
+    int32_t g = task->arg[PS_ARG_GRANULE];
     int ret = ps__trainer_wait_tickets(t, task->lane, err);
     if (ret < 0 || task->kind == PS_TASK_GRAD_WRITE || nothing_kept(t, task) ||
         t->opt.io.moves_nothing)
         return ret;
-    uint64_t bytes = ps__page_up(ps_step_keep_bytes(&t->shape, &t->map, i));
-    if (XXH3_64bits(kept(t, task), (size_t)bytes) == t->grad_sum[i])
+    uint64_t bytes = ps__page_up(ps_step_piece_bytes(&t->shape, &t->map, g));
+    if (XXH3_64bits(kept(t, task), (size_t)bytes) == t->grad_sum[g])
         return 0;
     return ps_error_full(err, PS_ECHECKSUM, NULL, NULL,
                          "the disk or the memory damaged them: look into the kernel log (dmesg) "
@@ -215,12 +224,6 @@ static int grad_disk_finish(void *ctx, const struct ps_task *task, struct ps_err
 }
 
 /* --- states and weights --- */
-
-static const struct ps_granule *granule_of(const struct ps_trainer *t, const struct ps_task *task)
-{
-    int32_t g = task->arg[PS_ARG_GRANULE];
-    return g < 0 ? NULL : &t->granule[g];
-}
 
 static unsigned char *state_slot(const struct ps_trainer *t, const struct ps_task *task)
 {
@@ -275,6 +278,12 @@ static int read_state_finish(void *ctx, const struct ps_task *task, struct ps_er
                                 PS_COPY_LATEST, state_slot(t, task), err);
 }
 
+/* Where in the unit's gradient that begins which is kept there: elements. */
+static uint64_t kept_begin(const struct ps_trainer *t, const struct ps_task *task)
+{
+    return task->arg[PS_ARG_GRAD_HOST] < 0 ? 0 : granule_of(t, task)->grad_begin;
+}
+
 /* Update one slice of a tensor: weights, gradient and states begin there. */
 static int update_slice(struct ps_trainer *t, const struct ps_task *task,
                         const struct ps_slice *slice, unsigned char *weights, unsigned char *states,
@@ -303,7 +312,8 @@ static int update_slice(struct ps_trainer *t, const struct ps_task *task,
     if (near)
         u.grad = ps__trainer_grad(t, slice->tensor, task->arg[PS_ARG_GRAD]) + slice->begin;
     else
-        u.grad = kept(t, task) + slice->grad_offset * ps_dtype_size(t->map.keep_dtype);
+        u.grad = kept(t, task) +
+                 (slice->grad_offset - kept_begin(t, task)) * ps_dtype_size(t->map.keep_dtype);
     if (states) {
         unsigned char *at = states + slice->state_offset;
         if (ps__trainer_has_remainder(x)) {
@@ -339,7 +349,7 @@ static int update_host(void *ctx, const struct ps_task *task, struct ps_error *e
     uint32_t end = one ? begin + 1 : t->granule_begin[i + 1];
     unsigned char *weights =
         ps__trainer_host_weights(t, task->unit, task->arg[PS_ARG_SLOT], task->arg[PS_ARG_RAW]);
-    unsigned char *states = one ? state_slot(t, task) : NULL;
+    unsigned char *states = task->arg[PS_ARG_STATE] >= 0 ? state_slot(t, task) : NULL;
     for (uint32_t g = begin; g < end; g++) {
         for (uint32_t k = 0; k < t->granule[g].slice_count; k++) {
             int ret = update_slice(t, task, &t->slice[t->granule[g].slice_begin + k], weights,

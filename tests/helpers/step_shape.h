@@ -55,6 +55,8 @@ static inline void made_shape_full(struct made_shape *m, const struct shape_spec
                                             .weight_bytes = (k * 2 + 4095) & ~(uint64_t)4095,
                                             .state_offset = image[i],
                                             .state_bytes = bytes,
+                                            .grad_begin = at,
+                                            .grad_n = k,
                                             .params = k};
                 image[i] += bytes;
             }
