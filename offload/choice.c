@@ -14,6 +14,7 @@
 /* Ring buffers beyond the group: one is needed, more let writes and reads lag a little. */
 #define RING_EXTRA 3
 #define HOST_RING 4
+#define SAVED_RING 3
 /* Micro-batches of a pass times layers: larger schedules take seconds to build. */
 #define GROUP_LAYERS_MAX 16384
 
@@ -83,16 +84,14 @@ static void assemble(const struct ps__fill *f)
     int32_t n = needed_x(p);
     int32_t moved = n - k->near_x;
     int32_t at = 0;
-    bool disk = false;
     assemble_weights(f);
+    bool disk = ps__assemble_saved(f, n);
     for (int32_t i = 0; i < p->n_layer; i++) {
         int32_t x = i - p->first_trained;
         bool near = !p->trains || x < 0 || ps__chosen(x, k->near_x, n);
         bool host = !near && ps__chosen(at, ps__least_of(k->host_x, moved), moved);
         at += !near;
         l->boundary[i] = near ? PS_TIER_DEVICE : host ? PS_TIER_HOST : PS_TIER_DISK;
-        l->recompute[i] =
-            x >= 0 && p->trains ? ps__recompute_level(f, p->n_layer - 1 - i, n) : PS_RECOMPUTE_R4;
         disk |= !near && !host;
     }
     if (ps__fill_streams_updates(f))
@@ -266,18 +265,17 @@ static int compute_hides(const struct ps__fill *f)
     return e.lane_s[PS_LANE_COMPUTE] <= most;
 }
 
-/* Of the steps of keeping around one, the one of the best guess. */
-static int best_near(struct ps__fill *f, int32_t around, int32_t most)
+/* Of the steps of a knob around one, `by` apart, the one of the best guess. */
+static int best_near(struct ps__fill *f, int32_t *knob, int32_t around, int32_t by, int32_t most)
 {
     int32_t best = around;
     double best_s = INFINITY;
-    const int32_t by = PS_RECOMPUTE_COUNT - 1; /* a layer, where it goes through all levels */
     for (int32_t i = -2; i <= 2; i++) {
         struct ps__estimate e;
         int32_t k = around + i * by;
         if (k < 0 || k > most)
             continue;
-        f->k.keep = k;
+        *knob = k;
         int ret = fill_cache(f);
         if (ret < 0)
             return ret;
@@ -290,29 +288,49 @@ static int best_near(struct ps__fill *f, int32_t around, int32_t most)
             best = k;
         }
     }
-    f->k.keep = best;
+    *knob = best;
     return 0;
 }
 
-/* As few steps of keeping as make compute no longer the slowest, all that fit if it always is; or
- * what is better near that. */
-static int balance(struct ps__fill *f, int32_t most)
+/* As few steps of a knob as make compute no longer the slowest, all that fit (`most`) if it always
+ * is; or what is better near that. */
+static int balance(struct ps__fill *f, int32_t *knob, int32_t by)
 {
+    const int32_t most = *knob;
     int32_t low = 0;
     int32_t high = most;
     while (low < high) {
-        f->k.keep = low + (high - low) / 2;
+        *knob = low + (high - low) / 2;
         int ret = fill_cache(f);
         if (ret == 0)
             ret = compute_hides(f);
         if (ret < 0)
             return ret;
         if (ret)
-            high = f->k.keep;
+            high = *knob;
         else
-            low = f->k.keep + 1;
+            low = *knob + 1;
     }
-    return best_near(f, low, most);
+    return best_near(f, knob, low, by, most);
+}
+
+/* What layers keep goes to the disk, and to host memory as far as there is room; or, where the disk
+ * has none, to host memory alone. */
+static int fill_swapped(struct ps__fill *f)
+{
+    struct ps__knobs *k = &f->k;
+    int32_t n = needed_x(f->req->shape);
+    int32_t most = ps__swap_steps(f, n);
+    int ret = ps__fill_raise(f, &k->swap, most);
+    if (ret == 0 && f->req->discrete && k->swap > 0)
+        ret = ps__fill_raise(f, &k->host_saved, n);
+    if (ret == 0 && f->req->discrete && k->swap == 0) {
+        k->host_saved = n;
+        ret = ps__fill_raise(f, &k->swap, most);
+    }
+    if (ret == 0 && k->swap > 0)
+        ret = ps__fill_raise(f, &k->saved_ring, SAVED_RING);
+    return ret < 0 ? ret : balance(f, &k->swap, 1);
 }
 
 static bool keeps_all(const struct ps_planner_request *req)
@@ -427,6 +445,7 @@ static int fill(struct ps__fill *f)
     f->k.raw_slots = 1;
     f->k.ring_extra = 1;
     f->k.host_ring = 2;
+    f->k.saved_ring = 2;
     f->k.embed_pinned = f->k.head_pinned = embed_first(f);
     if (f->choice->stream && f->req->discrete && f->req->offload_weights == PS_TIER_HOST) {
         f->k.host_units = f->req->shape->n_layer;
@@ -437,10 +456,14 @@ static int fill(struct ps__fill *f)
     int ret = fill_ways(f);
     if (ret <= 0)
         return ret;
-    if (free_keep && f->choice->keep != PS__KEEP_NONE) {
+    if (free_keep && f->choice->keep == PS__KEEP_SWAPPED) {
+        ret = fill_swapped(f);
+        if (ret < 0)
+            return ret;
+    } else if (free_keep && f->choice->keep != PS__KEEP_NONE) {
         ret = ps__fill_raise(f, &f->k.keep, ps__recompute_steps(needed_x(f->req->shape)));
         if (ret >= 0 && f->choice->keep == PS__KEEP_BALANCED)
-            ret = balance(f, f->k.keep);
+            ret = balance(f, &f->k.keep, PS_RECOMPUTE_COUNT - 1); /* a layer through all levels */
         if (ret < 0)
             return ret;
     }
@@ -519,7 +542,7 @@ int ps__choice_pick(int i, int count, int *index)
 void ps__layout_note(const struct ps_step_shape *p, const struct ps_step_layout *l, char *note,
                      size_t size)
 {
-    int32_t pinned = 0, host = 0, x_host = 0, x_disk = 0;
+    int32_t pinned = 0, host = 0, x_host = 0, x_disk = 0, host_saved = 0, disk_saved = 0;
     char kept[64];
     for (int32_t i = 0; i < p->n_layer; i++) {
         bool needed = p->trains && i >= p->first_trained;
@@ -527,6 +550,8 @@ void ps__layout_note(const struct ps_step_shape *p, const struct ps_step_layout 
         host += l->weight[i + 1] == PS_TIER_HOST;
         x_host += needed && l->boundary[i] == PS_TIER_HOST;
         x_disk += needed && l->boundary[i] == PS_TIER_DISK;
+        host_saved += needed && l->saved[i] == PS_TIER_HOST;
+        disk_saved += needed && l->saved[i] == PS_TIER_DISK;
     }
     size_t len = 0;
     note[0] = '\0';
@@ -545,6 +570,12 @@ void ps__layout_note(const struct ps_step_shape *p, const struct ps_step_layout 
     ps__recompute_note(p, l, kept, sizeof kept);
     if (needed > 0)
         ADD(", %s", kept);
+    if (host_saved + disk_saved > 0)
+        ADD(" (");
+    if (host_saved > 0)
+        ADD("%d to RAM%s", host_saved, disk_saved ? ", " : ")");
+    if (disk_saved > 0)
+        ADD("%d to disk)", disk_saved);
     if (x_host + x_disk > 0)
         ADD(", boundaries:");
     if (x_host > 0)

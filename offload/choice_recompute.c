@@ -5,7 +5,10 @@
  * at one of its corners, the last ones at the next (recompute FLOPs over bytes; Fuyou,
  * arXiv:2403.06504, and the ladder R0-R4). Where attention is dear that makes R3, which keeps only
  * its result, the first corner; where every product saves as much for its bytes there are none
- * between R4 and R0. What is left over holds one layer at a level between. */
+ * between R4 and R0. What is left over holds one layer at a level between.
+ *
+ * The same order serves what is moved to host or disk and back (swapped), with bandwidth in place
+ * of memory; those layers are spread evenly, so that the lanes have work all the time. */
 #include <stdio.h>
 
 #include "offload/choice_internal.h"
@@ -67,6 +70,49 @@ enum ps_recompute ps__recompute_level(const struct ps__fill *f, int32_t rank, in
         steps -= n * span;
     }
     return PS_RECOMPUTE_R0;
+}
+
+int32_t ps__swap_steps(const struct ps__fill *f, int32_t n)
+{
+    int32_t corners = 0;
+    while (f->order[corners] != PS_RECOMPUTE_R0)
+        corners++;
+    return corners * n;
+}
+
+/* Corner by corner: what is moved has no use for levels between. */
+enum ps_recompute ps__swap_level(const struct ps__fill *f, int32_t x, int32_t n)
+{
+    if (n == 0 || f->k.swap >= ps__swap_steps(f, n))
+        return n == 0 ? PS_RECOMPUTE_R4 : PS_RECOMPUTE_R0;
+    int32_t corner = f->k.swap / n;
+    return f->order[corner + ps__chosen(x, f->k.swap % n, n)];
+}
+
+bool ps__assemble_saved(const struct ps__fill *f, int32_t n)
+{
+    const struct ps_step_shape *p = f->req->shape;
+    struct ps_step_layout *l = f->l;
+    int32_t moved = 0;
+    int32_t at = 0;
+    bool disk = false;
+    for (int32_t i = 0; i < p->n_layer; i++) {
+        int32_t x = n - (p->n_layer - i); /* < 0: below all that is trained */
+        enum ps_recompute near = x < 0 ? PS_RECOMPUTE_R4 : ps__recompute_level(f, n - 1 - x, n);
+        enum ps_recompute far = x < 0 ? PS_RECOMPUTE_R4 : ps__swap_level(f, x, n);
+        l->recompute[i] = far < near ? far : near;
+        l->saved[i] = far < near ? PS_TIER_DISK : PS_TIER_DEVICE;
+        moved += far < near;
+    }
+    for (int32_t i = 0; moved > 0 && i < p->n_layer; i++) {
+        if (l->saved[i] == PS_TIER_DEVICE)
+            continue;
+        if (ps__chosen(at++, ps__least_of(f->k.host_saved, moved), moved))
+            l->saved[i] = PS_TIER_HOST;
+        disk |= l->saved[i] == PS_TIER_DISK;
+    }
+    l->saved_ring = moved > 0 ? f->k.saved_ring : 0;
+    return disk;
 }
 
 void ps__recompute_note(const struct ps_step_shape *p, const struct ps_step_layout *l, char *note,

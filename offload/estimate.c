@@ -268,30 +268,41 @@ static void add_compute(struct sums *s, const struct ps_planner_request *req,
     }
 }
 
-/* Boundaries that are moved out and back; those that the ring still holds at the turn are not. */
-static void add_boundaries(struct sums *s, const struct ps_planner_request *req,
-                           const struct ps_step_layout *l, double passes)
+/* Bytes of what moves out of layer i and back: its input, or (saved) what it keeps of its saved
+ * set; 0: it stays near. */
+static double moved_bytes(const struct ps_step_shape *p, const struct ps_step_layout *l, bool saved,
+                          int32_t i)
+{
+    if (!saved)
+        return l->boundary[i] == PS_TIER_DEVICE ? 0 : (double)p->x_bytes;
+    return l->saved[i] == PS_TIER_DEVICE ? 0 : (double)p->kept_bytes[l->recompute[i]];
+}
+
+/* What the ring still holds at the turn is neither written nor read. */
+static void add_moved(struct sums *s, const struct ps_planner_request *req,
+                      const struct ps_step_layout *l, double passes, bool saved)
 {
     const struct ps_step_shape *p = req->shape;
-    double host = 0;
-    double disk = 0;
-    double held = l->x_ring;
+    const enum ps_tier *tier = saved ? l->saved : l->boundary;
+    double count[PS_TIER_COUNT] = {0};
+    double bytes[PS_TIER_COUNT] = {0};
+    double held = l->ablate & PS_ABLATE_FORWARDING ? 0 : saved ? l->saved_ring : l->x_ring;
     for (int32_t i = p->n_layer - 1; p->trains && i >= p->first_trained; i--) {
-        double moved = l->boundary[i] == PS_TIER_DEVICE ? 0 : l->group;
-        if (moved > 0 && !(l->ablate & PS_ABLATE_FORWARDING)) {
-            double kept = held < moved ? held : moved;
-            held -= kept;
-            moved -= kept;
-        }
-        host += l->boundary[i] == PS_TIER_HOST ? moved : 0;
-        disk += l->boundary[i] == PS_TIER_DISK ? moved : 0;
+        double each = moved_bytes(p, l, saved, i);
+        double kept = each <= 0 ? 0 : held < l->group ? held : l->group;
+        held -= kept;
+        count[tier[i]] += l->group - kept;
+        bytes[tier[i]] += (l->group - kept) * each;
     }
-    double copies = passes * (host + (l->discrete ? disk : 0));
-    double x = (double)p->x_bytes;
-    add(s, FORWARD, PS_TASK_SPILL_OUT, PS_LANE_D2H, copies, 0, copies * x);
-    add(s, BACKWARD, PS_TASK_SPILL_IN, PS_LANE_H2D, copies, 0, copies * x);
-    add(s, FORWARD, PS_TASK_SPILL_WRITE, PS_LANE_DISK_WRITE, passes * disk, 0, passes * disk * x);
-    add(s, BACKWARD, PS_TASK_SPILL_READ, PS_LANE_DISK_STATE, passes * disk, 0, passes * disk * x);
+    bool both = l->discrete; /* what goes to the disk passes the host */
+    double disk = passes * count[PS_TIER_DISK];
+    double written = passes * bytes[PS_TIER_DISK];
+    double copies = passes * count[PS_TIER_HOST] + (both ? disk : 0);
+    double copied = passes * bytes[PS_TIER_HOST] + (both ? written : 0);
+    add(s, FORWARD, PS_TASK_SPILL_OUT, PS_LANE_D2H, copies, 0, copied);
+    add(s, BACKWARD, PS_TASK_SPILL_IN, PS_LANE_H2D, copies, 0, copied);
+    add(s, FORWARD, PS_TASK_SPILL_WRITE, PS_LANE_DISK_WRITE, disk, 0, written);
+    add(s, BACKWARD, PS_TASK_SPILL_READ, PS_LANE_DISK_STATE, disk, 0, written);
 }
 
 /* The gradient of a unit between where it is made and where it is kept. */
@@ -450,7 +461,8 @@ int ps__estimate_layout(struct ps__estimate *out, const struct ps_planner_reques
     }
     free(w.number);
     add_compute(&s, req, l, micros);
-    add_boundaries(&s, req, l, passes);
+    add_moved(&s, req, l, passes, false);
+    add_moved(&s, req, l, passes, true);
     if (streams) {
         ret = add_updates(&s, req, l, passes);
         if (ret < 0)

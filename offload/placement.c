@@ -145,7 +145,7 @@ static json_t *keep_json(enum ps_recompute level)
 
 static int read_activations(const struct reader *r, const json_t *root, struct ps_step_layout *l)
 {
-    static const char *const keys[] = {"keep", "boundary", NULL};
+    static const char *const keys[] = {"keep", "saved", "boundary", NULL};
     const json_t *list;
     int ret = read_list(r, root, "activations", &list);
     for (int32_t i = 0; ret == 0 && i < r->shape->n_layer; i++) {
@@ -157,6 +157,8 @@ static int read_activations(const struct reader *r, const json_t *root, struct p
         ret = known_keys(r, a, keys, field);
         if (ret == 0)
             ret = read_keep(r, json_object_get(a, "keep"), field, &l->recompute[i]);
+        if (ret == 0 && json_object_get(a, "saved"))
+            ret = read_tier(r, json_object_get(a, "saved"), field, &l->saved[i]);
         if (ret == 0)
             ret = read_tier(r, json_object_get(a, "boundary"), field, &l->boundary[i]);
     }
@@ -205,10 +207,11 @@ static int read_update(const struct reader *r, const json_t *root, struct ps_ste
 
 static int read_root(const struct reader *r, const json_t *root, struct ps_step_layout *l)
 {
-    static const char *const keys[] = {
-        "version",   "strategy",  "group",      "eval_group", "near_slots",  "raw_slots",
-        "x_ring",    "host_ring", "interleave", "weights",    "activations", "update",
-        "optimizer", "gradients", "grad_slots", "grad_ring",  "state_slots", NULL};
+    static const char *const keys[] = {"version",     "strategy",   "group",       "eval_group",
+                                       "near_slots",  "raw_slots",  "x_ring",      "host_ring",
+                                       "interleave",  "weights",    "activations", "update",
+                                       "optimizer",   "gradients",  "grad_slots",  "grad_ring",
+                                       "state_slots", "saved_ring", NULL};
     int64_t version;
     const char *name;
     if (!json_is_object(root))
@@ -241,6 +244,8 @@ static int read_root(const struct reader *r, const json_t *root, struct ps_step_
         ret = read_count(r, root, "x_ring", 1, l->group, &l->x_ring);
     if (ret == 0)
         ret = read_count(r, root, "host_ring", 0, r->discrete ? 2 : 0, &l->host_ring);
+    if (ret == 0)
+        ret = read_count(r, root, "saved_ring", 0, 0, &l->saved_ring);
     if (ret == 0)
         ret = read_units(r, root, "weights", read_tier, l->weight);
     if (ret == 0)
@@ -336,20 +341,33 @@ static int add_update_json(json_t *root, const struct ps_step_layout *l,
     return failed | json_object_set_new(root, "state_slots", json_integer(l->state_slots));
 }
 
+/* {"keep":..,"boundary":..}, and "saved" where what is kept is moved. */
+static json_t *activation_json(const struct ps_step_layout *l, int32_t layer)
+{
+    json_t *o = json_pack("{s:o,s:s}", "keep", keep_json(l->recompute[layer]), "boundary",
+                          tier_text(l, l->boundary[layer]));
+    if (o && l->saved[layer] != PS_TIER_DEVICE &&
+        json_object_set_new(o, "saved", json_string(tier_text(l, l->saved[layer])))) {
+        json_decref(o);
+        return NULL;
+    }
+    return o;
+}
+
 json_t *ps_placement_json(const struct ps_step_layout *l, const struct ps_step_shape *shape)
 {
     json_t *activations = json_array();
     int failed = 0;
     for (int32_t i = 0; i < shape->n_layer; i++)
-        failed |= json_array_append_new(activations,
-                                        json_pack("{s:o,s:s}", "keep", keep_json(l->recompute[i]),
-                                                  "boundary", tier_text(l, l->boundary[i])));
+        failed |= json_array_append_new(activations, activation_json(l, i));
     json_t *root = json_pack(
         "{s:i,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:o,s:o}", "version", PLACEMENT_VERSION, "strategy",
         l->strategy, "group", l->group, "eval_group", l->eval_group, "near_slots", l->near_slots,
         "raw_slots", l->raw_slots, "x_ring", l->x_ring, "host_ring", l->host_ring, "interleave",
         l->interleave, "weights", units_json(shape, l->weight, tier_text(l, PS_TIER_DEVICE)),
         "activations", activations);
+    if (root && l->saved_ring > 0)
+        failed |= json_object_set_new(root, "saved_ring", json_integer(l->saved_ring));
     if (root)
         failed |= add_update_json(root, l, shape);
     if (failed) {

@@ -55,6 +55,8 @@ static bool same_layout(const struct ps_step_shape *p, const struct ps_step_layo
            memcmp(a->grad, b->grad, (n + 2) * sizeof *a->grad) == 0 &&
            memcmp(a->weight, b->weight, (n + 2) * sizeof *a->weight) == 0 &&
            memcmp(a->recompute, b->recompute, n * sizeof *a->recompute) == 0 &&
+           a->saved_ring == b->saved_ring &&
+           memcmp(a->saved, b->saved, n * sizeof *a->saved) == 0 &&
            memcmp(a->boundary, b->boundary, n * sizeof *a->boundary) == 0;
 }
 

@@ -3,8 +3,8 @@
  * (Fuyou, arXiv:2403.06504). */
 #include "offload/strategy_internal.h"
 
-static const enum ps__keep_choice keep_choices[] = {PS__KEEP_NONE, PS__KEEP_BALANCED,
-                                                    PS__KEEP_MOST};
+static const enum ps__keep_choice keep_choices[] = {PS__KEEP_NONE, PS__KEEP_BALANCED, PS__KEEP_MOST,
+                                                    PS__KEEP_SWAPPED};
 static const enum ps__cache_choice cache_choices[] = {PS__CACHE_PINS_3, PS__CACHE_SLOTS,
                                                       PS__CACHE_EMBED_PINS};
 static const enum ps__order_choice order_choices[] = {PS__ORDER_GRADS, PS__ORDER_WEIGHTS,

@@ -21,6 +21,8 @@ enum ps__keep_choice {
     PS__KEEP_NONE,     /* recompute every layer */
     PS__KEEP_BALANCED, /* keep the last ones until compute takes no longer than the transfers */
     PS__KEEP_MOST,     /* keep as many of the last layers as fit */
+    PS__KEEP_SWAPPED,  /* move what layers keep out and back, until compute takes no longer than the
+                          transfers */
 };
 
 /* What the memory that is left is used for. */

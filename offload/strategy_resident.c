@@ -10,7 +10,7 @@ static int candidate(const struct ps_planner_request *req, int i, struct ps_step
         enum ps__keep_choice keep;
     } choices[] = {
         {PS__X_NEAR, PS__KEEP_MOST},  {PS__X_NEAR, PS__KEEP_NONE},  {PS__X_MIXED, PS__KEEP_NONE},
-        {PS__X_MOVED, PS__KEEP_MOST}, {PS__X_MOVED, PS__KEEP_NONE},
+        {PS__X_MOVED, PS__KEEP_MOST}, {PS__X_MOVED, PS__KEEP_NONE}, {PS__X_NEAR, PS__KEEP_SWAPPED},
     };
     const int count = req->shape->trains ? (int)(sizeof choices / sizeof *choices) : 1;
     if (i >= count)

@@ -5,8 +5,8 @@
 
 /* Everything that can be combined, the most promising first within each. */
 static const enum ps__x_choice x_choices[] = {PS__X_NEAR, PS__X_MIXED, PS__X_MOVED};
-static const enum ps__keep_choice keep_choices[] = {PS__KEEP_NONE, PS__KEEP_BALANCED,
-                                                    PS__KEEP_MOST};
+static const enum ps__keep_choice keep_choices[] = {PS__KEEP_NONE, PS__KEEP_BALANCED, PS__KEEP_MOST,
+                                                    PS__KEEP_SWAPPED};
 static const enum ps__cache_choice cache_choices[] = {PS__CACHE_PINS_3,      PS__CACHE_SLOTS,
                                                       PS__CACHE_PINS_2,      PS__CACHE_EMBED_PINS,
                                                       PS__CACHE_EMBED_SLOTS, PS__CACHE_PINS_1};

@@ -406,18 +406,19 @@ void ps__layout_describe(struct ps_session *s)
         const char *name;
         enum ps_step_buffer buffer[5];
         int count;
-    } line[] = {{"weights", {PS_BUF_PINNED, PS_BUF_SLOTS, PS_BUF_RAW, PS_BUF_HOST_UNITS}, 4},
-                {"adapter", {PS_BUF_ADAPTER}, 1},
-                {"gradients", {PS_BUF_GRAD, PS_BUF_GRAD_HOST}, 2},
-                {"optimizer state", {PS_BUF_STATE, PS_BUF_STATE_RING}, 2},
-                {"activations", {PS_BUF_X, PS_BUF_DX, PS_BUF_SAVED, PS_BUF_HOST_X}, 4},
-                {"key-value cache", {PS_BUF_CACHE, PS_BUF_LOGITS}, 2},
-                {"workspace",
-                 {PS_BUF_SCRATCH, PS_BUF_HEAD_SCRATCH, PS_BUF_GEMM, PS_BUF_NORM, PS_BUF_WORKSPACE},
-                 5},
-                {"batch", {PS_BUF_BATCH, PS_BUF_BATCH_HOST, PS_BUF_ROPE}, 3},
-                {"host copy of the state", {PS_BUF_MIRROR}, 1},
-                {"spill file", {PS_BUF_DISK_X, PS_BUF_DISK_GRAD}, 2}};
+    } line[] = {
+        {"weights", {PS_BUF_PINNED, PS_BUF_SLOTS, PS_BUF_RAW, PS_BUF_HOST_UNITS}, 4},
+        {"adapter", {PS_BUF_ADAPTER}, 1},
+        {"gradients", {PS_BUF_GRAD, PS_BUF_GRAD_HOST}, 2},
+        {"optimizer state", {PS_BUF_STATE, PS_BUF_STATE_RING}, 2},
+        {"activations", {PS_BUF_X, PS_BUF_DX, PS_BUF_SAVED, PS_BUF_HOST_X, PS_BUF_HOST_SAVED}, 5},
+        {"key-value cache", {PS_BUF_CACHE, PS_BUF_LOGITS}, 2},
+        {"workspace",
+         {PS_BUF_SCRATCH, PS_BUF_HEAD_SCRATCH, PS_BUF_GEMM, PS_BUF_NORM, PS_BUF_WORKSPACE},
+         5},
+        {"batch", {PS_BUF_BATCH, PS_BUF_BATCH_HOST, PS_BUF_ROPE}, 3},
+        {"host copy of the state", {PS_BUF_MIRROR}, 1},
+        {"spill file", {PS_BUF_DISK_X, PS_BUF_DISK_GRAD, PS_BUF_DISK_SAVED}, 3}};
     const struct ps_step_map *m = ps_trainer_map(s->trainer);
     for (size_t i = 0; i < sizeof line / sizeof *line; i++) {
         for (int tier = 0; tier < PS_TIER_COUNT; tier++) {

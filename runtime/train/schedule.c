@@ -24,7 +24,7 @@ static const char *const tier_name[PS_TIER_COUNT] = {"device", "host", "disk"};
 static const char *const arg_name[PS_ARG_COUNT] = {"slot",  "raw",       "block", "x_in",
                                                    "x_out", "saved",     "dx",    "host_x",
                                                    "grad",  "grad_host", "state", "granule",
-                                                   "level"};
+                                                   "level", "host_saved"};
 
 const char *ps_lane_name(enum ps_lane l)
 {

@@ -60,8 +60,8 @@ enum ps_task_kind {
     PS_TASK_COPY_BATCH,      /* h2d: a micro-batch's ids, targets, positions */
     PS_TASK_READ_WEIGHTS,    /* disk_weights: a unit from the model files into a slot */
     PS_TASK_COPY_WEIGHTS,    /* h2d: a unit from host memory into a slot, converted where needed */
-    PS_TASK_SPILL_OUT,       /* d2h: a layer boundary to host memory */
-    PS_TASK_SPILL_WRITE,     /* disk_write: a layer boundary to the spill file */
+    PS_TASK_SPILL_OUT,       /* d2h: a layer boundary or kept piece of a saved set to host memory */
+    PS_TASK_SPILL_WRITE,     /* disk_write: one to the spill file */
     PS_TASK_SPILL_READ,      /* disk_state: and back */
     PS_TASK_SPILL_IN,        /* h2d: and back */
     /* Full fine-tuning through the tiers: step.h says when each comes. */
@@ -97,6 +97,8 @@ enum ps_task_arg {
     PS_ARG_STATE,  /* ring buffer of a granule's states */
     PS_ARG_GRANULE, /* update granule, counted over all units; -1: the whole unit */
     PS_ARG_LEVEL, /* PS_TASK_LAYER_RECOMPUTE: enum ps_recompute */
+    PS_ARG_HOST_SAVED, /* host buffer of a kept piece; PS_TASK_SPILL_* with it or PS_ARG_SAVED move
+                          that instead of a boundary */
     PS_ARG_COUNT,
 };
 

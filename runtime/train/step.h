@@ -33,7 +33,10 @@
  * until the update there (tier DEVICE), in host memory or on disk.
  *
  * Layer boundaries x[l][m] (input of layer l): kept near, or moved to host or disk and back for the
- * backward pass; the last ones that are still near then are not moved at all (forwarding). */
+ * backward pass; the last ones that are still near then are not moved at all (forwarding).
+ *
+ * Saved sets: what a layer keeps at its level (recompute.h) waits near or is moved in the same way,
+ * through saved_ring near buffers; the rest is made again in one piece that all layers share. */
 #ifndef PS_TRAIN_STEP_H
 #define PS_TRAIN_STEP_H
 
@@ -146,6 +149,8 @@ struct ps_step_layout {
     int32_t raw_slots;      /* host slots that files are read into; 0: directly into near slots */
     /* (n_layer) what of a layer's saved sets waits for backward, and what is computed again */
     enum ps_recompute *recompute;
+    enum ps_tier *saved; /* (n_layer) where that waits: DEVICE, HOST (discrete), DISK */
+    int32_t saved_ring;  /* near buffers for those that are moved; >= 1 then */
     enum ps_tier *boundary; /* (n_layer) where x[l] waits: DEVICE, HOST (discrete), DISK */
     int32_t x_ring; /* buffers for boundaries that are not kept: >= group, > group when any moves
                        (a lot of `interleave` in place of the group: twice as many and one) */
@@ -153,7 +158,7 @@ struct ps_step_layout {
      * lot beside the forward pass of the next, so that boundaries leave and come back all the time;
      * for pinned weights (streamed ones would be read again for each lot). */
     int32_t interleave;
-    int32_t host_ring; /* discrete, boundaries on disk: host buffers on the way; >= 2 */
+    int32_t host_ring; /* discrete, boundaries or kept pieces on disk: host buffers on the way; >= 2 */
     /* full fine-tuning */
     enum ps_update_when update;
     enum ps_clip_mode clip;
@@ -198,7 +203,7 @@ enum ps_step_buffer {
     PS_BUF_ROPE,
     PS_BUF_X,     /* (x_count, x_bytes): kept boundaries, then the ring */
     PS_BUF_DX,    /* (group, x_bytes) */
-    PS_BUF_SAVED, /* kept pieces of saved sets by layer and micro-batch, then the shared rest */
+    PS_BUF_SAVED, /* kept pieces of saved sets by layer and micro-batch, their ring, the shared rest */
     PS_BUF_SCRATCH,
     PS_BUF_HEAD_SCRATCH,
     PS_BUF_GEMM,
@@ -221,6 +226,8 @@ enum ps_step_buffer {
     PS_BUF_DISK_GRAD,    /* spill file, behind PS_BUF_DISK_X: kept gradients */
     PS_BUF_DISK_WEIGHTS, /* the store: weight images of the trained units */
     PS_BUF_DISK_STATE,   /* the store: state images */
+    PS_BUF_HOST_SAVED, /* kept pieces in host memory, then the host ring */
+    PS_BUF_DISK_SAVED, /* spill file, behind PS_BUF_DISK_GRAD */
     PS_BUF_MIRROR, /* host; discrete: adapters, states, gradients, trained weights, for files */
     PS_BUF_COUNT,
 };
@@ -234,9 +241,13 @@ struct ps_step_map {
     /* (n_layer) number of a layer's boundaries among the kept, on the host, on disk; of its kept
      * kept pieces of saved sets; -1: none. Multiply by group and add the micro-batch. */
     int32_t *x_kept_idx, *x_host_idx, *x_disk_idx, *saved_idx;
-    int32_t *saved_layer;   /* (saved_count / group) whose pieces they are */
-    uint64_t *saved_offset; /* (n_layer) in PS_BUF_SAVED, of the first one */
-    uint64_t rest_offset;   /* of the shared piece there */
+    /* Kept pieces have numbers: those that stay near, [0, saved_kept), then the ring's. Moved ones
+     * by number on the host (then its ring) and on disk. */
+    int32_t saved_kept, host_saved_kept, host_saved_count;
+    int32_t *saved_host_idx, *saved_disk_idx;
+    uint64_t *saved_offset; /* (n_layer) of a layer's first piece, in the buffer of its tier */
+    uint64_t saved_slot_bytes, saved_ring_offset, host_saved_ring_offset;
+    uint64_t rest_offset; /* of the shared piece in PS_BUF_SAVED */
     uint64_t *pinned_offset; /* by unit index; UINT64_MAX: not pinned */
     uint64_t *host_offset;   /* by source unit number; UINT64_MAX: not in host memory */
     uint64_t *adapter_offset, *grad_offset, *state_offset; /* by unit index (n_layer + 2) */

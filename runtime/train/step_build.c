@@ -1,12 +1,11 @@
 /* The builder of segments: emits tasks in program order; dependencies are derived from their
- * ranges. See step.h.
+ * ranges. See step.h. Boundaries and saved sets that are moved: step_moves.c; updates:
+ * step_update.c.
  *
  * Slots are mapped directly (streamed unit j uses slot j mod near_slots): what a slot holds at the
  * end of a pass is then the same in every pass, and in the sawtooth forward-backward the last
  * near_slots units are still there at each turn.
- *
- * Ring buffers of boundaries are chosen when a boundary is made or fetched: first one that nobody
- * will want again, else the one whose boundary the backward pass will want last. */
+ */
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -130,125 +129,6 @@ static void restore_live_in(struct ps__build *b, uint32_t flags)
     b->flags = 0;
 }
 
-/* --- layer boundaries --- */
-
-static bool moved(const struct ps__build *b, int32_t l)
-{
-    return b->m->x_host_idx[l] >= 0 || b->m->x_disk_idx[l] >= 0;
-}
-
-/* Is ring buffer i worth less than ring buffer j? */
-static bool cheaper(const struct ps__ring *i, const struct ps__ring *j)
-{
-    if (i->layer != j->layer)
-        return i->layer < j->layer;
-    /* of those that hold nothing the one free for longest: its last task has ended soonest */
-    return i->layer < 0 ? i->freed < j->freed : i->micro > j->micro;
-}
-
-static int32_t take_ring(struct ps__build *b, int32_t layer, int32_t micro)
-{
-    int32_t best = -1;
-    for (int32_t i = 0; i < b->l->x_ring; i++)
-        if (!b->ring[i].busy && (best < 0 || cheaper(&b->ring[i], &b->ring[best])))
-            best = i;
-    assert(best >= 0); /* x_ring is large enough: checked with the layout */
-    b->ring[best] = (struct ps__ring){.layer = layer, .micro = micro, .busy = true};
-    return b->m->x_kept + best;
-}
-
-static void release_ring(struct ps__build *b, int32_t x, bool forget)
-{
-    int32_t i = x - b->m->x_kept;
-    if (i < 0)
-        return;
-    b->ring[i].busy = false;
-    b->ring[i].freed = ++b->releases;
-    if (forget)
-        b->ring[i].layer = -1;
-}
-
-static int32_t find_ring(const struct ps__build *b, int32_t layer, int32_t micro)
-{
-    for (int32_t i = 0; i < b->l->x_ring; i++)
-        if (b->ring[i].layer == layer && b->ring[i].micro == micro)
-            return i;
-    return -1;
-}
-
-static int32_t host_buffer(struct ps__build *b, int32_t l, int32_t micro)
-{
-    if (b->m->x_host_idx[l] >= 0)
-        return b->m->x_host_idx[l] * b->l->group + micro;
-    int32_t base = b->m->host_x_count - b->l->host_ring;
-    return base + b->host_next++ % b->l->host_ring;
-}
-
-/* Where boundary l of a micro-batch is written: a buffer of its own, or one of the ring. */
-static int32_t place_boundary(struct ps__build *b, int32_t l, int32_t micro)
-{
-    if (l < b->p->n_layer && b->m->x_kept_idx[l] >= 0)
-        return b->m->x_kept_idx[l] * b->l->group + micro;
-    return take_ring(b, l, micro);
-}
-
-/* Boundary l has just been made in buffer x: send it where it waits for the backward pass. */
-static void spill(struct ps__build *b, int32_t l, int32_t micro, int32_t x)
-{
-    if (!moved(b, l) || (!b->dry && b->served[(size_t)l * (size_t)b->l->group + (size_t)micro]))
-        return;
-    bool disk = b->m->x_disk_idx[l] >= 0;
-    int32_t host = b->l->discrete ? host_buffer(b, l, micro) : -1;
-    if (b->l->discrete) {
-        ps__emit(b, PS_TASK_SPILL_OUT, PS_LANE_D2H, l, micro);
-        ps__arg(b, PS_ARG_X_IN, x);
-        ps__arg(b, PS_ARG_HOST_X, host);
-        ps__cost(b, 0, b->m->x_stride);
-        ps__done(b);
-    }
-    if (disk) {
-        ps__emit(b, PS_TASK_SPILL_WRITE, PS_LANE_DISK_WRITE, l, micro);
-        ps__arg(b, b->l->discrete ? PS_ARG_HOST_X : PS_ARG_X_IN, b->l->discrete ? host : x);
-        ps__cost(b, 0, b->m->x_stride);
-        ps__done(b);
-    }
-}
-
-/* Boundary l for the backward pass: where it was kept, where it still is, or fetched. */
-static int32_t fetch(struct ps__build *b, int32_t l, int32_t micro)
-{
-    if (b->m->x_kept_idx[l] >= 0)
-        return b->m->x_kept_idx[l] * b->l->group + micro;
-    size_t at = (size_t)l * (size_t)b->l->group + (size_t)micro;
-    int32_t near = find_ring(b, l, micro);
-    if (b->dry)
-        b->served[at] = near >= 0 && !(b->l->ablate & PS_ABLATE_FORWARDING);
-    if (b->served[at]) {
-        assert(near >= 0);
-        b->ring[near].busy = true;
-        return b->m->x_kept + near;
-    }
-    if (near >= 0)
-        b->ring[near].layer = -1;
-    int32_t x = take_ring(b, l, micro);
-    bool disk = b->m->x_disk_idx[l] >= 0;
-    int32_t host = b->l->discrete ? host_buffer(b, l, micro) : -1;
-    if (disk) {
-        ps__emit(b, PS_TASK_SPILL_READ, PS_LANE_DISK_STATE, l, micro);
-        ps__arg(b, b->l->discrete ? PS_ARG_HOST_X : PS_ARG_X_OUT, b->l->discrete ? host : x);
-        ps__cost(b, 0, b->m->x_stride);
-        ps__done(b);
-    }
-    if (b->l->discrete) {
-        ps__emit(b, PS_TASK_SPILL_IN, PS_LANE_H2D, l, micro);
-        ps__arg(b, PS_ARG_X_OUT, x);
-        ps__arg(b, PS_ARG_HOST_X, host);
-        ps__cost(b, 0, b->m->x_stride);
-        ps__done(b);
-    }
-    return x;
-}
-
 /* --- the passes --- */
 
 static void copy_batches(struct ps__build *b, int32_t group)
@@ -276,15 +156,6 @@ static void embed(struct ps__build *b, int32_t begin, int32_t end)
     }
 }
 
-/* The kept piece of a layer's saved set; in evaluation any, where the shared rest is no whole set.
- */
-static int32_t saved_set(const struct ps__build *b, int32_t l, int32_t micro)
-{
-    if (b->segment == PS_SEGMENT_EVAL)
-        return b->m->saved_count - 1;
-    return b->m->saved_idx[l] < 0 ? -1 : b->m->saved_idx[l] * b->l->group + micro;
-}
-
 static double layer_cost(const struct ps__build *b, enum ps_task_kind kind, int32_t l)
 {
     if (kind == PS_TASK_LAYER_BACKWARD)
@@ -293,17 +164,22 @@ static double layer_cost(const struct ps__build *b, enum ps_task_kind kind, int3
                                          : b->p->recompute_flops[b->l->recompute[l]];
 }
 
+/* Where a task on a layer finds its things. */
+struct layer_args {
+    int32_t slot, x_in, x_out, saved, grad_slot;
+};
+
 static void layer_task(struct ps__build *b, enum ps_task_kind kind, int32_t l, int32_t micro,
-                       int32_t slot, int32_t x_in, int32_t x_out, int32_t grad_slot)
+                       const struct layer_args *a)
 {
     ps__emit(b, kind, PS_LANE_COMPUTE, l, micro);
-    ps__arg(b, PS_ARG_SLOT, slot);
-    ps__arg(b, PS_ARG_X_IN, x_in);
-    ps__arg(b, PS_ARG_X_OUT, x_out);
-    ps__arg(b, PS_ARG_SAVED, saved_set(b, l, micro));
+    ps__arg(b, PS_ARG_SLOT, a->slot);
+    ps__arg(b, PS_ARG_X_IN, a->x_in);
+    ps__arg(b, PS_ARG_X_OUT, a->x_out);
+    ps__arg(b, PS_ARG_SAVED, a->saved);
     if (kind == PS_TASK_LAYER_BACKWARD) {
         ps__arg(b, PS_ARG_DX, micro);
-        ps__arg(b, PS_ARG_GRAD, grad_slot);
+        ps__arg(b, PS_ARG_GRAD, a->grad_slot);
     }
     if (kind == PS_TASK_LAYER_RECOMPUTE)
         ps__arg(b, PS_ARG_LEVEL, (int32_t)b->l->recompute[l]);
@@ -315,40 +191,37 @@ static void forward_layer(struct ps__build *b, int32_t l, int32_t begin, int32_t
 {
     if (b->streams)
         ps__update_before(b, l);
-    int32_t slot = ps__use_unit(b, l, 0);
+    struct layer_args a = {.slot = ps__use_unit(b, l, 0), .grad_slot = -1};
     for (int32_t m = begin; m < end; m++) {
-        int32_t in = b->cur[m];
-        bool in_ring = in >= b->m->x_kept;
-        bool next_kept = l + 1 < b->p->n_layer && b->m->x_kept_idx[l + 1] >= 0;
-        int32_t out;
-        if (in_ring && !moved(b, l) && !next_kept) {
-            out = in; /* nobody wants boundary l again: in place */
-            b->ring[in - b->m->x_kept].layer = l + 1;
-        } else {
-            out = place_boundary(b, l + 1, m);
-        }
-        layer_task(b, PS_TASK_LAYER_FORWARD, l, m, slot, in, out, -1);
-        if (out != in)
-            release_ring(b, in, !moved(b, l));
-        b->cur[m] = out;
+        a.x_in = b->cur[m];
+        a.x_out = ps__pass_boundary(b, l, m, a.x_in);
+        a.saved = ps__place_saved(b, l, m);
+        layer_task(b, PS_TASK_LAYER_FORWARD, l, m, &a);
+        if (a.x_out != a.x_in)
+            ps__release_boundary(b, a.x_in, !ps__boundary_moved(b, l));
+        ps__release_saved(b, a.saved, false);
+        b->cur[m] = a.x_out;
+        ps__spill_saved(b, l, m, a.saved);
         if (l + 1 < b->p->n_layer)
-            spill(b, l + 1, m, out);
+            ps__spill_boundary(b, l + 1, m, a.x_out);
     }
 }
 
 static void backward_layer(struct ps__build *b, int32_t l, int32_t begin, int32_t end)
 {
-    int32_t slot = ps__use_unit(b, l, 0);
-    int32_t grad_slot = b->streams && ps__trained(b, l) ? ps__begin_gradient(b, l) : -1;
+    struct layer_args a = {.slot = ps__use_unit(b, l, 0), .x_out = -1};
+    a.grad_slot = b->streams && ps__trained(b, l) ? ps__begin_gradient(b, l) : -1;
     for (int32_t m = begin; m < end; m++) {
-        int32_t in = fetch(b, l, m);
+        a.x_in = ps__fetch_boundary(b, l, m);
+        a.saved = ps__fetch_saved(b, l, m);
         if (b->l->recompute[l] != PS_RECOMPUTE_R0)
-            layer_task(b, PS_TASK_LAYER_RECOMPUTE, l, m, slot, in, -1, -1);
-        layer_task(b, PS_TASK_LAYER_BACKWARD, l, m, slot, in, -1, grad_slot);
-        release_ring(b, in, true);
+            layer_task(b, PS_TASK_LAYER_RECOMPUTE, l, m, &a);
+        layer_task(b, PS_TASK_LAYER_BACKWARD, l, m, &a);
+        ps__release_boundary(b, a.x_in, true);
+        ps__release_saved(b, a.saved, true);
     }
     if (b->streams && ps__trained(b, l))
-        ps__finish_gradient(b, l, grad_slot);
+        ps__finish_gradient(b, l, a.grad_slot);
 }
 
 static void head(struct ps__build *b, int32_t micro, int32_t slot, int32_t x, bool backward)
@@ -366,8 +239,7 @@ static void head(struct ps__build *b, int32_t micro, int32_t slot, int32_t x, bo
 static void emit_train(struct ps__build *b)
 {
     const struct ps_step_shape *p = b->p;
-    for (int32_t i = 0; i < b->l->x_ring; i++)
-        b->ring[i] = (struct ps__ring){.layer = -1};
+    ps__forget_moves(b);
     memcpy(b->content, b->live_in, (size_t)b->l->near_slots * sizeof *b->content);
     copy_batches(b, b->l->group);
     int32_t sub = ps__layout_lot(b->l);
@@ -378,12 +250,12 @@ static void emit_train(struct ps__build *b)
         int32_t end = begin + sub < b->l->group ? begin + sub : b->l->group;
         if (k < subs) {
             for (int32_t m = begin; m < end; m++)
-                b->cur[m] = place_boundary(b, 0, m);
+                b->cur[m] = ps__place_boundary(b, 0, m);
             if (b->streams)
                 ps__update_before(b, PS_UNIT_EMBED);
             embed(b, begin, end);
             for (int32_t m = begin; m < end; m++)
-                spill(b, 0, m, b->cur[m]);
+                ps__spill_boundary(b, 0, m, b->cur[m]);
         }
         if (k == subs && (b->l->ablate & PS_ABLATE_TURNS))
             forget_slots(b);
@@ -399,7 +271,7 @@ static void emit_train(struct ps__build *b)
         int32_t slot = k < subs ? ps__use_unit(b, PS_UNIT_HEAD, 0) : -1;
         for (int32_t m = begin; k < subs && m < end; m++) {
             head(b, m, slot, b->cur[m], true);
-            release_ring(b, b->cur[m], true);
+            ps__release_boundary(b, b->cur[m], true);
         }
         if (k < subs && b->streams && ps__trained(b, PS_UNIT_HEAD))
             ps__finish_gradient(b, PS_UNIT_HEAD, ps__begin_gradient(b, PS_UNIT_HEAD));
@@ -427,9 +299,12 @@ static void emit_eval(struct ps__build *b)
         b->cur[m] = m;
     embed(b, 0, group);
     for (int32_t l = 0; l < b->p->n_layer; l++) {
-        int32_t slot = ps__use_unit(b, l, 0);
-        for (int32_t m = 0; m < group; m++)
-            layer_task(b, PS_TASK_LAYER_FORWARD, l, m, slot, m, m, -1);
+        struct layer_args a = {.slot = ps__use_unit(b, l, 0), .grad_slot = -1};
+        a.saved = ps__eval_saved(b, l);
+        for (int32_t m = 0; m < group; m++) {
+            a.x_in = a.x_out = m;
+            layer_task(b, PS_TASK_LAYER_FORWARD, l, m, &a);
+        }
     }
     int32_t slot = ps__use_unit(b, PS_UNIT_HEAD, 0);
     for (int32_t m = 0; m < group; m++)
@@ -478,8 +353,6 @@ static int emit_segment(struct ps__build *b)
         b->s->access_count = 0;
         b->s->dep_count = 0;
         b->raw_next = 0;
-        b->releases = 0;
-        b->host_next = 0;
         b->last_compute = -1;
         b->grad_next = b->grad_host_next = b->state_next = 0;
         emit_train(b);
@@ -507,11 +380,12 @@ static int emit_segment(struct ps__build *b)
 static void add_buffers(struct ps_schedule *s, const struct ps_step_map *m)
 {
     static const char *const name[PS_BUF_COUNT] = {
-        "batch",      "batch_host", "rope",         "x",          "dx",        "saved",
-        "scratch",    "head",       "gemm",         "pinned",     "slots",     "raw",
-        "host_units", "host_x",     "disk_x",       "adapter",    "gradients", "states",
-        "workspace",  "norm",       "loss",         "cache",      "logits",    "state_ring",
-        "grad_host",  "disk_grad",  "disk_weights", "disk_state", "mirror"};
+        "batch",      "batch_host", "rope",         "x",          "dx",         "saved",
+        "scratch",    "head",       "gemm",         "pinned",     "slots",      "raw",
+        "host_units", "host_x",     "disk_x",       "adapter",    "gradients",  "states",
+        "workspace",  "norm",       "loss",         "cache",      "logits",     "state_ring",
+        "grad_host",  "disk_grad",  "disk_weights", "disk_state", "host_saved", "disk_saved",
+        "mirror"};
     for (int b = 0; b < PS_BUF_COUNT; b++)
         ps_schedule_buffer(s, m->tier[b], m->bytes[b], "%s", name[b]);
 }
@@ -523,29 +397,29 @@ int ps_step_build(struct ps_schedule *s, enum ps_segment segment, const struct p
     size_t slots = (size_t)layout->near_slots;
     size_t group =
         (size_t)(layout->group > layout->eval_group ? layout->group : layout->eval_group);
-    struct ps__build b = {.s = s,
-                          .segment = segment,
-                          .p = shape,
-                          .l = layout,
-                          .m = map,
-                          .last_compute = -1,
-                          .streams = layout->update != PS_UPDATE_RESIDENT && shape->trains,
-                          .content = calloc(slots + 1, sizeof *b.content),
-                          .live_in = calloc(slots + 1, sizeof *b.live_in),
-                          .cur = calloc(group + 1, sizeof *b.cur),
-                          .ring = calloc((size_t)layout->x_ring + 1, sizeof *b.ring),
-                          .served = calloc((size_t)shape->n_layer * group + 1, sizeof *b.served)};
+    struct ps__build b = {
+        .s = s,
+        .segment = segment,
+        .p = shape,
+        .l = layout,
+        .m = map,
+        .last_compute = -1,
+        .streams = layout->update != PS_UPDATE_RESIDENT && shape->trains,
+        .content = calloc(slots + 1, sizeof *b.content),
+        .live_in = calloc(slots + 1, sizeof *b.live_in),
+        .cur = calloc(group + 1, sizeof *b.cur),
+        .x = {.count = layout->x_ring, .first = map->x_kept},
+        .saved = {.count = map->saved_count - map->saved_kept, .first = map->saved_kept}};
     ps_schedule_init(s, ps_segment_name(segment));
     int ret = -ENOMEM;
-    if (b.content && b.live_in && b.cur && b.ring && b.served) {
+    if (b.content && b.live_in && b.cur && ps__moves_open(&b) == 0) {
         add_buffers(s, map);
         ret = emit_segment(&b);
     }
     free(b.content);
     free(b.live_in);
     free(b.cur);
-    free(b.ring);
-    free(b.served);
+    ps__moves_close(&b);
     if (ret < 0)
         return ps_error_set(err, ret, "out of memory while planning the schedule");
     ret = ps_schedule_derive(s, err);

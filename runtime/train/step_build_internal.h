@@ -4,11 +4,22 @@
 
 #include "runtime/train/step_internal.h"
 
-/* What a ring buffer holds: boundary `layer` of micro-batch `micro`; layer -1: nothing of use. */
+/* What a ring buffer holds: boundary or kept piece `layer` of micro-batch `micro`; layer -1:
+ * nothing of use. */
 struct ps__ring {
     int32_t layer, micro;
     bool busy;      /* in use by the tasks being emitted */
     uint32_t freed; /* when it was released: the order of releases */
+};
+
+/* Near buffers of things that are moved. */
+struct ps__rings {
+    struct ps__ring *ring;
+    int32_t count;
+    int32_t first;     /* number of the first buffer */
+    bool *served;      /* (n_layer, group) one that is still near when backward wants it */
+    int32_t host_next; /* position in the host's ring */
+    uint32_t releases;
 };
 
 struct ps__build {
@@ -20,12 +31,10 @@ struct ps__build {
     int32_t *content; /* (near_slots) source number in the slot now, -1: none */
     int32_t *live_in; /* (near_slots) what it holds at the beginning and end of every pass */
     int32_t *cur;     /* (group) x buffer of each micro-batch's boundary */
-    struct ps__ring *ring;
-    bool *served; /* (n_layer, group) a moved boundary that is still near when backward wants it */
-    bool dry;     /* first walk: find `served`, emit nothing that counts */
-    int32_t raw_next, host_next;
+    struct ps__rings x, saved; /* boundaries, kept pieces of saved sets */
+    bool dry;                  /* first walk: find what is served, emit nothing that counts */
+    int32_t raw_next;
     int32_t grad_next, grad_host_next, state_next; /* ring positions of streamed updates */
-    uint32_t releases;                             /* of ring buffers */
     int64_t last_compute;                          /* -1: none */
     uint32_t flags;
     bool streams; /* updates run on the host, in granules */
@@ -41,6 +50,31 @@ void ps__done(struct ps__build *b);
 
 /* Make a unit's weights available to the tasks emitted next; returns the slot, -1: pinned. */
 int32_t ps__use_unit(struct ps__build *b, int32_t unit, int32_t block);
+
+/* step_moves.c. 0 or -ENOMEM; close after either. Before a pass nothing is near. */
+int ps__moves_open(struct ps__build *b);
+void ps__moves_close(struct ps__build *b);
+void ps__forget_moves(struct ps__build *b);
+
+/* Where boundary l of a micro-batch is written: a buffer of its own, or one of the ring. */
+int32_t ps__place_boundary(struct ps__build *b, int32_t l, int32_t micro);
+/* Where the boundary after layer l is written, its input being in buffer x; maybe there too. */
+int32_t ps__pass_boundary(struct ps__build *b, int32_t l, int32_t micro, int32_t x);
+bool ps__boundary_moved(const struct ps__build *b, int32_t l);
+/* It has just been made in buffer x: send it where it waits for the backward pass. */
+void ps__spill_boundary(struct ps__build *b, int32_t l, int32_t micro, int32_t x);
+/* For the backward pass: where it was kept, where it still is, or fetched. */
+int32_t ps__fetch_boundary(struct ps__build *b, int32_t l, int32_t micro);
+/* forget: nobody wants what it holds. */
+void ps__release_boundary(struct ps__build *b, int32_t x, bool forget);
+
+/* The same of what a layer keeps of its saved set; -1: nothing. */
+int32_t ps__place_saved(struct ps__build *b, int32_t l, int32_t micro);
+void ps__spill_saved(struct ps__build *b, int32_t l, int32_t micro, int32_t saved);
+int32_t ps__fetch_saved(struct ps__build *b, int32_t l, int32_t micro);
+void ps__release_saved(struct ps__build *b, int32_t saved, bool forget);
+/* Any one for layer l, in evaluation: the shared rest is no whole set. */
+int32_t ps__eval_saved(const struct ps__build *b, int32_t l);
 
 /* step_update.c. The gradient of a unit is complete but for this pass's part: bring the sum of the
  * passes before into the near slot that is returned (-1: a place of its own). */

@@ -20,6 +20,7 @@ struct flow {
     struct ps_error *err;
     /* boundary numbers: layer * micros + micro */
     int64_t *x, *host_x, *disk_x, *saved, *dx;
+    int64_t *host_saved, *disk_saved;
     int64_t rest;        /* the set whose rest the shared piece holds */
     int64_t *slot, *raw; /* source numbers */
     int64_t *batch;      /* (micros) discrete: period whose micro-batch the device has */
@@ -53,7 +54,8 @@ static int in_range(const struct flow *f, const struct ps_task *t)
                                          [PS_ARG_GRAD_HOST] = f->l->grad_ring,
                                          [PS_ARG_STATE] = f->l->state_slots,
                                          [PS_ARG_GRANULE] = INT32_MAX,
-                                         [PS_ARG_LEVEL] = PS_RECOMPUTE_COUNT};
+                                         [PS_ARG_LEVEL] = PS_RECOMPUTE_COUNT,
+                                         [PS_ARG_HOST_SAVED] = f->m->host_saved_count};
     for (int a = 0; a < PS_ARG_COUNT; a++)
         if (t->arg[a] < -1 || t->arg[a] >= limit[a])
             return ps_error_full(f->err, PS_EUSAGE, NULL, ps_task_arg_name((enum ps_task_arg)a),
@@ -78,7 +80,7 @@ static int saved(struct flow *f, const struct ps_task *t)
 {
     int64_t here = boundary(f, t->unit, t->micro);
     int32_t number = t->arg[PS_ARG_SAVED];
-    enum ps_recompute level = ps__saved_place(f->p, f->l, f->m, number).level;
+    enum ps_recompute level = ps__saved_place(f->p, f->l, f->m, t->unit, number).level;
     int64_t none = here;
     int64_t *kept = number >= 0 ? &f->saved[number] : &none;
     bool eval = f->segment == PS_SEGMENT_EVAL;
@@ -157,13 +159,21 @@ static int batch(const struct flow *f, const struct ps_task *t)
     return 0;
 }
 
-/* From one place of a boundary to another. */
+static int64_t *value(int64_t *array, const struct ps_task *t, enum ps_task_arg a)
+{
+    return t->arg[a] >= 0 ? &array[t->arg[a]] : NULL;
+}
+
+/* From one place of a boundary or kept piece to another. */
 static int spill(struct flow *f, const struct ps_task *t)
 {
     int64_t here = boundary(f, t->unit, t->micro);
-    int64_t *host = t->arg[PS_ARG_HOST_X] >= 0 ? &f->host_x[t->arg[PS_ARG_HOST_X]] : NULL;
-    int64_t *in = t->arg[PS_ARG_X_IN] >= 0 ? &f->x[t->arg[PS_ARG_X_IN]] : NULL;
-    int64_t *out = t->arg[PS_ARG_X_OUT] >= 0 ? &f->x[t->arg[PS_ARG_X_OUT]] : NULL;
+    bool kept = ps__moves_saved(t);
+    int64_t *host =
+        kept ? value(f->host_saved, t, PS_ARG_HOST_SAVED) : value(f->host_x, t, PS_ARG_HOST_X);
+    int64_t *in = kept ? value(f->saved, t, PS_ARG_SAVED) : value(f->x, t, PS_ARG_X_IN);
+    int64_t *out = kept ? in : value(f->x, t, PS_ARG_X_OUT);
+    int64_t *disk = kept ? f->disk_saved : f->disk_x;
     int64_t *from;
     int64_t *to;
     switch (t->kind) {
@@ -173,10 +183,10 @@ static int spill(struct flow *f, const struct ps_task *t)
         break;
     case PS_TASK_SPILL_WRITE:
         from = host ? host : in;
-        to = &f->disk_x[here];
+        to = &disk[here];
         break;
     case PS_TASK_SPILL_READ:
-        from = &f->disk_x[here];
+        from = &disk[here];
         to = host ? host : out;
         break;
     default:
@@ -184,7 +194,7 @@ static int spill(struct flow *f, const struct ps_task *t)
         to = out;
     }
     if (!from || !to || *from != here)
-        return wrong(f, t, "boundary");
+        return wrong(f, t, kept ? "saved set" : "boundary");
     *to = here;
     return 0;
 }
@@ -277,13 +287,16 @@ int ps_step_check(const struct ps_schedule *s, const struct ps_schedule *prologu
     f.host_x = values((size_t)map->host_x_count);
     f.disk_x = values(boundaries);
     f.saved = values((size_t)map->saved_count);
+    f.host_saved = values((size_t)map->host_saved_count);
+    f.disk_saved = values(boundaries);
     f.dx = values((size_t)layout->group);
     f.slot = values((size_t)layout->near_slots);
     f.raw = values((size_t)layout->raw_slots);
     f.batch = values((size_t)f.micros);
     f.embedded = calloc((size_t)f.micros + 1, sizeof *f.embedded);
     int ret = -ENOMEM;
-    if (f.x && f.host_x && f.disk_x && f.saved && f.dx && f.slot && f.raw && f.batch && f.embedded)
+    if (f.x && f.host_x && f.disk_x && f.saved && f.host_saved && f.disk_saved && f.dx && f.slot &&
+        f.raw && f.batch && f.embedded)
         ret = run(&f, s, prologue);
     else
         ps_error_set(err, ret, "out of memory");
@@ -291,6 +304,8 @@ int ps_step_check(const struct ps_schedule *s, const struct ps_schedule *prologu
     free(f.host_x);
     free(f.disk_x);
     free(f.saved);
+    free(f.host_saved);
+    free(f.disk_saved);
     free(f.dx);
     free(f.slot);
     free(f.raw);

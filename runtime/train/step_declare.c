@@ -227,7 +227,7 @@ static void streamed(const struct declare *d)
 static void saved(const struct declare *d)
 {
     const struct ps_task *t = d->t;
-    struct ps__saved_place at = ps__saved_place(d->p, d->l, d->m, t->arg[PS_ARG_SAVED]);
+    struct ps__saved_place at = ps__saved_place(d->p, d->l, d->m, t->unit, t->arg[PS_ARG_SAVED]);
     bool writes = t->kind == PS_TASK_LAYER_FORWARD ||
                   (t->kind == PS_TASK_LAYER_BACKWARD && at.level == PS_RECOMPUTE_R0);
     ps_schedule_access(d->s, PS_BUF_SAVED, writes, at.kept, at.kept_bytes);
@@ -315,12 +315,34 @@ static void read_weights(const struct declare *d)
         weights(d, t->unit, t->arg[PS_ARG_SLOT], t->arg[PS_ARG_BLOCK], true);
 }
 
-/* A boundary between near memory, host memory and the spill file. */
+/* What is kept of a saved set between near memory, host memory and the spill file. */
+static void spill_saved(const struct declare *d, bool out, bool disk)
+{
+    const struct ps_task *t = d->t;
+    int32_t near = t->arg[PS_ARG_SAVED];
+    int32_t host = t->arg[PS_ARG_HOST_SAVED];
+    uint64_t bytes = ps__saved_moved_bytes(d->p, d->l, t->unit);
+    if (host >= 0)
+        ps_schedule_access(d->s, PS_BUF_HOST_SAVED, disk ? !out : out,
+                           ps__saved_host_offset(d->p, d->l, d->m, t->unit, host), bytes);
+    if (near >= 0)
+        ps_schedule_access(d->s, PS_BUF_SAVED, !out,
+                           ps__saved_place(d->p, d->l, d->m, t->unit, near).kept, bytes);
+    if (disk)
+        ps_schedule_access(d->s, PS_BUF_DISK_SAVED, out,
+                           ps__saved_disk_offset(d->p, d->l, d->m, t->unit, t->micro), bytes);
+}
+
+/* The same of a boundary. */
 static void spill(const struct declare *d)
 {
     const struct ps_task *t = d->t;
     bool out = t->kind == PS_TASK_SPILL_OUT || t->kind == PS_TASK_SPILL_WRITE;
     bool disk = t->kind == PS_TASK_SPILL_WRITE || t->kind == PS_TASK_SPILL_READ;
+    if (ps__moves_saved(t)) {
+        spill_saved(d, out, disk);
+        return;
+    }
     if (t->arg[PS_ARG_HOST_X] >= 0)
         element(d, PS_BUF_HOST_X, disk ? !out : out, t->arg[PS_ARG_HOST_X], d->m->x_stride);
     if (t->arg[PS_ARG_X_IN] >= 0)

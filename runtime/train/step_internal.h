@@ -24,8 +24,8 @@ static inline uint64_t ps__page_up(uint64_t bytes)
     return (bytes + 4095) & ~(uint64_t)4095;
 }
 
-/* Where the two pieces of a task's saved set lie in PS_BUF_SAVED: what is kept has number `saved`
- * (PS_ARG_SAVED), the rest is shared. */
+/* Where the two pieces of a task's saved set lie in PS_BUF_SAVED: what layer `unit` keeps has
+ * number `saved` (PS_ARG_SAVED; -1: nothing is kept), the rest is shared. */
 struct ps__saved_place {
     enum ps_recompute level;
     uint64_t kept, kept_bytes, rest, rest_bytes;
@@ -33,18 +33,52 @@ struct ps__saved_place {
 
 static inline struct ps__saved_place ps__saved_place(const struct ps_step_shape *p,
                                                      const struct ps_step_layout *l,
-                                                     const struct ps_step_map *m, int32_t saved)
+                                                     const struct ps_step_map *m, int32_t unit,
+                                                     int32_t saved)
 {
-    struct ps__saved_place at = {.level = PS_RECOMPUTE_R4, .rest = m->rest_offset};
-    if (saved >= 0) {
-        int32_t layer = m->saved_layer[saved / l->group];
-        at.level = l->recompute[layer];
-        at.kept_bytes = p->kept_bytes[at.level];
-        at.kept =
-            m->saved_offset[layer] + (uint64_t)(saved % l->group) * ps__page_up(at.kept_bytes);
-    }
+    struct ps__saved_place at = {.level = saved < 0 ? PS_RECOMPUTE_R4 : l->recompute[unit],
+                                 .rest = m->rest_offset};
+    at.kept_bytes = p->kept_bytes[at.level];
     at.rest_bytes = p->rest_bytes[at.level];
+    if (saved >= m->saved_kept)
+        at.kept = m->saved_ring_offset + (uint64_t)(saved - m->saved_kept) * m->saved_slot_bytes;
+    else if (saved >= 0)
+        at.kept = m->saved_offset[unit] + (uint64_t)(saved % l->group) * ps__page_up(at.kept_bytes);
     return at;
+}
+
+/* The same of a kept piece in PS_BUF_HOST_SAVED (number: PS_ARG_HOST_SAVED) and in
+ * PS_BUF_DISK_SAVED; pieces are moved in whole pages. */
+static inline uint64_t ps__saved_moved_bytes(const struct ps_step_shape *p,
+                                             const struct ps_step_layout *l, int32_t unit)
+{
+    return ps__page_up(p->kept_bytes[l->recompute[unit]]);
+}
+
+static inline uint64_t ps__saved_host_offset(const struct ps_step_shape *p,
+                                             const struct ps_step_layout *l,
+                                             const struct ps_step_map *m, int32_t unit,
+                                             int32_t number)
+{
+    if (number >= m->host_saved_kept)
+        return m->host_saved_ring_offset +
+               (uint64_t)(number - m->host_saved_kept) * m->saved_slot_bytes;
+    return m->saved_offset[unit] +
+           (uint64_t)(number % l->group) * ps__saved_moved_bytes(p, l, unit);
+}
+
+static inline uint64_t ps__saved_disk_offset(const struct ps_step_shape *p,
+                                             const struct ps_step_layout *l,
+                                             const struct ps_step_map *m, int32_t unit,
+                                             int32_t micro)
+{
+    return m->saved_offset[unit] + (uint64_t)micro * ps__saved_moved_bytes(p, l, unit);
+}
+
+/* Does a PS_TASK_SPILL_* task move a kept piece, not a boundary? */
+static inline bool ps__moves_saved(const struct ps_task *t)
+{
+    return t->arg[PS_ARG_SAVED] >= 0 || t->arg[PS_ARG_HOST_SAVED] >= 0;
 }
 
 #endif

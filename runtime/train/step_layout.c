@@ -60,9 +60,10 @@ int ps_step_layout_init(struct ps_step_layout *l, const struct ps_step_shape *sh
     l->weight = calloc(layers + 2, sizeof *l->weight);
     l->recompute = calloc(layers + 1, sizeof *l->recompute);
     l->boundary = calloc(layers + 1, sizeof *l->boundary);
+    l->saved = calloc(layers + 1, sizeof *l->saved);
     l->state = calloc(layers + 2, sizeof *l->state);
     l->grad = calloc(layers + 2, sizeof *l->grad);
-    if (!l->weight || !l->recompute || !l->boundary || !l->state || !l->grad) {
+    if (!l->weight || !l->recompute || !l->boundary || !l->saved || !l->state || !l->grad) {
         ps_step_layout_fini(l);
         return -ENOMEM;
     }
@@ -82,6 +83,7 @@ int ps_step_layout_copy(struct ps_step_layout *to, const struct ps_step_layout *
     memcpy(made.weight, from->weight, (layers + 2) * sizeof *made.weight);
     memcpy(made.recompute, from->recompute, layers * sizeof *made.recompute);
     memcpy(made.boundary, from->boundary, layers * sizeof *made.boundary);
+    memcpy(made.saved, from->saved, layers * sizeof *made.saved);
     memcpy(made.state, from->state, (layers + 2) * sizeof *made.state);
     memcpy(made.grad, from->grad, (layers + 2) * sizeof *made.grad);
     *to = *from;
@@ -90,6 +92,7 @@ int ps_step_layout_copy(struct ps_step_layout *to, const struct ps_step_layout *
     to->weight = made.weight;
     to->recompute = made.recompute;
     to->boundary = made.boundary;
+    to->saved = made.saved;
     return 0;
 }
 
@@ -98,6 +101,7 @@ void ps_step_layout_fini(struct ps_step_layout *l)
     free(l->weight);
     free(l->recompute);
     free(l->boundary);
+    free(l->saved);
     free(l->state);
     free(l->grad);
     memset(l, 0, sizeof *l);
@@ -122,6 +126,31 @@ static uint64_t place_units(uint64_t *offset, const uint64_t *bytes, int32_t uni
         at += bytes ? page_up(bytes[i]) : 0;
     }
     return at;
+}
+
+/* Kept pieces that are moved. */
+static int check_saved(const struct ps_step_shape *p, const struct ps_step_layout *l,
+                       struct ps_error *err)
+{
+    for (int32_t i = p->first_trained; p->trains && i < p->n_layer; i++) {
+        if (l->saved[i] == PS_TIER_DEVICE)
+            continue;
+        if (l->recompute[i] == PS_RECOMPUTE_R4)
+            return ps_error_full(err, PS_EUSAGE, NULL, "placement", "give it a level below R4",
+                                 "layer %d keeps nothing that could be moved", i);
+        if (l->saved[i] == PS_TIER_HOST && !l->discrete)
+            return ps_error_full(err, PS_EUSAGE, NULL, "placement", "use device or disk",
+                                 "what layer %d keeps is placed on the host, which this device has "
+                                 "no tier for",
+                                 i);
+        if (l->saved_ring < 1 || (l->saved[i] == PS_TIER_DISK && l->discrete && l->host_ring < 1))
+            return ps_error_full(err, PS_EUSAGE, NULL, "placement",
+                                 "give saved_ring >= 1, and on a device with memory of its own "
+                                 "host_ring >= 2",
+                                 "what layer %d keeps is moved, but there is no buffer on its way",
+                                 i);
+    }
+    return 0;
 }
 
 static int check_layout(const struct ps_step_shape *p, const struct ps_step_layout *l,
@@ -313,27 +342,43 @@ static int place_weights(struct ps_step_map *m, const struct ps_step_shape *p,
     return 0;
 }
 
-/* Kept pieces by layer and micro-batch, and one rest for all: as much as any layer drops. */
+/* Kept pieces by layer and micro-batch in the tier where they wait, buffers for those that are
+ * moved, and one rest for all: as much as any layer drops. */
 static void place_saved(struct ps_step_map *m, const struct ps_step_shape *p,
                         const struct ps_step_layout *l)
 {
-    uint64_t at = 0;
+    uint64_t at[PS_TIER_COUNT] = {0};
+    int32_t count[PS_TIER_COUNT] = {0};
     uint64_t rest = p->trains ? 0 : p->rest_bytes[PS_RECOMPUTE_R4];
     for (int32_t i = 0; i < p->n_layer; i++) {
+        int32_t *idx[PS_TIER_COUNT] = {&m->saved_idx[i], &m->saved_host_idx[i],
+                                       &m->saved_disk_idx[i]};
         bool needed = p->trains && i >= p->first_trained;
         enum ps_recompute level = needed ? l->recompute[i] : PS_RECOMPUTE_R4;
-        m->saved_idx[i] = -1;
+        enum ps_tier tier = l->saved[i];
+        uint64_t bytes = page_up(p->kept_bytes[level]);
+        for (int t = 0; t < PS_TIER_COUNT; t++)
+            *idx[t] = level < PS_RECOMPUTE_R4 && t == (int)tier ? count[t]++ : -1;
         rest = at_least(rest, p->rest_bytes[level]);
-        if (level == PS_RECOMPUTE_R4)
-            continue;
-        m->saved_layer[m->saved_count] = i;
-        m->saved_idx[i] = m->saved_count++;
-        m->saved_offset[i] = at;
-        at += page_up(p->kept_bytes[level]) * (uint64_t)l->group;
+        m->saved_offset[i] = at[tier];
+        at[tier] += bytes * (uint64_t)l->group;
+        if (tier != PS_TIER_DEVICE)
+            m->saved_slot_bytes = at_least(m->saved_slot_bytes, bytes);
     }
-    m->saved_count *= l->group;
-    m->rest_offset = at;
-    m->bytes[PS_BUF_SAVED] = at + page_up(rest);
+    bool disk = count[PS_TIER_DISK] > 0;
+    m->saved_kept = count[PS_TIER_DEVICE] * l->group;
+    m->saved_count = m->saved_kept + (m->saved_slot_bytes > 0 ? l->saved_ring : 0);
+    m->host_saved_kept = count[PS_TIER_HOST] * l->group;
+    m->host_saved_count = m->host_saved_kept + (l->discrete && disk ? l->host_ring : 0);
+    m->saved_ring_offset = at[PS_TIER_DEVICE];
+    m->rest_offset =
+        m->saved_ring_offset + m->saved_slot_bytes * (uint64_t)(m->saved_count - m->saved_kept);
+    m->host_saved_ring_offset = at[PS_TIER_HOST];
+    m->bytes[PS_BUF_SAVED] = m->rest_offset + page_up(rest);
+    m->bytes[PS_BUF_HOST_SAVED] =
+        m->host_saved_ring_offset +
+        m->saved_slot_bytes * (uint64_t)(m->host_saved_count - m->host_saved_kept);
+    m->bytes[PS_BUF_DISK_SAVED] = at[PS_TIER_DISK];
 }
 
 static void place_activations(struct ps_step_map *m, const struct ps_step_shape *p,
@@ -479,13 +524,13 @@ static void place_rest(struct ps_step_map *m, const struct ps_step_shape *p,
     for (int b = 0; b < PS_BUF_COUNT; b++)
         m->tier[b] = PS_TIER_DEVICE;
     static const enum ps_step_buffer disk[] = {PS_BUF_DISK_X, PS_BUF_DISK_GRAD, PS_BUF_DISK_WEIGHTS,
-                                               PS_BUF_DISK_STATE};
+                                               PS_BUF_DISK_STATE, PS_BUF_DISK_SAVED};
     for (size_t i = 0; i < sizeof disk / sizeof *disk; i++)
         m->tier[disk[i]] = PS_TIER_DISK;
     /* without a device memory of its own there is one tier for all */
-    static const enum ps_step_buffer host[] = {PS_BUF_BATCH_HOST, PS_BUF_RAW,    PS_BUF_HOST_UNITS,
-                                               PS_BUF_HOST_X,     PS_BUF_MIRROR, PS_BUF_STATE_RING,
-                                               PS_BUF_GRAD_HOST};
+    static const enum ps_step_buffer host[] = {
+        PS_BUF_BATCH_HOST, PS_BUF_RAW,        PS_BUF_HOST_UNITS, PS_BUF_HOST_X,
+        PS_BUF_MIRROR,     PS_BUF_STATE_RING, PS_BUF_GRAD_HOST,  PS_BUF_HOST_SAVED};
     for (size_t i = 0; discrete && i < sizeof host / sizeof *host; i++)
         m->tier[host[i]] = PS_TIER_HOST;
     if (discrete && streams) {
@@ -502,12 +547,14 @@ int ps_step_map_create(struct ps_step_map *m, const struct ps_step_shape *p,
     memset(m, 0, sizeof *m);
     int ret = check_layout(p, l, err);
     if (ret == 0)
+        ret = check_saved(p, l, err);
+    if (ret == 0)
         ret = check_update(p, l, err);
     if (ret < 0)
         return ret;
     m->pinned_offset = calloc(8 * units, sizeof *m->pinned_offset);
     m->host_offset = calloc(sources + 1, sizeof *m->host_offset);
-    m->stream_idx = calloc(sources + 5 * (size_t)p->n_layer + 1, sizeof *m->stream_idx);
+    m->stream_idx = calloc(sources + 6 * (size_t)p->n_layer + 1, sizeof *m->stream_idx);
     m->piece_offset = calloc((p->granule_begin ? p->granule_begin[units] : 0) + (size_t)1,
                              sizeof *m->piece_offset);
     if (!m->pinned_offset || !m->host_offset || !m->stream_idx || !m->piece_offset) {
@@ -525,7 +572,8 @@ int ps_step_map_create(struct ps_step_map *m, const struct ps_step_shape *p,
     m->x_host_idx = m->x_kept_idx + p->n_layer;
     m->x_disk_idx = m->x_host_idx + p->n_layer;
     m->saved_idx = m->x_disk_idx + p->n_layer;
-    m->saved_layer = m->saved_idx + p->n_layer;
+    m->saved_host_idx = m->saved_idx + p->n_layer;
+    m->saved_disk_idx = m->saved_host_idx + p->n_layer;
     ret = place_weights(m, p, l, err);
     if (ret < 0) {
         ps_step_map_fini(m);

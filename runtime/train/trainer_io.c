@@ -74,7 +74,8 @@ static int open_weights(struct ps_trainer *t, struct ps_error *err)
 int ps__trainer_io_open(struct ps_trainer *t, struct ps_error *err)
 {
     bool frozen = !ps__trainer_streams(t);
-    uint64_t spill = t->map.bytes[PS_BUF_DISK_X] + t->map.bytes[PS_BUF_DISK_GRAD];
+    uint64_t spill = t->map.bytes[PS_BUF_DISK_X] + t->map.bytes[PS_BUF_DISK_GRAD] +
+                     t->map.bytes[PS_BUF_DISK_SAVED];
     int ret = frozen && reads_weights(t) ? open_weights(t, err) : 0;
     if (ret >= 0)
         ret = ps__trainer_store_open(t, err);
@@ -83,12 +84,14 @@ int ps__trainer_io_open(struct ps_trainer *t, struct ps_error *err)
     ret = t->opt.io.spill_create ? t->opt.io.spill_create(t->opt.io.arg, spill, err)
                                  : ps_error_set(err, PS_EUSAGE, "this run has no spill file");
     t->spill_sum =
-        calloc((size_t)(t->map.bytes[PS_BUF_DISK_X] / t->map.x_stride) + 1, sizeof *t->spill_sum);
+        calloc(2 * (size_t)t->shape.n_layer * (size_t)t->layout.group, sizeof *t->spill_sum);
     if (ret >= 0 && !t->spill_sum)
         return ps_error_set(err, -ENOMEM, "out of memory");
     static const enum ps_lane lane[] = {PS_LANE_DISK_STATE, PS_LANE_DISK_WRITE};
     uint64_t largest =
         t->map.x_stride > t->map.grad_ring_bytes ? t->map.x_stride : t->map.grad_ring_bytes;
+    if (t->map.saved_slot_bytes > largest)
+        largest = t->map.saved_slot_bytes;
     t->cut_max = (int)(largest / SPILL_PIECE_MIN) + 2;
     for (int i = 0; ret >= 0 && i < 2; i++) {
         t->cut[lane[i]] = calloc((size_t)t->cut_max, sizeof *t->cut[0]);
@@ -372,7 +375,7 @@ static int copy_weights(void *ctx, const struct ps_task *task, struct ps_error *
     return ret;
 }
 
-/* --- batches and layer boundaries --- */
+/* --- batches, layer boundaries and kept pieces --- */
 
 static int copy_batch(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
@@ -383,9 +386,57 @@ static int copy_batch(void *ctx, const struct ps_task *task, struct ps_error *er
                                  (size_t)t->shape.batch_bytes, err);
 }
 
-static unsigned char *host_x(const struct ps_trainer *t, const struct ps_task *task)
+/* A boundary or kept piece on its way: its near and its host buffer, its place in the spill file
+ * and among the checksums. */
+struct spilled {
+    unsigned char *near, *host; /* NULL: the task does not use it */
+    size_t bytes;
+    uint64_t offset;
+    uint64_t *sum;
+};
+
+static struct spilled spilled_saved(const struct ps_trainer *t, const struct ps_task *task)
 {
-    return t->buffer[PS_BUF_HOST_X] + (size_t)task->arg[PS_ARG_HOST_X] * t->map.x_stride;
+    const struct ps_step_shape *p = &t->shape;
+    const struct ps_step_layout *l = &t->layout;
+    const struct ps_step_map *m = &t->map;
+    int32_t near = task->arg[PS_ARG_SAVED];
+    int32_t host = task->arg[PS_ARG_HOST_SAVED];
+    struct spilled s = {.bytes = (size_t)ps__saved_moved_bytes(p, l, task->unit)};
+    if (near >= 0)
+        s.near = t->buffer[PS_BUF_SAVED] + ps__saved_place(p, l, m, task->unit, near).kept;
+    if (host >= 0)
+        s.host = t->buffer[PS_BUF_HOST_SAVED] + ps__saved_host_offset(p, l, m, task->unit, host);
+    s.offset = m->bytes[PS_BUF_DISK_X] + m->bytes[PS_BUF_DISK_GRAD] +
+               ps__saved_disk_offset(p, l, m, task->unit, task->micro);
+    return s;
+}
+
+static struct spilled spilled_boundary(const struct ps_trainer *t, const struct ps_task *task)
+{
+    bool out = task->kind == PS_TASK_SPILL_OUT || task->kind == PS_TASK_SPILL_WRITE;
+    int32_t host = task->arg[PS_ARG_HOST_X];
+    int64_t place = (int64_t)t->map.x_disk_idx[task->unit] * t->layout.group + task->micro;
+    return (struct spilled){
+        .near = ps__trainer_x(t, task->arg[out ? PS_ARG_X_IN : PS_ARG_X_OUT]),
+        .host = host < 0 ? NULL : t->buffer[PS_BUF_HOST_X] + (size_t)host * t->map.x_stride,
+        .bytes = (size_t)t->map.x_stride,
+        .offset = (uint64_t)place * t->map.x_stride};
+}
+
+static struct spilled spilled_by(const struct ps_trainer *t, const struct ps_task *task)
+{
+    bool saved = ps__moves_saved(task);
+    struct spilled s = saved ? spilled_saved(t, task) : spilled_boundary(t, task);
+    size_t place = (size_t)task->unit * (size_t)t->layout.group + (size_t)task->micro;
+    s.sum = t->spill_sum ? &t->spill_sum[2 * place + saved] : NULL;
+    return s;
+}
+
+/* What the disk reads and writes. */
+static unsigned char *spilled_memory(const struct spilled *s)
+{
+    return s->host ? s->host : s->near;
 }
 
 static int spill_out(void *ctx, const struct ps_task *task, struct ps_error *err)
@@ -393,8 +444,8 @@ static int spill_out(void *ctx, const struct ps_task *task, struct ps_error *err
     struct ps_trainer *t = ctx;
     if (task->micro >= t->present)
         return 0;
-    const void *x = ps__trainer_x(t, task->arg[PS_ARG_X_IN]);
-    return ps__trainer_to_host(t, host_x(t, task), x, (size_t)t->map.x_stride, err);
+    struct spilled s = spilled_by(t, task);
+    return ps__trainer_to_host(t, s.host, s.near, s.bytes, err);
 }
 
 static int spill_in(void *ctx, const struct ps_task *task, struct ps_error *err)
@@ -402,31 +453,14 @@ static int spill_in(void *ctx, const struct ps_task *task, struct ps_error *err)
     struct ps_trainer *t = ctx;
     if (task->micro >= t->present)
         return 0;
-    void *x = ps__trainer_x(t, task->arg[PS_ARG_X_OUT]);
-    return ps__trainer_to_device(t, x, host_x(t, task), (size_t)t->map.x_stride, err);
+    struct spilled s = spilled_by(t, task);
+    return ps__trainer_to_device(t, s.near, s.host, s.bytes, err);
 }
 
-/* A layer boundary on its way to or from the spill file. */
-struct spilled {
-    unsigned char *memory;
-    uint64_t place; /* in boundaries */
-};
-
-static struct spilled spilled_by(const struct ps_trainer *t, const struct ps_task *task)
-{
-    bool write = task->kind == PS_TASK_SPILL_WRITE;
-    int32_t x = task->arg[write ? PS_ARG_X_IN : PS_ARG_X_OUT];
-    return (struct spilled){.memory = x >= 0 ? ps__trainer_x(t, x) : host_x(t, task),
-                            .place = (uint64_t)t->map.x_disk_idx[task->unit] *
-                                         (uint64_t)t->layout.group +
-                                     (uint64_t)task->micro};
-}
-
-static int map_spilled(struct ps_trainer *t, uint64_t place, struct ps_transfer *cut,
+static int map_spilled(struct ps_trainer *t, const struct spilled *s, struct ps_transfer *cut,
                        struct ps_error *err)
 {
-    int count = t->opt.io.spill_map(t->opt.io.arg, place * t->map.x_stride, t->map.x_stride, cut,
-                                    t->cut_max);
+    int count = t->opt.io.spill_map(t->opt.io.arg, s->offset, s->bytes, cut, t->cut_max);
     return count < 0 ? ps_error_set(err, count, "the spill file cannot be addressed") : count;
 }
 
@@ -440,18 +474,19 @@ static int spill_start(void *ctx, const struct ps_task *task, struct ps_error *e
     }
     bool write = task->kind == PS_TASK_SPILL_WRITE;
     struct spilled s = spilled_by(t, task);
+    unsigned char *memory = spilled_memory(&s);
     if (write)
-        t->spill_sum[s.place] = XXH3_64bits(s.memory, (size_t)t->map.x_stride);
+        *s.sum = XXH3_64bits(memory, s.bytes);
     struct ps_transfer *cut = t->cut[task->lane];
-    int count = map_spilled(t, s.place, cut, err);
+    int count = map_spilled(t, &s, cut, err);
     uint64_t first = 1;
     uint64_t last = 0;
     int ret = count < 0 ? count : 0;
     for (int i = 0; ret == 0 && i < count; i++) {
         cut[i].write = write;
-        cut[i].memory = s.memory;
+        cut[i].memory = memory;
         cut[i].expect = cut[i].bytes;
-        s.memory += cut[i].bytes;
+        memory += cut[i].bytes;
         ret = st->ops->submit(st, &cut[i], &last, err);
         if (i == 0)
             first = last;
@@ -474,10 +509,10 @@ static int spill_read_finish(void *ctx, const struct ps_task *task, struct ps_er
     if (ret < 0 || task->micro >= t->present || t->opt.io.moves_nothing)
         return ret;
     struct spilled s = spilled_by(t, task);
-    if (XXH3_64bits(s.memory, (size_t)t->map.x_stride) == t->spill_sum[s.place])
+    if (XXH3_64bits(spilled_memory(&s), s.bytes) == *s.sum)
         return 0;
     struct ps_transfer *cut = t->cut[task->lane];
-    int count = map_spilled(t, s.place, cut, err);
+    int count = map_spilled(t, &s, cut, err);
     if (count < 1)
         return count;
     const char *path =
@@ -486,7 +521,7 @@ static int spill_read_finish(void *ctx, const struct ps_task *task, struct ps_er
                          "the disk or the memory damaged them: look into the kernel log (dmesg) "
                          "and the disk's health (smartctl -a)",
                          "the %llu bytes read at offset %llu are not those that were written there",
-                         (unsigned long long)t->map.x_stride, (unsigned long long)cut[0].offset);
+                         (unsigned long long)s.bytes, (unsigned long long)cut[0].offset);
 }
 
 void ps__trainer_io_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT])

@@ -71,7 +71,7 @@ static struct ps_block_saved saved_set(const struct ps_trainer *t, const struct 
 {
     struct ps_block_saved s;
     struct ps__saved_place at =
-        ps__saved_place(&t->shape, &t->layout, &t->map, task->arg[PS_ARG_SAVED]);
+        ps__saved_place(&t->shape, &t->layout, &t->map, task->unit, task->arg[PS_ARG_SAVED]);
     struct ps_block_saved_place place = {.level = at.level,
                                          .kept = t->buffer[PS_BUF_SAVED] + at.kept,
                                          .rest = t->buffer[PS_BUF_SAVED] + at.rest};

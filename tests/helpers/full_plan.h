@@ -9,6 +9,8 @@ struct full_plan {
     const char *name;
     const char *weights, *states, *grads; /* by unit: n near, h host, d disk; tied: the head near */
     const char *boundary, *keep;
+    const char *saved; /* NULL: near */
+    int32_t saved_ring;
     int32_t group, near_slots, raw_slots, x_ring, host_ring, grad_slots, grad_ring, state_slots;
     enum ps_update_when update;
     bool emu;
@@ -27,6 +29,7 @@ static inline void full_plan_set(struct ps_trainer *t, const struct full_plan *p
     l.raw_slots = p->raw_slots;
     l.x_ring = p->x_ring;
     l.host_ring = p->host_ring;
+    l.saved_ring = p->saved_ring;
     l.grad_slots = p->grad_slots;
     l.grad_ring = p->grad_ring;
     l.state_slots = p->state_slots;
@@ -40,6 +43,7 @@ static inline void full_plan_set(struct ps_trainer *t, const struct full_plan *p
     for (int32_t i = 0; i < shape->n_layer; i++) {
         l.boundary[i] = stream_plan_tier(p->boundary[i]);
         l.recompute[i] = stream_plan_level(p->keep[i]);
+        l.saved[i] = p->saved ? stream_plan_tier(p->saved[i]) : PS_TIER_DEVICE;
     }
     if (ps_trainer_set_layout(t, &l, &err) < 0)
         fail_msg("%s: %s (%s)", p->name, err.message, err.field);

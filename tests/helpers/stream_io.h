@@ -68,6 +68,8 @@ struct stream_plan {
     const char *weights;  /* embedding, layers, head */
     const char *boundary; /* layers */
     const char *keep;     /* layers: k keep, r recompute; 0 .. 4: by level */
+    const char *saved;    /* layers: where that waits; NULL: near */
+    int32_t saved_ring;
     int32_t group, eval_group, near_slots, raw_slots, x_ring, host_ring;
     int32_t interleave;
     unsigned ablate;
@@ -98,6 +100,7 @@ static inline void stream_plan_set(struct ps_trainer *t, const struct stream_pla
     l.raw_slots = p->raw_slots;
     l.x_ring = p->x_ring;
     l.host_ring = p->host_ring;
+    l.saved_ring = p->saved_ring;
     l.interleave = p->interleave;
     l.ablate = p->ablate;
     for (int32_t i = 0; i < shape->n_layer + 2; i++)
@@ -105,6 +108,7 @@ static inline void stream_plan_set(struct ps_trainer *t, const struct stream_pla
     for (int32_t i = 0; i < shape->n_layer; i++) {
         l.boundary[i] = stream_plan_tier(p->boundary[i]);
         l.recompute[i] = stream_plan_level(p->keep[i]);
+        l.saved[i] = p->saved ? stream_plan_tier(p->saved[i]) : PS_TIER_DEVICE;
     }
     if (ps_trainer_set_layout(t, &l, &err) < 0)
         fail_msg("%s: %s (%s)", p->name, err.message, err.field);

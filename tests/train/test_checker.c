@@ -352,6 +352,7 @@ static int run_again(struct world *w, enum ps_segment segment, uint64_t seed)
     spoil(w, PS_BUF_SLOTS);
     spoil(w, PS_BUF_RAW);
     spoil(w, PS_BUF_HOST_X);
+    spoil(w, PS_BUF_HOST_SAVED);
     spoil_activations(w);
     if (w->t->opt.device->discrete)
         spoil(w, PS_BUF_BATCH);
@@ -461,6 +462,8 @@ static void resident_plans_touch_what_they_declare(void **state)
     check_plan(&direct, &p, 3);
     check_plan(&full[0], &p, 3);
     p.keep = "rk321";
+    p.saved = "nndnd";
+    p.saved_ring = 1;
     check_plan(&full[1], &p, 2);
     p.boundary = "ddndn";
     p.x_ring = 4;
@@ -473,6 +476,7 @@ static void resident_plans_touch_what_they_declare(void **state)
     check_plan(&direct, &p, 3);
     p.emu = false;
     p.keep = "kkkkk";
+    p.saved = NULL;
     check_plan(&last, &p, 2);
 }
 
@@ -480,6 +484,8 @@ static const struct stream_plan streamed = {.name = "streamed",
                                             .weights = "ddddddn",
                                             .boundary = "ddddd",
                                             .keep = "r1k32",
+                                            .saved = "nddnd",
+                                            .saved_ring = 2,
                                             .group = 2,
                                             .eval_group = 3,
                                             .near_slots = 2,
@@ -523,6 +529,7 @@ static void discrete_plans_touch_what_they_declare(void **state)
     p.name = "emu, every tier";
     p.weights = "dhndhdn";
     p.boundary = "hdnhd";
+    p.saved = "nhdnh";
     p.raw_slots = 2;
     check_plan(&converted, &p, 1);
     p.name = "emu, tied, all in host memory";
@@ -565,7 +572,8 @@ static void every_kind_of_declaration_is_needed(const struct model *m, const str
         for (int kind = 0; kind < PS_TASK_KIND_COUNT; kind++)
             for (uint32_t b = 0; b < PS_BUF_COUNT; b++) {
                 struct cut c = {(enum ps_segment)segment, (enum ps_task_kind)kind, b};
-                if (b == PS_BUF_DISK_X || !declares(&w.t->segment[segment], &c) || needless(&c))
+                if (b == PS_BUF_DISK_X || b == PS_BUF_DISK_SAVED ||
+                    !declares(&w.t->segment[segment], &c) || needless(&c))
                     continue;
                 int code = in_child(&s, &want, &c);
                 tried++;
@@ -592,6 +600,7 @@ static void a_declaration_taken_away_is_noticed(void **state)
     p.host_ring = 2;
     p.weights = "dhndhdn";
     p.boundary = "hdnhd";
+    p.saved = "nhddn";
     every_kind_of_declaration_is_needed(&direct, &p);
 }
 

@@ -47,7 +47,7 @@ static struct ps_batcher *batcher(const struct tiny_rows *r)
     return b;
 }
 
-static struct ps_trainer *open_subject(const struct subject *s)
+static struct ps_trainer *open_subject(const struct subject *s, struct stream_io *io, bool emu)
 {
     struct tiny_model m = {.dir = "m",
                            .type = s->type,
@@ -61,7 +61,9 @@ static struct ps_trainer *open_subject(const struct subject *s)
     tiny_model_write(&m);
     o.dtype = s->dtype;
     o.micro_max = 3;
-    o.device = ps_device_find("cpu");
+    o.device = ps_device_find(emu ? "emu" : "cpu");
+    if (io)
+        o.io = stream_io_ops(io);
     if (s->method)
         o.adapter = ps_adapter_find(s->method);
     o.adapter_config = (struct ps_adapter_config){
@@ -90,16 +92,20 @@ static size_t run(const struct subject *s, const struct stream_plan *p, float *g
     struct ps_trainer_stats stats;
     int64_t labels, tokens;
     size_t at = 0;
-    struct ps_trainer *t = open_subject(s);
+    struct stream_io io = {.backend = "threads", .dir = "spill"};
+    struct ps_trainer *t = open_subject(s, &io, p->emu);
     tiny_rows_make(&rows, ROWS);
     stream_plan_commit(t, p);
     struct ps_batcher *b = batcher(&rows);
+    assert_int_equal(ps_trainer_pull(t, &err), 0);
     for (size_t i = 0; s->method && i < ps_trainer_trainable_count(t); i++) {
         struct ps_trainable *x = ps_trainer_trainable(t, i);
         tiny_fill(x->weight, x->n, 10 + i, 0.1f, 0.4f);
     }
+    assert_int_equal(ps_trainer_push(t, &err), 0);
     if (ps_trainer_step(t, b, 0, &stats, &err) < 0)
         fail_msg("%s, %s: %s", s->name, p->name, err.message);
+    assert_int_equal(ps_trainer_pull(t, &err), 0);
     for (size_t i = 0; i < ps_trainer_trainable_count(t); i++) {
         const struct ps_trainable *x = ps_trainer_trainable(t, i);
         assert_true(at + x->n <= GRAD_MAX);
@@ -109,6 +115,7 @@ static size_t run(const struct subject *s, const struct stream_plan *p, float *g
     assert_int_equal(ps_trainer_eval(t, b, eval, &labels, &tokens, &err), 0);
     ps_batcher_destroy(b);
     ps_trainer_destroy(t);
+    stream_io_close(&io);
     return at;
 }
 
@@ -142,7 +149,7 @@ static void each_level_keeps_what_the_table_says(void **state)
 {
     (void)state;
     const struct subject plain = {"full", "llama", NULL, .dtype = PS_DTYPE_F32};
-    struct ps_trainer *t = open_subject(&plain);
+    struct ps_trainer *t = open_subject(&plain, NULL, false);
     const struct ps_step_shape *p = ps_trainer_shape(t);
     const uint64_t h = TINY_HIDDEN, a = 16, kv = 8, f = TINY_INTER, heads = 4, n = 64, e = 4;
     const uint64_t kept[PS_RECOMPUTE_COUNT] = {
@@ -162,6 +169,41 @@ static void each_level_keeps_what_the_table_says(void **state)
     ps_trainer_destroy(t);
 }
 
+/* Moved to the spill file and back, with one buffer or more, forwarded or not. */
+static void moved_pieces_give_the_same_bits(void **state)
+{
+    static const struct {
+        const char *levels, *saved;
+        int32_t group, ring;
+        unsigned ablate;
+        bool emu;
+    } cases[] = {{"000", "ddd", 1, 1, 0, false},
+                 {"012", "dnd", 3, 2, 0, false},
+                 {"321", "ddd", 2, 1, PS_ABLATE_FORWARDING, false},
+                 {"104", "ddn", 3, 7, 0, false},
+                 {"012", "dhd", 3, 1, 0, true},
+                 {"230", "hhn", 2, 3, PS_ABLATE_FORWARDING, true}};
+    static float want[GRAD_MAX], got[GRAD_MAX];
+    (void)state;
+    for (size_t k = 0; k < COUNT(subjects); k++) {
+        struct stream_plan kept = plan_of("000", 1);
+        double loss, again;
+        size_t n = run(&subjects[k], &kept, want, &loss);
+        for (size_t i = 0; i < COUNT(cases); i++) {
+            struct stream_plan p = plan_of(cases[i].levels, cases[i].group);
+            p.saved = cases[i].saved;
+            p.saved_ring = cases[i].ring;
+            p.ablate = cases[i].ablate;
+            p.emu = cases[i].emu;
+            p.host_ring = 2;
+            assert_int_equal(run(&subjects[k], &p, got, &again), n);
+            if (memcmp(got, want, n * sizeof *got) != 0 || again != loss)
+                fail_msg("%s, levels %s, moved %s: other bits", subjects[k].name, cases[i].levels,
+                         cases[i].saved);
+        }
+    }
+}
+
 static uint64_t page_up(uint64_t bytes)
 {
     return (bytes + 4095) & ~(uint64_t)4095;
@@ -174,7 +216,7 @@ static void memory_is_the_kept_pieces_and_the_largest_rest(void **state)
     (void)state;
     for (size_t i = 0; i < COUNT(levels); i++) {
         const struct subject *s = &subjects[3];
-        struct ps_trainer *t = open_subject(s);
+        struct ps_trainer *t = open_subject(s, NULL, false);
         const struct ps_step_shape *shape = ps_trainer_shape(t);
         struct stream_plan p = plan_of(levels[i], 2);
         uint64_t want = 0, rest = 0;
@@ -193,6 +235,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_level_gives_the_same_bits),
+        cmocka_unit_test(moved_pieces_give_the_same_bits),
         cmocka_unit_test(each_level_keeps_what_the_table_says),
         cmocka_unit_test(memory_is_the_kept_pieces_and_the_largest_rest),
     };

@@ -118,6 +118,10 @@ static void random_setting(struct setting *c, uint64_t *seed)
         l->recompute[i] = (enum ps_recompute)random_below(seed, PS_RECOMPUTE_COUNT);
         l->boundary[i] = random_tier(seed, l->discrete);
     }
+    for (int32_t i = 0; i < c->p.n_layer; i++)
+        if (l->recompute[i] != PS_RECOMPUTE_R4)
+            l->saved[i] = random_tier(seed, l->discrete);
+    l->saved_ring = 1 + (int32_t)random_below(seed, 4);
     l->near_slots = 1 + (int32_t)random_below(seed, LAYERS_MAX + 2);
     l->raw_slots = 1 + (int32_t)random_below(seed, 3);
     l->x_ring = l->group + 1 + (int32_t)random_below(seed, 4);
@@ -149,6 +153,7 @@ struct world {
     bool eval;
     int32_t slot[COUNT_MAX], raw[COUNT_MAX]; /* source number; -1: nothing */
     struct held x[COUNT_MAX], dx[COUNT_MAX], saved[COUNT_MAX], host_x[COUNT_MAX], disk_x[COUNT_MAX];
+    struct held host_saved[COUNT_MAX], disk_saved[COUNT_MAX];
     struct held rest;         /* of the saved sets, shared */
     int32_t batch[COUNT_MAX]; /* pass */
     int32_t forward[LAYERS_MAX], recompute[LAYERS_MAX], backward[LAYERS_MAX], heads, embeds;
@@ -284,12 +289,20 @@ static void run_spill(struct world *w, const struct ps_task *t)
     const struct setting *c = w->c;
     bool disk = t->kind == PS_TASK_SPILL_WRITE || t->kind == PS_TASK_SPILL_READ;
     bool out = t->kind == PS_TASK_SPILL_OUT || t->kind == PS_TASK_SPILL_WRITE;
+    bool kept = t->arg[PS_ARG_SAVED] >= 0 || t->arg[PS_ARG_HOST_SAVED] >= 0;
     struct held *host = NULL, *x = NULL, *file = NULL;
     if (t->arg[PS_ARG_HOST_X] >= 0)
         host = at(w, t, w->host_x, t->arg[PS_ARG_HOST_X], c->m.host_x_count);
-    if (t->arg[out ? PS_ARG_X_IN : PS_ARG_X_OUT] >= 0)
+    if (t->arg[PS_ARG_HOST_SAVED] >= 0)
+        host = at(w, t, w->host_saved, t->arg[PS_ARG_HOST_SAVED], c->m.host_saved_count);
+    if (t->arg[PS_ARG_SAVED] >= 0)
+        x = at(w, t, w->saved, t->arg[PS_ARG_SAVED], c->m.saved_count);
+    else if (t->arg[out ? PS_ARG_X_IN : PS_ARG_X_OUT] >= 0)
         x = at(w, t, w->x, t->arg[out ? PS_ARG_X_IN : PS_ARG_X_OUT], c->m.x_count);
-    if (disk)
+    if (disk && kept)
+        file = at(w, t, w->disk_saved, c->m.saved_disk_idx[t->unit] * c->l.group + t->micro,
+                  COUNT_MAX);
+    else if (disk)
         file = at(w, t, w->disk_x, c->m.x_disk_idx[t->unit] * c->l.group + t->micro, COUNT_MAX);
     struct held *near = x ? x : host, *far = disk ? file : host;
     if (!near || !far || near == far)
@@ -405,7 +418,10 @@ static void every_task_finds_what_it_works_on(void **state)
         run_segment(w, &prologue, false);
         build(&eval, PS_SEGMENT_EVAL, &c, seed);
         if (c.p.trains) {
+            struct ps_error err = {0};
             build(&train, PS_SEGMENT_TRAIN, &c, seed);
+            if (ps_step_check(&train, &prologue, PS_SEGMENT_TRAIN, &c.p, &c.l, &c.m, &err) != 0)
+                fail_msg("seed %d: %s", (int)seed, err.message);
             for (int k = 0; k < 3; k++) {
                 run_segment(w, &train, false);
                 check_counts(w);
