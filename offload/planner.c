@@ -264,8 +264,7 @@ static int search(struct ps__trials *t, const struct ps_planner_request *req,
         int ret = ps__trial_simulate(c, req, cost, false, &s.tasks, err);
         if (ret < 0)
             return ret;
-        c->wears = req->write_limit > 0 &&
-                   ps__per_day(ps__trial_written(c), c->step_s) > (double)req->write_limit;
+        c->wears = req->write_limit > 0 && ps__trial_day(c) > (double)req->write_limit;
         if (c->wears)
             continue;
         if (s.best < 0 || score(c) < s.lowest)

@@ -58,6 +58,7 @@ struct ps_plan {
     bool commits; /* every step is a checkpoint */
     double redo_s; /* more in a step that is clipped: its updates inside the backward pass are made
                       again; 0: never */
+    uint64_t redo_write_bytes; /* written more in it */
     uint64_t needs_write_limit; /* PS_ENOFIT for the write limit alone: the least that would do */
     uint64_t device_bytes, host_bytes, disk_bytes; /* buffers; not discrete: host_bytes is 0 */
     uint64_t disk_read, disk_write, h2d, d2h;      /* bytes a step */

@@ -95,6 +95,11 @@ static bool may_redo(const struct ps_step_layout *l)
     return l->update == PS_UPDATE_INSIDE && l->clip == PS_CLIP_EXACT;
 }
 
+static uint64_t written_bytes(const struct ps_sim_result *r)
+{
+    return r->bytes[PS_LANE_DISK_WRITE] + r->bytes[PS_LANE_COMMIT];
+}
+
 /* A step that is clipped: everything comes to rest, the updates are made again, and the next step
  * begins with empty slots. One pass has all micro-batches. */
 static int simulate_redone(struct ps__trial *t, const struct ps__coarse *coarse,
@@ -124,6 +129,8 @@ static int simulate_redone(struct ps__trial *t, const struct ps__coarse *coarse,
         ret = ps_simulate(&r, &o, err);
     if (ret == 0)
         t->redo_s = r.seconds > t->step_s ? r.seconds - t->step_s : 0;
+    if (ret == 0 && written_bytes(&r) > written_bytes(&t->sim))
+        t->redo_write_bytes = written_bytes(&r) - written_bytes(&t->sim);
     for (int i = 0; i < COUNT; i++)
         ps_schedule_fini(&made[i]);
     ps_step_map_fini(&map);
@@ -247,7 +254,7 @@ static int wears_out(struct ps_plan *out, struct ps__trials *t,
         return ret;
     for (int i = 0; i < t->count; i++) {
         const struct ps__trial *c = &t->trial[i];
-        double day = ps__per_day(ps__trial_written(c), c->step_s);
+        double day = ps__trial_day(c);
         if (!c->fits || !c->wears || !c->simulated || (least && day >= least_day))
             continue;
         least = c;
@@ -457,6 +464,7 @@ int ps__plan_describe(struct ps_plan *out, struct ps__trials *t, int best,
     out->step = *r;
     out->step_s = r->seconds;
     out->redo_s = b->redo_s;
+    out->redo_write_bytes = b->redo_write_bytes;
     double micros = trains ? req->micro_count : req->eval_max;
     out->tokens_per_s = r->seconds > 0 ? micros * (double)req->tokens / r->seconds : 0;
     out->device_bytes = b->bytes[PS_TIER_DEVICE];

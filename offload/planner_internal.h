@@ -17,6 +17,7 @@ struct ps__trial {
     struct ps_sim_result sim;
     double step_s; /* 0 until simulated */
     double redo_s; /* more in a step whose updates inside the backward pass are taken back */
+    uint64_t redo_write_bytes; /* likewise: they are written again */
     int strategy;
     bool fits, simulated;
     bool writes, writes_states; /* to the disk, in every step */
@@ -59,6 +60,15 @@ void ps__schedules_fini(struct ps__schedules *s);
 static inline double ps__per_day(uint64_t bytes, double step_s)
 {
     return step_s > 0 ? (double)bytes * 86400.0 / step_s : 0;
+}
+
+/* The same of a trial that was simulated, where every step may be one whose updates are made again.
+ * A step that is not clipped writes less, and is shorter too. */
+static inline double ps__trial_day(const struct ps__trial *t)
+{
+    double day = ps__per_day(ps__trial_written(t), t->step_s);
+    double redone = ps__per_day(ps__trial_written(t) + t->redo_write_bytes, t->step_s + t->redo_s);
+    return day > redone ? day : redone;
 }
 
 /* A shape with fewer update granules where there are very many, neighbours taken together: for the

@@ -172,7 +172,12 @@ static void put_speed(FILE *to, const struct ps__plan_facts *f)
         fprintf(to, "%s back", bytes_text(a, (double)p->d2h));
     }
     fprintf(to, "\n          a day: %s read, ", bytes_text(a, per_day(f, p->disk_read)));
-    fprintf(to, "%s written to the SSD\n", bytes_text(a, per_day(f, p->disk_write)));
+    fprintf(to, "%s written to the SSD", bytes_text(a, per_day(f, p->disk_write)));
+    if (p->redo_write_bytes > 0)
+        fprintf(to, ", %s if every step is clipped",
+                bytes_text(a, (double)(p->disk_write + p->redo_write_bytes) * DAY_S /
+                                  (p->step_s + p->redo_s)));
+    fprintf(to, "\n");
     if (ps_trainer_shape(f->s->trainer)->trains && f->s->opt->output)
         put_commits(to, f);
 }
@@ -368,7 +373,9 @@ json_t *ps__plan_json(const struct ps__plan_facts *f)
     }
     json_decref(more);
     if (o && (json_object_set_new(o, "import", ps__import_json(s)) < 0 ||
-              json_object_set_new(o, "redo_s", real(p->redo_s)) < 0)) {
+              json_object_set_new(o, "redo_s", real(p->redo_s)) < 0 ||
+              json_object_set_new(o, "redo_write_bytes",
+                                  json_integer((json_int_t)p->redo_write_bytes)) < 0)) {
         json_decref(o);
         o = NULL;
     }

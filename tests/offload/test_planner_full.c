@@ -549,6 +549,37 @@ static void a_write_limit_is_kept_or_what_it_would_have_to_be_is_said(void **sta
     tear_down(&f);
 }
 
+static void updates_that_are_made_again_count_against_the_write_limit(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct ps_plan plan;
+    struct ps_error err;
+    set_up(&f, &model, false);
+    f.req.device_budget = 200 * MIB;
+    f.req.strategy = "fuyou";
+    f.req.clip = PS_CLIP_NONE;
+    must_choose(&plan, &f.req);
+    assert_int_equal(plan.redo_write_bytes, 0);
+    ps_plan_fini(&plan);
+    f.req.clip = PS_CLIP_EXACT;
+    must_choose(&plan, &f.req);
+    assert_true(plan.redo_s > 0);
+    /* all that a step writes but gradients is written once more */
+    assert_true(plan.redo_write_bytes > plan.disk_write / 2);
+    assert_true(plan.redo_write_bytes <= plan.disk_write);
+    ps_plan_fini(&plan);
+    f.req.write_limit = 1;
+    assert_int_equal(choose(&plan, &f.req, &err), PS_ENOFIT);
+    f.req.write_limit = plan.needs_write_limit;
+    must_choose(&plan, &f.req);
+    double day = ps__per_day(plan.disk_write + plan.redo_write_bytes, plan.step_s + plan.redo_s);
+    /* the tables of commits are not among what the limit is held against */
+    assert_true(day <= 1.01 * (double)f.req.write_limit);
+    ps_plan_fini(&plan);
+    tear_down(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -563,6 +594,7 @@ int main(void)
         cmocka_unit_test(what_fits_is_not_streamed_and_what_does_not_is),
         cmocka_unit_test(a_disk_as_slow_as_compute_is_hidden_only_inside_the_passes),
         cmocka_unit_test(a_write_limit_is_kept_or_what_it_would_have_to_be_is_said),
+        cmocka_unit_test(updates_that_are_made_again_count_against_the_write_limit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
