@@ -184,7 +184,6 @@ void ps__spill_dir_remove(struct ps__spill_dir *d)
         const char *name = strrchr(d->path, '/');
         PS_IGNORE(unlinkat(d->parent, name ? name + 1 : d->path, AT_REMOVEDIR) != 0,
                   "something else is in it: not ours to remove");
-        PS_IGNORE(fsync(d->parent) != 0, "what is removed need not be durable");
     }
     ps__spill_dir_close(d);
 }

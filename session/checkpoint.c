@@ -193,6 +193,9 @@ static const char *save_advice(int code)
     case -ENOSPC:
     case -EDQUOT:
         return "free space on that disk, then go on with --resume; older checkpoints are untouched";
+    case -EROFS:
+        return "the file system is read-only: mount it writable, then go on with --resume; older "
+               "checkpoints are untouched";
     case -EFBIG:
         return "raise the limit on file sizes (ulimit -f), then go on with --resume; older "
                "checkpoints are untouched";

@@ -60,43 +60,87 @@ static int put_real(char *out, size_t size, double x)
     return isfinite(x) ? snprintf(out, size, "%.17g", x) : snprintf(out, size, "null");
 }
 
-/* What trainer_state.json holds too, but for the history, which metrics.jsonl has. */
-size_t ps__run_state(void *arg, const struct ps_run_point *p, void *out, size_t max)
+/* The counters after a step. */
+struct run_counters {
+    uint64_t step, updates, skipped, tokens, labels;
+    uint32_t nonfinite_run;
+    double norm_before;
+};
+
+/* What the step's line in metrics.jsonl must say again when the run is killed before it is written.
+ */
+static void put_last(char *out, size_t size, const struct ps_run_point *p)
 {
-    const struct ps_session *s = arg;
-    char best[32];
-    char last[32];
+    char loss[32];
     char norm[32];
-    bool started = p->tokens > 0 || p->updates > 0;
-    uint64_t step = started ? p->step + 1 : 0;
-    double before = p->skipped ? ps_trainer_norm_before(s->trainer) : p->grad_norm;
+    char coef[32];
+    PS_IGNORE(put_real(loss, sizeof loss, p->loss) < 0, "cannot fail");
+    PS_IGNORE(put_real(norm, sizeof norm, p->grad_norm) < 0, "cannot fail");
+    PS_IGNORE(put_real(coef, sizeof coef, (double)p->clip_coef) < 0, "cannot fail");
+    PS_IGNORE(snprintf(out, size,
+                       ",\"last\":{\"loss\":%s,\"grad_norm\":%s,\"learning_rate\":%.17g,"
+                       "\"tokens\":%" PRId64 ",\"label_tokens\":%" PRId64
+                       ",\"clip_coef\":%s,\"skipped\":%s}",
+                       loss, norm, p->learning_rate, p->tokens, p->labels, coef,
+                       p->skipped ? "true" : "false") < 0,
+              "cannot fail");
+}
+
+/* What trainer_state.json holds too, but for the history, which metrics.jsonl has; and what that
+ * says of the last step (NULL: it has been written). */
+static size_t put_state(const struct ps_session *s, const struct run_counters *c,
+                        const struct ps_run_point *last, char *out, size_t max)
+{
+    char best[32];
+    char eval[32];
+    char norm[32];
+    char line[512] = "";
     PS_IGNORE(put_real(best, sizeof best, s->best_eval) < 0, "cannot fail");
-    PS_IGNORE(put_real(last, sizeof last, s->last_eval_loss) < 0, "cannot fail");
-    PS_IGNORE(put_real(norm, sizeof norm, started ? before : -1.0) < 0, "cannot fail");
+    PS_IGNORE(put_real(eval, sizeof eval, s->last_eval_loss) < 0, "cannot fail");
+    PS_IGNORE(put_real(norm, sizeof norm, c->norm_before) < 0, "cannot fail");
+    if (last)
+        put_last(line, sizeof line, last);
     int len = snprintf(
         out, max,
         "{\"version\":1,\"global_step\":%" PRIu64 ",\"updates\":%" PRIu64 ",\"max_steps\":%" PRIu64
         ",\"best_metric\":%s,\"last_metric\":%s,\"best_step\":%" PRIu64
         ",\"evals_without_gain\":%" PRIu32 ",\"nonfinite_run\":%" PRIu32 ",\"skipped\":%" PRIu64
         ",\"data_hash\":\"%016" PRIx64 "\",\"isa\":\"%s\",\"total_tokens\":%" PRIu64
-        ",\"total_labels\":%" PRIu64 ",\"norm_before\":%s,\"eval_step\":%" PRIu64 "}",
-        step, p->updates, s->batcher ? ps_batcher_step_count(s->batcher) : 0, best, last,
-        s->best_step, s->evals_without_gain, p->skipped ? s->nonfinite_run + 1 : 0,
-        s->skipped + (p->skipped ? 1 : 0), s->data_hash, ps_isa_name(s->isa),
-        s->total_tokens + (uint64_t)p->tokens, s->total_labels + (uint64_t)p->labels, norm,
-        s->eval_step);
+        ",\"total_labels\":%" PRIu64 ",\"norm_before\":%s,\"eval_step\":%" PRIu64 "%s}",
+        c->step, c->updates, s->batcher ? ps_batcher_step_count(s->batcher) : 0, best, eval,
+        s->best_step, s->evals_without_gain, c->nonfinite_run, c->skipped, s->data_hash,
+        ps_isa_name(s->isa), c->tokens, c->labels, norm, s->eval_step, line);
     assert(len > 0 && (size_t)len < max);
     return (size_t)len;
 }
 
-/* The same between steps. */
+/* In the middle of a step, of which the session knows nothing yet. */
+size_t ps__run_state(void *arg, const struct ps_run_point *p, void *out, size_t max)
+{
+    const struct ps_session *s = arg;
+    bool started = p->tokens > 0 || p->updates > 0;
+    double norm = p->skipped ? ps_trainer_norm_before(s->trainer) : p->grad_norm;
+    struct run_counters c = {.step = started ? p->step + 1 : 0,
+                             .updates = p->updates,
+                             .skipped = s->skipped + (p->skipped ? 1 : 0),
+                             .tokens = s->total_tokens + (uint64_t)p->tokens,
+                             .labels = s->total_labels + (uint64_t)p->labels,
+                             .nonfinite_run = p->skipped ? s->nonfinite_run + 1 : 0,
+                             .norm_before = started ? norm : -1.0};
+    return put_state(s, &c, started ? p : NULL, out, max);
+}
+
+/* Between steps. */
 static size_t state_now(struct ps_session *s, char *out, size_t max)
 {
-    struct ps_run_point p = {.step = s->step > 0 ? s->step - 1 : 0,
+    struct run_counters c = {.step = s->step,
                              .updates = ps_trainer_updates(s->trainer),
-                             .grad_norm = ps_trainer_norm_before(s->trainer)};
-    size_t n = ps__run_state(s, &p, out, max);
-    return n;
+                             .skipped = s->skipped,
+                             .tokens = s->total_tokens,
+                             .labels = s->total_labels,
+                             .nonfinite_run = s->nonfinite_run,
+                             .norm_before = ps_trainer_norm_before(s->trainer)};
+    return put_state(s, &c, NULL, out, max);
 }
 
 /* --- run.json --- */

@@ -100,7 +100,7 @@ static int flush_metrics(struct ps_session *s, struct ps_error *err)
         return 0;
     int ret = errno ? -errno : -EIO;
     clearerr(s->metrics);
-    return ps_error_full(err, ret, s->opt->output, "metrics.jsonl", "free some disk space",
+    return ps_error_full(err, ret, s->opt->output, "metrics.jsonl", NULL,
                          "cannot write metrics.jsonl: %s", ps_status_text(ret));
 }
 
@@ -137,9 +137,10 @@ static int log_step(struct ps_session *s, const struct ps_step_stats *st, struct
 }
 
 /* Keep the lines of metrics.jsonl up to the step that the run goes on from; an evaluation that its
- * commit does not know is made again. */
-static int trim_metrics(struct ps_session *s, const char *path, struct ps_error *err)
+ * commit does not know is made again. *logged: that step has its line. */
+static int trim_metrics(struct ps_session *s, const char *path, bool *logged, struct ps_error *err)
 {
+    *logged = false;
     if (s->step == 0 || access(path, F_OK) != 0)
         return 0;
     char *text;
@@ -155,6 +156,8 @@ static int trim_metrics(struct ps_session *s, const char *path, struct ps_error 
         bool line = end && sscanf(text + at, "{\"step\":%llu,", &step) == 1 && step <= s->step;
         bool again = line && step == s->step && ps__store_resumed(s) && s->eval_step != step &&
                      memmem(text + at, n, "\"eval_loss\"", 11);
+        if (line && step == s->step && memmem(text + at, n, "\"loss\"", 6))
+            *logged = true;
         if (line && !again) {
             memmove(text + kept, text + at, n);
             kept += n;
@@ -164,6 +167,40 @@ static int trim_metrics(struct ps_session *s, const char *path, struct ps_error 
     ret = ps_file_write(path, text, kept, err);
     free(text);
     return ret;
+}
+
+/* The line of the step that the run goes on from, out of its commit, where a kill came between the
+ * two: what it took is not known any more. */
+static int recover_line(struct ps_session *s, struct ps_error *err)
+{
+    const json_t *last = ps__store_resumed(s) ? json_object_get(ps__store_state(s), "last") : NULL;
+    const json_t *loss = json_object_get(last, "loss");
+    const json_t *norm = json_object_get(last, "grad_norm");
+    bool skipped = json_is_true(json_object_get(last, "skipped"));
+    char loss_text[32];
+    char norm_text[32];
+    if (!last || s->step == 0 ||
+        (s->step % (uint64_t)s->opt->logging_steps != 0 && !skipped &&
+         s->step != ps_batcher_step_count(s->batcher)))
+        return 0;
+    struct ps_log_entry e = {
+        .step = s->step,
+        .epoch = ps_batcher_epoch_at(s->batcher, s->step - 1),
+        .loss = json_is_number(loss) ? json_number_value(loss) : (double)NAN,
+        .grad_norm = json_is_number(norm) ? json_number_value(norm) : (double)NAN,
+        .learning_rate = json_number_value(json_object_get(last, "learning_rate"))};
+    if (s->history_count < s->history_capacity)
+        s->history[s->history_count++] = e;
+    fprintf(s->metrics,
+            "{\"step\":%" PRIu64 ",\"epoch\":%.6g,\"loss\":%s,\"grad_norm\":%s,"
+            "\"learning_rate\":%.9g,\"tokens\":%lld,\"label_tokens\":%lld,"
+            "\"clip_coef\":%.9g,\"recovered\":true,\"skipped\":%s}\n",
+            e.step, e.epoch, real(loss_text, sizeof loss_text, e.loss),
+            real(norm_text, sizeof norm_text, e.grad_norm), e.learning_rate,
+            (long long)json_integer_value(json_object_get(last, "tokens")),
+            (long long)json_integer_value(json_object_get(last, "label_tokens")),
+            json_number_value(json_object_get(last, "clip_coef")), skipped ? "true" : "false");
+    return flush_metrics(s, err);
 }
 
 static int write_text(const char *dir, const char *name, const char *text, struct ps_error *err)
@@ -253,6 +290,7 @@ static int prepare_directory(struct ps_session *s, struct ps_error *err)
 static int prepare_output(struct ps_session *s, struct ps_error *err)
 {
     char path[PATH_BYTES];
+    bool logged = false;
     int ret = prepare_directory(s, err);
     if (ret == 0)
         ret = write_text(s->opt->output, "config.resolved.yaml", s->config_text, err);
@@ -263,7 +301,7 @@ static int prepare_output(struct ps_session *s, struct ps_error *err)
     if (ret == 0 && !ps_path_join(path, sizeof path, s->opt->output, "metrics.jsonl"))
         ret = ps_error_full(err, -ENAMETOOLONG, s->opt->output, NULL, NULL, "the path is too long");
     if (ret == 0)
-        ret = trim_metrics(s, path, err);
+        ret = trim_metrics(s, path, &logged, err);
     if (ret < 0)
         return ret;
     s->metrics = fopen(path, s->step > 0 ? "ae" : "we");
@@ -271,7 +309,7 @@ static int prepare_output(struct ps_session *s, struct ps_error *err)
         ret = -errno;
         return ps_error_full(err, ret, path, NULL, NULL, "cannot open: %s", ps_status_text(ret));
     }
-    return 0;
+    return logged ? 0 : recover_line(s, err);
 }
 
 static int save_checkpoint(struct ps_session *s, const struct ps_train_hooks *hooks,
@@ -380,13 +418,14 @@ static int catch_up(struct ps_session *s, const struct ps_train_hooks *hooks, st
     const struct ps_options *o = s->opt;
     bool last = s->step == ps_batcher_step_count(s->batcher);
     bool eval_due = last || (o->eval_steps > 0 && s->step % (uint64_t)o->eval_steps == 0);
+    bool save_due = last || (o->save_steps > 0 && s->step % (uint64_t)o->save_steps == 0);
     bool stop = false;
     int ret = 0;
     if (!ps__store_resumed(s) || s->step == 0)
         return 0;
     if (s->eval_batcher && eval_due && s->eval_step != s->step)
         ret = evaluate(s, hooks, &stop, err);
-    if (ret == 0 && (last || stop) && ps__checkpoint_newest(s) != (int64_t)s->step)
+    if (ret == 0 && (save_due || stop) && ps__checkpoint_newest(s) != (int64_t)s->step)
         ret = save_checkpoint(s, hooks, err);
     return ret < 0 ? ret : stop ? 1 : 0;
 }
@@ -490,11 +529,32 @@ static void report(struct ps_session *s, const struct ps_train_hooks *hooks)
         hooks->on_report(hooks->arg, ps_lane_report_text(&r, text));
 }
 
-int ps_session_train(struct ps_session *s, const struct ps_train_hooks *hooks, struct ps_error *err)
+/* In place of what a lower level, which knows of no run, advised about a disk. */
+static int advise_resume(struct ps_error *err, int code)
 {
-    struct ps_error local = {0};
-    if (!err)
-        err = &local;
+    const char *text = NULL;
+    switch (code) {
+    case -ENOSPC:
+    case -EDQUOT:
+        text = "free space on that disk, then go on with --resume";
+        break;
+    case -EROFS:
+        text = "the file system is read-only: mount it writable, then go on with --resume";
+        break;
+    case -EIO:
+        text = "see to the disk (dmesg), then go on with --resume: what was committed is untouched";
+        break;
+    default:
+        break;
+    }
+    if (!text || strstr(err->advice, "--resume"))
+        return code;
+    err->advice[0] = '\0';
+    return ps_error_advice(err, code, text);
+}
+
+static int train(struct ps_session *s, const struct ps_train_hooks *hooks, struct ps_error *err)
+{
     int ret = prepare_output(s, err);
     if (ret == 0)
         ret = ps__trace_begin(s, err);
@@ -522,4 +582,13 @@ int ps_session_train(struct ps_session *s, const struct ps_train_hooks *hooks, s
     if (ret == 0)
         ps__store_done(s);
     return ret;
+}
+
+int ps_session_train(struct ps_session *s, const struct ps_train_hooks *hooks, struct ps_error *err)
+{
+    struct ps_error local = {0};
+    if (!err)
+        err = &local;
+    int ret = train(s, hooks, err);
+    return ret < 0 ? advise_resume(err, ret) : ret;
 }

@@ -18,7 +18,13 @@
 
 static int fail(struct ps_error *err, int code, const char *path, const char *doing)
 {
-    return ps_error_full(err, code, path, NULL, NULL, "cannot %s: %s", doing, ps_status_text(code));
+    const char *advice = NULL;
+    if (code == -EROFS)
+        advice = "the file system is read-only: mount it writable, or use another path";
+    else if (code == -ENOSPC || code == -EDQUOT)
+        advice = "free space there, or inodes (df -i), or use another path";
+    return ps_error_full(err, code, path, NULL, advice, "cannot %s: %s", doing,
+                         ps_status_text(code));
 }
 
 /* Directory part of a path: "." when it has none. */

@@ -48,6 +48,27 @@ for method in full lora; do
     check "$method: there is no result" test ! -e $dir/$file
 done
 
+# A run that is killed in the middle of the ten goes on counting: from the commit between two steps of a run that keeps
+# its states in memory, and from that inside a step of one that streams them.
+last=$(count '"step"' explode-full) good=$((last - 10))
+for strategy in resident vertical; do
+    dir=killed-$strategy more=""
+    if [ $strategy = resident ]; then more="--commit-interval 1"; fi
+    set -- train --format tokens --dtype fp32 --grad-accum 1 --packing false --lr-scheduler constant --warmup-steps 0 \
+        --model "$tiny/model" --data "$tiny/rows.jsonl" --method full --learning-rate 100 --weight-decay 100 \
+        --clip none --max-steps 60 --progress none --output $dir --strategy $strategy $more
+    "$helpers/signal_when" $dir/metrics.jsonl $((good + 5)) 9 "$PENSTOCK" "$@" --throttle compute=2e7 >out 2>err
+    rc=$?
+    { echo "exit $rc"; cat err; } >log
+    check "$strategy: killed among the ten" test $rc -eq 137
+    penstock "$@" --resume
+    check "$strategy: exit 5" test "$rc" -eq 5
+    check "$strategy: ten skipped steps and no more" test "$(count '"skipped":true' $dir)" -eq 10
+    check "$strategy: after the same step" test "$(count '"step"' $dir)" -eq "$last"
+    check "$strategy: the state is that of a run that was not killed" same_tensors "$dir/checkpoint-$last" \
+        "explode-full/checkpoint-$last" model.safetensors
+done
+
 # A model in which rows with token 96 cannot be computed: the first norm's weight is huge in dimension 7, which is 0
 # in the embeddings of all other tokens. The others train on as if the bad steps had not been.
 cp -r "$tiny/model" poisoned && chmod -R u+w poisoned
