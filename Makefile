@@ -30,6 +30,8 @@ TEST_SH := $(sort $(wildcard tests/*/test_*.sh))
 CRASH := $(filter $(BUILD)/tests/offload/test_spill_store%,$(TEST_BIN)) $(foreach t,$(TEST_BIN) $(TEST_SH),$(if $(findstring /test_crash,$t),$t))
 FUZZ_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
 HELPER_BIN := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/helpers/*.c)))
+# What tests load into the program before the C library; sanitizers have an allocator of their own there.
+PRELOAD := $(if $(findstring -fsanitize,$(CFLAGS)),,$(patsubst %.c,$(BUILD)/%.so,$(sort $(wildcard tests/preload/*.c))))
 
 # CUDA: looking for nvcc is the only probe. Without it nothing of CUDA is built, and its tests are not run.
 NVCC ?= $(if $(filter 0,$(CUDA)),,$(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc)))
@@ -142,6 +144,8 @@ $(BUILD)/tests/cuda/test_plugin%: $(BUILD)/tests/cuda/test_plugin%.o $(BUILD)/li
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
 $(BUILD)/tests/cuda/test_%: $(BUILD)/tests/cuda/test_%.o $(EMU_PROBE) $(EMU_PLUG) $(EMU_CU) $(EMU_LIB) $(BUILD)/libpenstock.a
 	$(Q)$(CXX) -pthread $(EMU_SAN) $^ -o $@ $(LDFLAGS) -lcmocka $(LIBS)
+$(BUILD)/tests/preload/%.so: $(BUILD)/tests/preload/%.o
+	$(Q)$(CC) -shared $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libpenstock.a
 	$(Q)$(CC) $(ALL_CFLAGS) $^ -o $@ $(LDFLAGS) $(call rpath,../../../lib) -lcmocka $(LIBS)
 $(BUILD)/tools/bench/gpu_%: $(BUILD)/tools/bench/gpu_%.o $(BUILD)/tools/bench/gpu_bench.o $(BUILD)/libpenstock.a
@@ -153,7 +157,7 @@ $(BUILD)/examples/%: $(BUILD)/examples/%.o $(BUILD)/libpenstock.a
 
 setup:
 	@tools/setup.sh
-tests: $(TEST_BIN) $(HELPER_BIN) $(CUDA_TEST_BIN) $(if $(CUDA_TEST_BIN),$(EMU_PROBE) $(BUILD)/libpenstock_cuda_emu.so)
+tests: $(TEST_BIN) $(HELPER_BIN) $(PRELOAD) $(CUDA_TEST_BIN) $(if $(CUDA_TEST_BIN),$(EMU_PROBE) $(BUILD)/libpenstock_cuda_emu.so)
 test check: setup
 	$(Q)$(MAKE) --no-print-directory $(if $(findstring -j,$(MAKEFLAGS)),,-j$$(nproc)) all tests $(if $(CUDA_PLUGIN),gpu-bundle)
 	$(Q)BUILD=$(BUILD) tests/run.sh $(TEST_BIN) $(CUDA_TEST_BIN) $(TEST_SH)

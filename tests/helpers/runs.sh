@@ -52,12 +52,3 @@ same_losses() {
     losses "$2" >"$2.losses"
     [ -s "$1.losses" ] && diff "$1.losses" "$2.losses"
 }
-
-# agreeing_losses DIR DIR: as same_losses, for a run that was killed: one that struck between the commit of a step and its
-# line leaves that line out.
-agreeing_losses() {
-    losses "$1" >"$1.losses"
-    losses "$2" >"$2.losses"
-    [ -s "$2.losses" ] && ! diff "$1.losses" "$2.losses" | grep '^>' &&
-        [ "$(sort -u "$2.losses" | wc -l)" -eq "$(wc -l <"$2.losses")" ]
-}
