@@ -43,11 +43,14 @@ static json_t *history_json(const struct ps_session *s)
     for (size_t i = 0; i < s->history_count; i++) {
         const struct ps_log_entry *h = &s->history[i];
         bool finite = isfinite(h->loss) && isfinite(h->grad_norm);
-        json_array_append_new(
-            list, json_pack("{s:I, s:f, s:o, s:o, s:f}", "step", (json_int_t)h->step, "epoch",
-                            h->epoch, "loss", finite ? json_real(h->loss) : json_null(),
-                            "grad_norm", finite ? json_real(h->grad_norm) : json_null(),
-                            "learning_rate", h->learning_rate));
+        if (json_array_append_new(
+                list, json_pack("{s:I, s:f, s:o, s:o, s:f}", "step", (json_int_t)h->step, "epoch",
+                                h->epoch, "loss", finite ? json_real(h->loss) : json_null(),
+                                "grad_norm", finite ? json_real(h->grad_norm) : json_null(),
+                                "learning_rate", h->learning_rate)) < 0) {
+            json_decref(list);
+            return NULL;
+        }
     }
     return list;
 }
@@ -381,10 +384,13 @@ static int history_from_metrics(struct ps_session *s, struct ps_error *err)
     ret = ps_file_read(path, (size_t)1 << 31, &text, &len, err);
     if (ret < 0)
         return ret;
-    for (size_t at = 0; at < len;) {
+    for (size_t at = 0; ret == 0 && at < len;) {
         const char *end = memchr(text + at, '\n', len - at);
         size_t n = end ? (size_t)(end - (text + at)) : len - at;
-        json_t *line = json_loadb(text + at, n, 0, NULL);
+        json_t *line = NULL;
+        int parsed = ps_json_parse(text + at, n, PS_JSON_PLAIN, path, &line, NULL);
+        if (parsed == -ENOMEM) /* a line that was cut off is none */
+            ret = ps_error_set(err, parsed, "out of memory");
         const json_t *loss = json_object_get(line, "loss");
         const json_t *step = json_object_get(line, "step");
         const json_t *norm = json_object_get(line, "grad_norm");
@@ -400,7 +406,7 @@ static int history_from_metrics(struct ps_session *s, struct ps_error *err)
         at += n + 1;
     }
     free(text);
-    return 0;
+    return ret;
 }
 
 static int resume_from_store(struct ps_session *s, struct ps_error *err)

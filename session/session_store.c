@@ -158,14 +158,15 @@ static int write_run_json(struct ps_session *s, const char *const *path, uint32_
     char file[PATH_BYTES];
     int ret = run_json_path(s, file, err);
     json_t *dirs = json_array();
-    for (uint32_t i = 0; ret == 0 && dirs && i < count; i++) {
+    bool whole = dirs != NULL;
+    for (uint32_t i = 0; ret == 0 && whole && i < count; i++) {
         char *real = realpath(path[i], NULL);
-        json_array_append_new(dirs, json_string(real ? real : path[i]));
+        whole = json_array_append_new(dirs, json_string(real ? real : path[i])) == 0;
         free(real);
     }
     json_t *root =
         json_pack("{s:i, s:s, s:o}", "version", 1, "run_uuid", s->store->uuid, "spill_paths", dirs);
-    char *text = root ? json_dumps(root, JSON_INDENT(1)) : NULL;
+    char *text = root && whole ? json_dumps(root, JSON_INDENT(1)) : NULL;
     json_decref(root);
     if (ret == 0 && !text)
         ret = ps_error_set(err, -ENOMEM, "out of memory");
@@ -248,6 +249,69 @@ static int create_store(struct ps_session *s, struct ps_error *err)
     return 0;
 }
 
+/* The state of the run in a store; *step: of its last commit. */
+static int stored_step(const struct ps_spill_info *info, const char *dir, int64_t *step,
+                       struct ps_error *err)
+{
+    json_t *state = NULL;
+    if (info->generation == 0 && info->damage.code == PS_EFORMAT)
+        return 0; /* nothing has been committed: its creation was interrupted */
+    if (info->generation == 0) {
+        *err = info->damage;
+        return err->code;
+    }
+    int ret =
+        ps_json_parse(info->run_state, info->run_state_bytes, PS_JSON_STRICT, dir, &state, err);
+    const json_t *at = json_object_get(state, "global_step");
+    *step = json_is_integer(at) ? (int64_t)json_integer_value(at) : -1;
+    json_decref(state);
+    return ret;
+}
+
+/* Does a directory of the store hold any file of it but the first? */
+static bool holds_others(const char *dir)
+{
+    char path[PATH_BYTES];
+    for (int i = 1; i < PS_STRIPE_PATHS_MAX; i++)
+        if (snprintf(path, sizeof path, "%s/data-%d", dir, i) < (int)sizeof path &&
+            access(path, F_OK) == 0)
+            return true;
+    return false;
+}
+
+/* Look for the store in the directories, in any order: the one with its first file knows the rest.
+ * What is unfinished is none; what cannot be read may be whole, and is an error. */
+static int look_for_store(struct ps_session *s, const char *const *path, uint32_t count,
+                          int64_t *step, struct ps_error *err)
+{
+    struct ps_error others = {0};
+    for (uint32_t i = 0; i < count; i++) {
+        char dir[PATH_BYTES];
+        struct stat st;
+        if (snprintf(dir, sizeof dir, "%s/penstock-%s", path[i], s->store->uuid) >= (int)sizeof dir)
+            continue;
+        if (stat(dir, &st) < 0 && (errno == ENOENT || errno == ENOTDIR))
+            continue;
+        s->store->known = true;
+        struct ps_spill_info info = {0};
+        int ret = ps_spill_info_read(&info, dir, err);
+        if (ret == 0) {
+            ret = stored_step(&info, dir, step, err);
+            ps_spill_info_fini(&info);
+            return ret;
+        }
+        if (ret == -ENOENT && holds_others(dir))
+            others = *err;
+        if (ret != -ENOENT && ret != PS_EFORMAT)
+            return ret;
+    }
+    if (others.code) {
+        *err = others;
+        return others.code;
+    }
+    return 0;
+}
+
 /* The step of the last commit of the store that run.json names; -1: there is none. *root: run.json.
  */
 static int find_store(struct ps_session *s, json_t **root, int64_t *step, struct ps_error *err)
@@ -269,27 +333,22 @@ static int find_store(struct ps_session *s, json_t **root, int64_t *step, struct
     const char *path[PS_STRIPE_PATHS_MAX];
     uint32_t count;
     ret = store_paths(s, *root, path, &count, err);
-    if (ret < 0 || count == 0)
+    if (ret < 0)
         return ret;
-    char dir[PATH_BYTES];
-    struct stat st;
-    if (snprintf(dir, sizeof dir, "%s/penstock-%s", path[0], uuid) >= (int)sizeof dir ||
-        stat(dir, &st) < 0)
-        return 0;
-    s->store->known = true;
-    struct ps_spill_info info = {0};
     struct ps_error why = {0};
-    if (ps_spill_info_read(&info, dir, &why) < 0) {
-        ps_log(&s->log, PS_LOG_WARN, "the spill store in %s cannot be used: %s", dir, why.message);
+    ret = look_for_store(s, path, count, step, &why);
+    if (ret == 0)
+        return 0;
+    const char *resume = s->opt->resume;
+    if (resume && strcmp(resume, "auto") != 0) { /* from a checkpoint: the store is given up */
+        ps_log(&s->log, PS_LOG_WARN, "the spill store cannot be used: %s", why.message);
         return 0;
     }
-    json_t *state =
-        info.run_state_bytes > 0 ? json_loadb(info.run_state, info.run_state_bytes, 0, NULL) : NULL;
-    const json_t *at = json_object_get(state, "global_step");
-    *step = json_is_integer(at) ? (int64_t)json_integer_value(at) : -1;
-    json_decref(state);
-    ps_spill_info_fini(&info);
-    return 0;
+    *err = why;
+    err->advice[0] = '\0';
+    return ps_error_advice(err, ret,
+                           "see to the disk, then --resume; or give the commits up: go on from a "
+                           "checkpoint (--resume DIR/checkpoint-N) or choose another --output");
 }
 
 static int open_store(struct ps_session *s, json_t *root, struct ps_error *err)
@@ -305,11 +364,10 @@ static int open_store(struct ps_session *s, json_t *root, struct ps_error *err)
     ret = ps_spill_store_open(&s->store->store, &o, &state, &bytes, err);
     if (ret < 0)
         return ret;
-    s->store->state = json_loadb(state, bytes, 0, NULL);
+    ret = ps_json_parse(state, bytes, PS_JSON_STRICT, path[0], &s->store->state, err);
     free(state);
-    if (!s->store->state)
-        return ps_error_full(err, PS_EFORMAT, path[0], NULL, "resume from a checkpoint directory",
-                             "the run state of the spill store cannot be read");
+    if (ret < 0)
+        return ps_error_advice(err, ret, "resume from a checkpoint directory");
     ps_trainer_set_store(s->trainer, ps_spill_store_state(s->store->store));
     return 0;
 }

@@ -148,13 +148,17 @@ int ps_json_parse(const char *text, size_t len, enum ps_json_mode mode, const ch
                              "not valid JSON: line %d column %d: nested deeper than %d levels",
                              line, column, PS_JSON_DEPTH_MAX);
     }
+    /* jansson tells lack of memory as one error or another, or none: what can be read the second
+     * time was not malformed */
     json_error_t je;
     json_t *root = decode(text, len, mode, &je);
+    if (!root)
+        root = decode(text, len, mode, &je);
     if (root) {
         *out = root;
         return 0;
     }
-    if (json_error_code(&je) == json_error_out_of_memory)
+    if (json_error_code(&je) == json_error_out_of_memory || je.text[0] == '\0')
         return ps_error_full(err, -ENOMEM, file, NULL, NULL, "not enough memory to parse JSON");
     /* jansson quotes the offending bytes: keep the message printable */
     for (char *p = je.text; *p; p++)

@@ -86,7 +86,8 @@ another() { # STRATEGY N: for resuming
     case $(($2 % 3)) in 0) echo vertical ;; 1) echo fuyou ;; *) echo "$1" ;; esac
 }
 # step_of LAST: so that about $some numbers are struck
-step_of() { n=$(($1 / some)) && echo $((n > 0 ? n : 1)); }
+stride=1 # of the numbers where all are struck
+step_of() { n=$(($1 / some)) && echo $((n > stride ? n : stride)); }
 count_calls() { wc -l <calls; }
 
 # each NAME LAST: runs `strike N` for N = 1.. and says which were wrong; strike sets hit=1 where the fault struck.
@@ -148,9 +149,13 @@ done
 # A kill while a killed run is being resumed: from a commit in the middle of the run.
 strategy=vertical more=""
 kill_at 0
-half=$(awk '/pwrite64.*data-0/ { n++; at[n] = $1 } END { print at[int(n * 2 / 3)] }' calls)
-kill_at "$half"
-check "killed at call $half" test $rc -eq 137
+half=$(awk '/ write .*metrics.jsonl/ { n++; at[n] = $1 } END { print at[2] }' calls)
+rc=137
+until [ $rc -ne 137 ] || [ "$(logged run)" -eq 2 ]; do # lanes take turns: not the same call in each run
+    half=$((half + 3))
+    kill_at "$half"
+done
+check "killed after the second step" test $rc -eq 137
 cp -a run half
 strike() { # N
     rm -rf run
@@ -168,6 +173,49 @@ strike() { # N
 }
 strike 0
 each "killed, resumed and killed again" "$(count_calls)"
+
+# Calls and allocations that fail while a run is being resumed: what it would go on from must still be there for the next
+# one. Reads are tried again.
+strike() { # N
+    rm -rf run
+    cp -a half run
+    # shellcheck disable=SC2086
+    "$at_call" eio "$1" all calls "$PENSTOCK" $base --progress none --max-steps 3 --strategy vertical \
+        --storage threads --output run --resume >out 2>err
+    rc=$?
+    { echo "eio at $1 of the resumed run: exit $rc: $(grep -m 1 '^\*' calls)"; cat err; } >log
+    grep -q '^\*' calls && hit=1
+    case $rc in
+    0) return 0 ;; # of what may fail something may be missing
+    1 | 3 | 4) [ -s err ] && resume run 3 vertical && grep -q 'at step [123]$' err ;;
+    *) return 1 ;;
+    esac
+}
+strike 0
+each "killed, resumed, a call fails, resumed" "$(count_calls)"
+if [ -e "$fail_alloc" ]; then
+    strike() { # N
+        rm -rf run
+        cp -a half run
+        # shellcheck disable=SC2086
+        FAIL_ALLOC=$1 FAIL_ALLOC_FILE=calls LD_PRELOAD=$fail_alloc "$PENSTOCK" $base --progress none --max-steps 3 \
+            --strategy fuyou --output run --resume >out 2>err
+        rc=$?
+        { echo "allocation $1 of the resumed run: exit $rc"; cat err; } >log
+        [ "$1" -gt "$last" ] || [ "$1" -eq 0 ] || hit=1
+        case $rc in
+        0) same_result golden3 run >>log 2>&1 ;;
+        1 | 3) grep -qi 'memory' err && resume run 3 vertical && grep -q 'at step [123]$' err ;;
+        *) return 1 ;;
+        esac
+    }
+    last=0
+    strike 0
+    last=$(cat calls)
+    stride=7
+    each "killed, resumed, an allocation fails, resumed" "$last"
+    stride=1
+fi
 
 # Without a second slot a kill in the middle of a step leaves a mixture, which must be noticed here.
 strategy=vertical more="--spill-mode inplace"

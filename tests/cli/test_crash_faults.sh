@@ -89,6 +89,37 @@ else
     echo "skip - no room: not root, or no tmpfs"
 fi
 
+# --- what cannot be read may be whole: it is not given up for it ---
+mkdir one two
+paths="--nvme-path one --nvme-path two"
+rm -rf other
+# shellcheck disable=SC2086
+"$helpers/signal_when" other/metrics.jsonl 1 9 "$PENSTOCK" $base --max-steps 2 --strategy vertical --throttle compute=3e7 \
+    $paths --output other >out 2>err
+check "a run on two disks is killed" test $? -eq 137
+store=$(ls -d one/penstock-*)
+# shellcheck disable=SC2086
+{
+    cp "$store/data-0" whole-0
+    dd if=/dev/zero of="$store/data-0" bs=4096 seek=256 count=1 conv=notrunc 2>/dev/null
+    printf 'damaged' | dd of="$store/data-0" bs=4096 seek=512 conv=notrunc 2>/dev/null
+    printf 'damaged' | dd of="$store/data-0" bs=4096 seek=256 conv=notrunc 2>/dev/null
+    penstock $base --max-steps 2 --strategy vertical $paths --output other --resume
+    check "no superblock is whole: exit 4" test "$rc" -eq 4
+    check "it says what may be done" grep -q -- '--resume' err
+    penstock $base --max-steps 2 --strategy vertical $paths --output other
+    check "a new run in its place: exit 4" test "$rc" -eq 4
+    check "nothing was removed" test -f "$store/data-0"
+    mv "$store/data-0" damaged-0
+    penstock $base --max-steps 2 --strategy vertical $paths --output other --resume
+    check "the first file is gone: exit 4 or 1" test "$rc" -eq 4 -o "$rc" -eq 1
+    check "the second one is still there" test -n "$(ls two/penstock-*/data-1)"
+    cp whole-0 "$store/data-0"
+    penstock $base --max-steps 2 --strategy vertical --nvme-path two --nvme-path one --progress plain --output other --resume
+    check "put back, and the disks in another order: goes on" grep -q 'last commit of the spill store' err
+    check "with the bits of the undisturbed run" same_bits
+}
+
 # --- two processes ---
 rm -rf other
 # shellcheck disable=SC2086
