@@ -10,7 +10,7 @@ trap 'rm -rf "$scratch"' EXIT
 ln -s "$PWD" "$scratch/disk"
 cd "$scratch" || exit 1
 whole=${PENSTOCK_CRASH:-}
-some=9 # numbers of each kind
+some=5 # numbers of each kind
 if [ -n "$whole" ]; then some=1000000; fi
 at_call=$helpers/at_call
 fail_alloc=$PENSTOCK_BUILD/tests/preload/fail_alloc.so
