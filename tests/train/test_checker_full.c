@@ -343,12 +343,67 @@ static void a_declaration_taken_away_is_noticed(void **state)
     assert_int_equal(missed, 0);
 }
 
+/* Of each segment every edge of the transitive reduction, or (where there are very many) some,
+ * spread evenly; returns how many were left out. */
+static size_t leave_out_edges(const struct full_plan *p, const struct ps_schedule *s,
+                              size_t *missed)
+{
+    enum { EDGES_MAX = 600 };
+    struct ps_edge *edge;
+    struct ps_error err = {0};
+    size_t count;
+    size_t left_out = 0;
+    assert_int_equal(ps_schedule_validate(s, &err), 0);
+    assert_int_equal(ps_schedule_reduction(s, &edge, &count), 0);
+    size_t stride = count / EDGES_MAX + 1;
+    for (size_t i = 0; i < count; i += stride, left_out++) {
+        const struct ps_task *from = &s->task[edge[i].from];
+        const struct ps_task *to = &s->task[edge[i].to];
+        if (ps_schedule_validate_without(s, &edge[i], &err) == PS_EUSAGE)
+            continue;
+        ++*missed;
+        print_error("%s, %s: %s of unit %d -> %s of unit %d, distance %u may be left out\n",
+                    p->name, s->name, ps_task_kind_name(from->kind), from->unit,
+                    ps_task_kind_name(to->kind), to->unit, edge[i].distance);
+    }
+    free(edge);
+    return left_out;
+}
+
+static void an_edge_left_out_is_noticed_in_every_order_of_updates(void **state)
+{
+    size_t missed = 0;
+    size_t total = 0;
+    (void)state;
+    write_model(false);
+    for (int i = 0; i < PLANS; i++) {
+        struct stream_io io = {.backend = "threads", .dir = "spill"};
+        struct ps_error err = {0};
+        struct world w;
+        size_t edges = 0;
+        open_trainer(&w, &plans[i], PS_DTYPE_BF16, &io);
+        struct ps_spill_store *store = full_store_create(w.t, "store", PS_SPILL_SHADOW);
+        if (ps_trainer_commit(w.t, &err) < 0)
+            fail_msg("%s: %s", plans[i].name, err.message);
+        for (int k = 0; k < PS_SEGMENT_COUNT; k++)
+            if (w.t->segment[k].task_count > 0)
+                edges += leave_out_edges(&plans[i], &w.t->segment[k], &missed);
+        total += edges;
+        ps_trainer_destroy(w.t);
+        assert_int_equal(ps_spill_store_remove(store, &err), 0);
+        stream_io_close(&io);
+    }
+    assert_int_equal(missed, 0);
+    assert_true(total > 900);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(streamed_updates_touch_what_they_declare),
         cmocka_unit_test(streamed_updates_of_tied_fp32_touch_what_they_declare),
         cmocka_unit_test(a_declaration_taken_away_is_noticed),
+        cmocka_unit_test(an_edge_left_out_is_noticed_in_every_order_of_updates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
