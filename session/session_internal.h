@@ -83,6 +83,7 @@ struct ps_session {
     float **dumped; /* (trainable_count,) --dump-grads of a run whose updates are streamed */
     uint64_t total_tokens, total_labels;
     double total_seconds, last_eval_loss;
+    double save_seconds; /* in which the run stood while checkpoints were written */
     uint64_t eval_step; /* of the last evaluation */
     uint64_t peak_rss;                            /* largest of the steps */
     uint64_t total_read_bytes, total_write_bytes; /* of the disk, by this process */

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "peft/adapters.h"
@@ -16,7 +17,15 @@
 #include "session/plan_report_internal.h"
 
 #define NONFINITE_RUN_MAX 10
+#define WAIT_SAID_S 1.0
 #define PATH_BYTES 4096
+
+static double now_s(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
 
 static bool is_full(const struct ps_session *s)
 {
@@ -318,10 +327,15 @@ static int save_checkpoint(struct ps_session *s, const struct ps_train_hooks *ho
     char path[PATH_BYTES];
     if (s->saved_step == s->step) /* --save-best has just done it */
         return 0;
+    double begin = now_s();
     int ret = ps__checkpoint_save(s, path, sizeof path, err);
     if (ret < 0)
         return ret;
     s->saved_step = s->step;
+    double took = now_s() - begin;
+    s->save_seconds += took;
+    if (took >= WAIT_SAID_S)
+        ps_log(&s->log, PS_LOG_INFO, "the run stood %.1f s while %s was written", took, path);
     if (hooks && hooks->on_checkpoint)
         hooks->on_checkpoint(hooks->arg, path);
     return 0;
@@ -480,14 +494,15 @@ static int write_end(struct ps_session *s, struct ps_error *err)
     fprintf(s->metrics,
             "{\"event\":\"end\",\"steps\":%" PRIu64 ",\"updates\":%" PRIu64 ",\"skipped\":%" PRIu64
             ",\"tokens\":%" PRIu64 ",\"label_tokens\":%" PRIu64
-            ",\"train_s\":%.6f,\"tokens_per_s\":%.2f,\"eval_loss\":%s,\"peak_bytes\":{\"device\":"
+            ",\"train_s\":%.6f,\"save_s\":%.6f,\"tokens_per_s\":%.2f,\"eval_loss\":%s,\"peak_"
+            "bytes\":{\"device\":"
             "%" PRIu64 ",\"host\":%" PRIu64 ",\"disk\":%" PRIu64
             "},\"predicted_peak_bytes\":{\"device\":%" PRIu64 ",\"host\":%" PRIu64
             ",\"disk\":%" PRIu64
             "},\"step_s\":%s,\"predicted_step_s\":%.9g,\"disk_read_bytes\":%" PRIu64
             ",\"disk_write_bytes\":%" PRIu64 "}\n",
             s->step, ps_trainer_updates(s->trainer), s->skipped, s->total_tokens, s->total_labels,
-            s->total_seconds, rate,
+            s->total_seconds, s->save_seconds, rate,
             s->eval_batcher ? real(eval, sizeof eval, s->last_eval_loss) : "null", s->device_need,
             ps__rss_peak_bytes(s), s->disk_need, s->device_need, s->host_need, s->disk_need,
             real(measured, sizeof measured, step_s), s->chosen.step_s, s->lane_read_bytes,

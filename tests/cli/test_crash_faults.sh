@@ -120,6 +120,38 @@ store=$(ls -d one/penstock-*)
     check "with the bits of the undisturbed run" same_bits
 }
 
+# --- checkpoints asked for while the run goes on, one of which is read meanwhile ---
+# shellcheck disable=SC2086
+penstock $base --max-steps 6 --strategy resident --output ref6
+for strategy in vertical fuyou update-next-forward; do
+    rm -rf other
+    (
+        tries=0
+        until [ -f other/checkpoint-2/manifest.json ] || [ $tries -gt 1000 ]; do
+            sleep 0.02
+            tries=$((tries + 1))
+        done
+        "$PENSTOCK" eval --model other/checkpoint-2 --data rows.jsonl --format tokens --json >eval_2 2>eval_err
+        echo $? >eval_rc
+    ) &
+    reader=$!
+    # shellcheck disable=SC2086
+    "$helpers/signal_when" other/metrics.jsonl 3 10 "$PENSTOCK" $base --max-steps 6 --strategy $strategy --eval-data rows.jsonl \
+        --eval-steps 2 --save-steps 2 --save-total-limit 9 --throttle compute=2e8 --output other >out 2>err
+    rc=$?
+    { echo "exit $rc"; cat err; } >log
+    check "$strategy: asked for a checkpoint: exit 0" test $rc -eq 0
+    wait $reader
+    check "$strategy: one was made between the others" test "$(find other -name manifest.json | wc -l)" -ge 3
+    check "$strategy: the bits of a run without" cmp ref6/model.safetensors other/model.safetensors
+    check "$strategy: and the optimizer" cmp ref6/checkpoint-6/optimizer.safetensors other/checkpoint-6/optimizer.safetensors
+    check "$strategy: a checkpoint could be evaluated meanwhile" test "$(cat eval_rc)" -eq 0
+    check "$strategy: with the loss that the run had" within "$(json_get eval_2 loss)" \
+        "$(sed -n 's/^{"step":2,"eval_loss":\([^,]*\),.*/\1/p' other/metrics.jsonl)" 1e-6
+    check "$strategy: how long the run stood is said" \
+        awk -v x="$(json_get --last other/metrics.jsonl save_s)" 'BEGIN { exit !(x > 0) }'
+done
+
 # --- two processes ---
 rm -rf other
 # shellcheck disable=SC2086
