@@ -333,6 +333,20 @@ static json_t *commits_json(const struct ps__plan_facts *f)
                      "bytes", size(c.bytes), "bytes_per_day", real(c.day_bytes));
 }
 
+/* Of the steady step, seconds: how long each lane is busy. */
+static json_t *lanes_json(const struct ps_plan *p)
+{
+    json_t *o = json_object();
+    for (int i = 0; o && i < PS_LANE_COUNT; i++) {
+        if (p->step.busy_s[i] > 0 && json_object_set_new(o, ps_lane_name((enum ps_lane)i),
+                                                         real(p->step.busy_s[i])) < 0) {
+            json_decref(o);
+            o = NULL;
+        }
+    }
+    return o;
+}
+
 json_t *ps__plan_contract_json(const struct ps_session *s)
 {
     const struct ps_plan *p = &s->chosen;
@@ -375,7 +389,8 @@ json_t *ps__plan_json(const struct ps__plan_facts *f)
     if (o && (json_object_set_new(o, "import", ps__import_json(s)) < 0 ||
               json_object_set_new(o, "redo_s", real(p->redo_s)) < 0 ||
               json_object_set_new(o, "redo_write_bytes",
-                                  json_integer((json_int_t)p->redo_write_bytes)) < 0)) {
+                                  json_integer((json_int_t)p->redo_write_bytes)) < 0 ||
+              json_object_set_new(o, "lanes_busy_s", lanes_json(p)) < 0)) {
         json_decref(o);
         o = NULL;
     }
