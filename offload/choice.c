@@ -490,6 +490,8 @@ int ps__choice_layout(const struct ps_planner_request *req, const struct ps__cho
     out->ablate = req->ablate;
     out->clip = req->clip;
     out->update = req->shape->trains ? choice->update : PS_UPDATE_RESIDENT;
+    if (out->update == PS_UPDATE_INSIDE && choice->deferred > 0)
+        out->deferred = (req->shape->n_layer * choice->deferred + 15) / 16;
     out->group = req->shape->trains ? choice->group : 1;
     out->eval_group =
         req->shape->trains ? ps__least_of(choice->group, req->eval_max) : choice->group;

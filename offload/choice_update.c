@@ -10,6 +10,7 @@
 #define STATE_SLOTS_MORE 6
 #define STATE_SLOTS_MOST 256
 #define GRAD_SLOTS 2
+#define GRAD_SLOTS_MORE 4
 #define GRAD_RING 3
 #define GRAD_RING_MORE 48
 
@@ -58,10 +59,38 @@ static bool ends_move(const struct ps__fill *f, int32_t unit_idx)
            p->micro_max <= f->l->group && !(unit_idx == 0 && p->tied);
 }
 
-/* Where a layer's gradient waits. */
-static enum ps_tier layer_grad(const struct ps__fill *f, int32_t rank, int32_t layers)
+/* Does the gradient of a layer go into its update at once and nowhere else? */
+static bool dropped(const struct ps__fill *f, int32_t unit_idx)
 {
-    switch (f->choice->grad) {
+    return f->choice->grad == PS__GRAD_DROPPED &&
+           ps_step_unit_update(f->req->shape, f->l, unit_idx) == PS_UPDATE_INSIDE;
+}
+
+/* Those that are deferred wait as others do. */
+static enum ps__grad_choice keeps(const struct ps__fill *f)
+{
+    return f->choice->grad == PS__GRAD_DROPPED ? PS__GRAD_MIXED : f->choice->grad;
+}
+
+/* Trained layers whose gradients wait, in memory or on disk. */
+static int32_t kept_layers(const struct ps__fill *f)
+{
+    int32_t kept = 0;
+    for (int32_t i = 1; i <= f->req->shape->n_layer; i++)
+        kept += is_trained(f->req->shape, i) && !dropped(f, i);
+    return kept;
+}
+
+/* With embedding and head, where theirs may. */
+static int32_t kept_units(const struct ps__fill *f)
+{
+    return kept_layers(f) + (f->choice->grad == PS__GRAD_DROPPED ? 0 : 2);
+}
+
+/* Where a layer's gradient waits. */
+static enum ps_tier layer_grad(const struct ps__fill *f, int32_t unit_idx)
+{
+    switch (dropped(f, unit_idx) ? PS__GRAD_DROPPED : keeps(f)) {
     case PS__GRAD_OWN:
         return f->req->discrete ? PS_TIER_HOST : PS_TIER_DEVICE;
     case PS__GRAD_DROPPED:
@@ -71,8 +100,12 @@ static enum ps_tier layer_grad(const struct ps__fill *f, int32_t rank, int32_t l
     case PS__GRAD_MIXED:
         break;
     }
-    return ps__chosen(rank, ps__least_of(f->k.host_grads, layers), layers) ? PS_TIER_HOST
-                                                                           : PS_TIER_DISK;
+    int32_t rank = 0;
+    for (int32_t i = 1; i < unit_idx; i++)
+        rank += is_trained(f->req->shape, i) && !dropped(f, i);
+    int32_t kept = kept_layers(f);
+    return ps__chosen(rank, ps__least_of(f->k.host_grads, kept), kept) ? PS_TIER_HOST
+                                                                       : PS_TIER_DISK;
 }
 
 void ps__assemble_updates(const struct ps__fill *f)
@@ -81,7 +114,6 @@ void ps__assemble_updates(const struct ps__fill *f)
     const bool discrete = f->req->discrete;
     struct ps_step_layout *l = f->l;
     int32_t layers = trained_layers(p);
-    int32_t rank = 0;
     bool disk_state = false;
     bool disk_grad = false;
     for (int32_t i = 0; i < p->n_layer + 2; i++) {
@@ -89,10 +121,9 @@ void ps__assemble_updates(const struct ps__fill *f)
         bool memory = ps__fill_state_in_memory(f, i);
         enum ps_tier near = discrete ? PS_TIER_HOST : PS_TIER_DEVICE;
         l->state[i] = memory || !is_trained(p, i) ? near : PS_TIER_DISK;
-        l->grad[i] = layer && is_trained(p, i) ? layer_grad(f, rank, layers) : near;
+        l->grad[i] = layer && is_trained(p, i) ? layer_grad(f, i) : near;
         if (!layer && ends_move(f, i)) /* the last to stay in memory: the largest */
             l->grad[i] = f->k.host_grads > layers + (i > 0) ? PS_TIER_HOST : PS_TIER_DISK;
-        rank += layer && is_trained(p, i);
         disk_state |= l->state[i] == PS_TIER_DISK;
         disk_grad |= l->grad[i] == PS_TIER_DISK;
     }
@@ -114,6 +145,8 @@ void ps__update_note(const struct ps_step_shape *p, const struct ps_step_layout 
         grads += is_trained(p, i) && l->grad[i] == PS_TIER_DISK;
     }
     int n = snprintf(note, size, "update %s, %d of %d states", when[l->update], states, units);
+    if (n > 0 && (size_t)n < size && l->deferred > 0)
+        n += snprintf(note + n, size - (size_t)n, ", %d layers in the next pass", l->deferred);
     if (n > 0 && (size_t)n < size && grads > 0)
         n += snprintf(note + n, size - (size_t)n, ", %d gradients", grads);
     if (n > 0 && (size_t)n < size)
@@ -134,9 +167,9 @@ void ps__begin_updates(struct ps__fill *f)
 
 int ps__relieve_updates(struct ps__fill *f)
 {
-    if (f->choice->grad != PS__GRAD_MIXED)
+    if (keeps(f) != PS__GRAD_MIXED)
         return 0;
-    int ret = ps__fill_relieve_disk(f, &f->k.host_grads, trained_layers(f->req->shape) + 2);
+    int ret = ps__fill_relieve_disk(f, &f->k.host_grads, kept_units(f));
     f->k.host_grads_base = f->k.host_grads;
     return ret;
 }
@@ -162,7 +195,11 @@ int ps__widen_updates_more(struct ps__fill *f)
                    : most;
     int32_t ring = most < GRAD_RING_MORE ? (int32_t)most : GRAD_RING_MORE;
     int ret = ps__fill_raise(f, &f->k.state_slots, STATE_SLOTS_MORE);
-    return ret >= 0 && ring > f->k.grad_ring ? ps__fill_raise(f, &f->k.grad_ring, ring) : ret;
+    if (ret >= 0 && ring > f->k.grad_ring)
+        ret = ps__fill_raise(f, &f->k.grad_ring, ring);
+    if (ret >= 0 && f->l->update == PS_UPDATE_INSIDE && f->choice->order == PS__ORDER_GRADS)
+        ret = ps__fill_raise(f, &f->k.grad_slots, GRAD_SLOTS_MORE);
+    return ret;
 }
 
 void ps__reset_update_cache(struct ps__fill *f)
@@ -175,9 +212,9 @@ void ps__reset_update_cache(struct ps__fill *f)
 
 static int grads_to_memory(struct ps__fill *f)
 {
-    if (f->choice->grad != PS__GRAD_MIXED)
+    if (keeps(f) != PS__GRAD_MIXED)
         return 0;
-    return ps__fill_raise(f, &f->k.host_grads, trained_layers(f->req->shape) + 2);
+    return ps__fill_raise(f, &f->k.host_grads, kept_units(f));
 }
 
 /* Something stays on disk: that all of it fits is what zero-offload says. */

@@ -91,7 +91,7 @@ static void visit_update(struct walk *w, int32_t unit_idx)
         (l->weight[unit_idx] == PS_TIER_DEVICE && l->state[unit_idx] == PS_TIER_DISK))
         count_read(w, bytes);
     int32_t *slot = j < 0 ? NULL : &w->in_slot[j % w->slots];
-    bool wanted = l->update == PS_UPDATE_NEXT_FORWARD;
+    bool wanted = ps_step_unit_update(p, l, unit_idx) == PS_UPDATE_NEXT_FORWARD;
     if (slot && *slot == j)
         *slot = -1;
     if (!slot || wanted)
@@ -111,15 +111,20 @@ static void walk_backward(struct walk *w, bool updates)
     int32_t lowest = p->embed_trained ? 0 : p->first_trained;
     for (int32_t i = p->n_layer - 1; i >= lowest; i--) {
         visit(w, source_of(p, i + 1));
-        if (ps_step_updates_inside(p, l, i + 1))
+        if (ps_step_unit_update(p, l, i + 1) == PS_UPDATE_INSIDE)
             visit_update(w, i + 1);
     }
     w->phase = UPDATE;
-    if (!updates || l->update == PS_UPDATE_NEXT_FORWARD)
-        return;
-    for (int32_t i = p->n_layer + 1; i >= 0; i--)
-        if (!ps_step_updates_inside(p, l, i))
+    for (int32_t i = p->n_layer + 1; updates && i >= 0; i--)
+        if (ps_step_unit_update(p, l, i) == PS_UPDATE_AFTER)
             visit_update(w, i);
+}
+
+/* Before the forward pass uses it. */
+static void visit_deferred(struct walk *w, int32_t unit_idx, bool updates)
+{
+    if (updates && ps_step_unit_update(w->req->shape, w->l, unit_idx) == PS_UPDATE_NEXT_FORWARD)
+        visit_update(w, unit_idx);
 }
 
 /* One pass, from what it expects in the slots to what the next one does. */
@@ -127,23 +132,19 @@ static void walk_pass(struct walk *w, bool updates)
 {
     const struct ps_step_shape *p = w->req->shape;
     uint32_t embeds = p->source->embed_block_count;
-    bool deferred = updates && w->l->update == PS_UPDATE_NEXT_FORWARD;
     for (int32_t i = 0; i < w->slots; i++)
         w->in_slot[i] = w->live_in[i];
     for (int i = 0; i < PHASE_COUNT; i++)
         w->sum[i].disk = w->sum[i].copied = w->sum[i].disk_reads = w->sum[i].copies = 0;
     w->phase = FORWARD;
-    if (deferred)
-        visit_update(w, 0);
+    visit_deferred(w, 0, updates);
     for (uint32_t i = 0; i < embeds; i++)
         visit(w, i);
     for (int32_t i = 1; i <= p->n_layer; i++) {
-        if (deferred)
-            visit_update(w, i);
+        visit_deferred(w, i, updates);
         visit(w, source_of(p, i));
     }
-    if (deferred)
-        visit_update(w, p->n_layer + 1);
+    visit_deferred(w, p->n_layer + 1, updates);
     visit(w, source_of(p, p->n_layer + 1));
     if (p->trains)
         walk_backward(w, updates);
@@ -324,16 +325,16 @@ static void add_gradient(struct sums *s, const struct ps_step_shape *p,
     }
     double in = !own && m->several_passes ? passes : 0;
     double out = l->grad[unit_idx] == PS_TIER_DEVICE ? 0 : own ? 1 : passes;
-    enum phase again = l->update == PS_UPDATE_NEXT_FORWARD ? FORWARD : UPDATE;
+    enum ps_update_when when = ps_step_unit_update(p, l, unit_idx);
+    enum phase again = when == PS_UPDATE_NEXT_FORWARD ? FORWARD : UPDATE;
     add(s, BACKWARD, PS_TASK_GRAD_IN, l->discrete ? PS_LANE_H2D : PS_LANE_CPU_OPTIM, in * count, 0,
         in * bytes);
-    add(s, BACKWARD, PS_TASK_GRAD_OUT, l->discrete ? PS_LANE_D2H : PS_LANE_CPU_OPTIM, out * count,
-        0, out * bytes);
+    add(s, BACKWARD, PS_TASK_GRAD_OUT, PS_LANE_D2H, out * count, 0, out * bytes);
     if (!disk)
         return;
     add(s, BACKWARD, PS_TASK_GRAD_READ, PS_LANE_DISK_STATE, in * count, 0, in * bytes);
     add(s, BACKWARD, PS_TASK_GRAD_WRITE, PS_LANE_DISK_WRITE, out * count, 0, out * bytes);
-    if (!ps_step_updates_inside(p, l, unit_idx))
+    if (when != PS_UPDATE_INSIDE)
         add(s, again, PS_TASK_GRAD_READ, PS_LANE_DISK_STATE, count, 0, bytes);
 }
 
@@ -347,9 +348,10 @@ static double read_s(const struct ps_cost_model *m, double bytes)
 static void add_update(struct sums *s, const struct ps_step_shape *p,
                        const struct ps_step_layout *l, int32_t unit_idx)
 {
-    enum phase phase = l->update == PS_UPDATE_NEXT_FORWARD      ? FORWARD
-                       : ps_step_updates_inside(p, l, unit_idx) ? BACKWARD
-                                                                : UPDATE;
+    enum ps_update_when when = ps_step_unit_update(p, l, unit_idx);
+    enum phase phase = when == PS_UPDATE_NEXT_FORWARD ? FORWARD
+                       : when == PS_UPDATE_INSIDE     ? BACKWARD
+                                                      : UPDATE;
     double params = 0;
     double flops = 0;
     double state = 0;

@@ -72,6 +72,7 @@ struct ps__choice {
     enum ps__state_choice state;
     enum ps__grad_choice grad;
     enum ps__order_choice order;
+    int32_t deferred; /* INSIDE: so many layers in sixteen in the next forward pass */
 };
 
 /* Fill a layout for the choice, using the budgets of the request; what does not fit at all is

@@ -1,7 +1,8 @@
 /* vertical: full fine-tuning, all micro-batches of a layer before the next, so that weights are
  * read once a pass and a layer's gradient is complete when the pass leaves it (GreedySnake,
  * arXiv:2512.17570). Optimizer states on disk; updated after the backward pass, or inside it and
- * redone where the clipping coefficient turns out below 1. */
+ * redone where the clipping coefficient turns out below 1; or some layers so, and the others before
+ * the next forward pass uses them, which then has updates beside it too. */
 #include "offload/strategy_internal.h"
 
 static const enum ps__x_choice x_choices[] = {PS__X_NEAR, PS__X_MIXED, PS__X_MOVED};
@@ -12,9 +13,14 @@ static const enum ps__cache_choice cache_choices[] = {PS__CACHE_PINS_3, PS__CACH
 static const struct {
     enum ps_update_when update;
     enum ps__order_choice order;
-} update_choices[] = {{PS_UPDATE_INSIDE, PS__ORDER_GRADS}, {PS_UPDATE_INSIDE, PS__ORDER_WEIGHTS},
-                      {PS_UPDATE_INSIDE, PS__ORDER_SLOTS}, {PS_UPDATE_AFTER, PS__ORDER_SLOTS},
-                      {PS_UPDATE_AFTER, PS__ORDER_GRADS},  {PS_UPDATE_AFTER, PS__ORDER_WEIGHTS}};
+    int32_t deferred; /* of sixteen layers */
+} update_choices[] = {
+    {PS_UPDATE_INSIDE, PS__ORDER_GRADS, 0},  {PS_UPDATE_INSIDE, PS__ORDER_WEIGHTS, 0},
+    {PS_UPDATE_INSIDE, PS__ORDER_SLOTS, 0},  {PS_UPDATE_AFTER, PS__ORDER_SLOTS, 0},
+    {PS_UPDATE_AFTER, PS__ORDER_GRADS, 0},   {PS_UPDATE_AFTER, PS__ORDER_WEIGHTS, 0},
+    {PS_UPDATE_INSIDE, PS__ORDER_GRADS, 1},  {PS_UPDATE_INSIDE, PS__ORDER_SLOTS, 1},
+    {PS_UPDATE_INSIDE, PS__ORDER_GRADS, 5},  {PS_UPDATE_INSIDE, PS__ORDER_SLOTS, 5},
+    {PS_UPDATE_INSIDE, PS__ORDER_GRADS, 8},  {PS_UPDATE_INSIDE, PS__ORDER_SLOTS, 8}};
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 static struct ps__choice base(const struct ps_planner_request *req)
@@ -40,6 +46,7 @@ static int candidate(const struct ps_planner_request *req, int i, struct ps_step
     c.cache = cache_choices[cache];
     c.update = update_choices[update].update;
     c.order = update_choices[update].order;
+    c.deferred = update_choices[update].deferred;
     c.grad = c.update == PS_UPDATE_INSIDE ? ps__choice_inside_grad(req) : PS__GRAD_MIXED;
     c.keep = keep_choices[keep];
     c.x = x_choices[x];

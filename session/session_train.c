@@ -491,6 +491,11 @@ static int write_end(struct ps_session *s, struct ps_error *err)
     char measured[32];
     double rate = s->total_seconds > 0 ? (double)s->total_tokens / s->total_seconds : 0;
     double step_s = s->lane_steps > 0 ? s->lane_seconds / (double)s->lane_steps : (double)NAN;
+    uint64_t read;
+    uint64_t written;
+    ps_trainer_rest_bytes(s->trainer, &read, &written);
+    s->total_read_bytes += read;
+    s->total_write_bytes += written;
     fprintf(s->metrics,
             "{\"event\":\"end\",\"steps\":%" PRIu64 ",\"updates\":%" PRIu64 ",\"skipped\":%" PRIu64
             ",\"tokens\":%" PRIu64 ",\"label_tokens\":%" PRIu64
@@ -505,8 +510,8 @@ static int write_end(struct ps_session *s, struct ps_error *err)
             s->total_seconds, s->save_seconds, rate,
             s->eval_batcher ? real(eval, sizeof eval, s->last_eval_loss) : "null", s->device_need,
             ps__rss_peak_bytes(s), s->disk_need, s->device_need, s->host_need, s->disk_need,
-            real(measured, sizeof measured, step_s), s->chosen.step_s, s->lane_read_bytes,
-            s->lane_write_bytes);
+            real(measured, sizeof measured, step_s), s->chosen.step_s, s->total_read_bytes,
+            s->total_write_bytes);
     return flush_metrics(s, err);
 }
 

@@ -161,6 +161,11 @@ struct ps_step_layout {
     int32_t host_ring; /* discrete, boundaries or kept pieces on disk: host buffers on the way; >= 2 */
     /* full fine-tuning */
     enum ps_update_when update;
+    /* INSIDE: so many layers, the first of them and others spread evenly, with embedding and head,
+       are updated before the next forward pass uses them, as with NEXT_FORWARD: what gets its
+       gradient last is needed first, and the host has work in the forward pass too. 0: none, and
+       embedding and head at the end of the pass */
+    int32_t deferred;
     enum ps_clip_mode clip;
     enum ps_tier *state; /* (n_layer + 2) by unit index. Update RESIDENT: DEVICE. Otherwise where
                             the states wait: in memory (HOST on discrete devices, DEVICE elsewhere)
@@ -185,10 +190,19 @@ struct ps_step_layout {
  * head begins its gradient. */
 bool ps_step_grad_shared(const struct ps_step_shape *shape, const struct ps_step_layout *layout,
                          int32_t unit_idx);
-/* Is the unit updated as soon as its gradient is complete? With INSIDE every layer; embedding and
- * head where the space of their gradient is wanted for the next, and are kept nowhere. */
-bool ps_step_updates_inside(const struct ps_step_shape *shape, const struct ps_step_layout *layout,
-                            int32_t unit_idx);
+/* When a unit is updated. With INSIDE: a layer that is not deferred, and embedding and head where
+ * the space of their gradient is wanted for the next and they are kept nowhere, as soon as its
+ * gradient is complete; the others in the next forward pass where any is deferred, else after the
+ * backward pass. */
+enum ps_update_when ps_step_unit_update(const struct ps_step_shape *shape,
+                                        const struct ps_step_layout *layout, int32_t unit_idx);
+
+/* Is anything updated in the pass after the one that made its gradient? */
+static inline bool ps_step_defers(const struct ps_step_layout *l)
+{
+    return l->update == PS_UPDATE_NEXT_FORWARD ||
+           (l->update == PS_UPDATE_INSIDE && l->deferred > 0);
+}
 
 /* Allocate the arrays, everything pinned, kept near and recomputed, group 1. 0 or -ENOMEM. */
 int ps_step_layout_init(struct ps_step_layout *l, const struct ps_step_shape *shape) PS_WARN_UNUSED;

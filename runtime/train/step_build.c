@@ -222,6 +222,8 @@ static void backward_layer(struct ps__build *b, int32_t l, int32_t begin, int32_
     }
     if (b->streams && ps__trained(b, l))
         ps__finish_gradient(b, l, a.grad_slot);
+    if (b->streams)
+        ps__read_states_ahead(b, l);
 }
 
 static void head(struct ps__build *b, int32_t micro, int32_t slot, int32_t x, bool backward)
@@ -241,6 +243,8 @@ static void emit_train(struct ps__build *b)
     const struct ps_step_shape *p = b->p;
     ps__forget_moves(b);
     memcpy(b->content, b->live_in, (size_t)b->l->near_slots * sizeof *b->content);
+    if (b->streams)
+        ps__begin_states(b);
     copy_batches(b, b->l->group);
     int32_t sub = ps__layout_lot(b->l);
     int32_t lowest = p->embed_trained ? 0 : p->first_trained;
@@ -283,6 +287,8 @@ static void emit_train(struct ps__build *b)
     }
     if (b->streams && p->embed_trained)
         ps__finish_gradient(b, PS_UNIT_EMBED, ps__begin_gradient(b, PS_UNIT_EMBED));
+    if (b->streams)
+        ps__read_states_ahead(b, PS_UNIT_EMBED);
     if (b->streams && b->segment == PS_SEGMENT_TRAIN)
         ps__update_after(b);
     if (b->l->ablate & PS_ABLATE_TURNS)
@@ -354,7 +360,7 @@ static int emit_segment(struct ps__build *b)
         b->s->dep_count = 0;
         b->raw_next = 0;
         b->last_compute = -1;
-        b->grad_next = b->grad_host_next = b->state_next = 0;
+        b->grad_next = b->grad_host_next = 0;
         emit_train(b);
         break;
     case PS_SEGMENT_UPDATE:

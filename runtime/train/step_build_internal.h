@@ -35,6 +35,9 @@ struct ps__build {
     bool dry;                  /* first walk: find what is served, emit nothing that counts */
     int32_t raw_next;
     int32_t grad_next, grad_host_next, state_next; /* ring positions of streamed updates */
+    int32_t state_ahead; /* so many states of deferred updates the pass before has read */
+    bool inside_begun;   /* updates inside the backward pass take their places after the deferred */
+    int32_t ahead_next;  /* so many has this one read for the next */
     int64_t last_compute;                          /* -1: none */
     uint32_t flags;
     bool streams; /* updates run on the host, in granules */
@@ -85,6 +88,9 @@ void ps__finish_gradient(struct ps__build *b, int32_t unit, int32_t near_slot);
 /* Updates before the forward pass uses a unit (NEXT_FORWARD); of every unit after the backward pass
  * (AFTER), or of those that are left (INSIDE), with clipping and commit; of all, by themselves. */
 void ps__update_before(struct ps__build *b, int32_t unit);
+/* Ring positions for a pass; the backward pass has left a layer: read states for the next pass. */
+void ps__begin_states(struct ps__build *b);
+void ps__read_states_ahead(struct ps__build *b, int32_t layer);
 void ps__update_after(struct ps__build *b);
 void ps__update_all(struct ps__build *b);
 

@@ -24,6 +24,7 @@ struct flow {
     int64_t rest;        /* the set whose rest the shared piece holds */
     int64_t *slot, *raw; /* source numbers */
     int64_t *batch;      /* (micros) discrete: period whose micro-batch the device has */
+    int64_t *state;      /* granules */
     int64_t *embedded;   /* (micros) blocks of the embedding that have been looked up */
     int64_t micros, period;
 };
@@ -204,13 +205,26 @@ static int move_weights(struct flow *f, const struct ps_task *t)
     int64_t number = ps__source_number(f->p, t->unit, t->arg[PS_ARG_BLOCK]);
     int32_t raw = t->arg[PS_ARG_RAW];
     int32_t slot = t->arg[PS_ARG_SLOT];
-    if (t->kind == PS_TASK_READ_WEIGHTS && raw >= 0)
+    bool copy = t->kind == PS_TASK_COPY_WEIGHTS;
+    if (copy && raw >= 0 && f->raw[raw] != number)
+        return wrong(f, t, "weights");
+    if (!copy && raw >= 0)
         f->raw[raw] = number;
-    else if (slot >= 0 && (t->kind == PS_TASK_READ_WEIGHTS || raw < 0 || f->raw[raw] == number))
+    else if (slot >= 0)
         f->slot[slot] = number;
-    else
+    else if (!copy || f->m->stream_idx[number] >= 0) /* a pinned unit is copied after its update */
         return wrong(f, t, "weights");
     return 0;
+}
+
+/* States of the first updates in a pass are those that the pass before has read. */
+static int update(const struct flow *f, const struct ps_task *t)
+{
+    int32_t place = t->arg[PS_ARG_STATE];
+    if (place < 0)
+        return 0;
+    bool first = f->period == 0 && f->state[place] == NOTHING;
+    return first || f->state[place] == t->arg[PS_ARG_GRANULE] ? 0 : wrong(f, t, "optimizer state");
 }
 
 static int step(struct flow *f, const struct ps_task *t)
@@ -235,6 +249,14 @@ static int step(struct flow *f, const struct ps_task *t)
         return weights(f, t);
     case PS_TASK_EMBED_BACKWARD:
         return f->dx[t->arg[PS_ARG_DX]] == boundary(f, 0, t->micro) ? 0 : wrong(f, t, "gradient");
+    case PS_TASK_READ_STATE:
+        if (t->arg[PS_ARG_STATE] < 0)
+            return wrong(f, t, "place for an optimizer state");
+        f->state[t->arg[PS_ARG_STATE]] = t->arg[PS_ARG_GRANULE];
+        return 0;
+    case PS_TASK_UPDATE_HOST:
+    case PS_TASK_WRITE_STATE:
+        return update(f, t);
     case PS_TASK_READ_WEIGHTS:
     case PS_TASK_COPY_WEIGHTS:
         return move_weights(f, t);
@@ -292,11 +314,12 @@ int ps_step_check(const struct ps_schedule *s, const struct ps_schedule *prologu
     f.dx = values((size_t)layout->group);
     f.slot = values((size_t)layout->near_slots);
     f.raw = values((size_t)layout->raw_slots);
+    f.state = values((size_t)layout->state_slots);
     f.batch = values((size_t)f.micros);
     f.embedded = calloc((size_t)f.micros + 1, sizeof *f.embedded);
     int ret = -ENOMEM;
     if (f.x && f.host_x && f.disk_x && f.saved && f.host_saved && f.disk_saved && f.dx && f.slot &&
-        f.raw && f.batch && f.embedded)
+        f.raw && f.batch && f.state && f.embedded)
         ret = run(&f, s, prologue);
     else
         ps_error_set(err, ret, "out of memory");
@@ -309,6 +332,7 @@ int ps_step_check(const struct ps_schedule *s, const struct ps_schedule *prologu
     free(f.dx);
     free(f.slot);
     free(f.raw);
+    free(f.state);
     free(f.batch);
     free(f.embedded);
     return ret;

@@ -158,6 +158,17 @@ static void stored_state(const struct declare *d, bool write)
                        d->m->state_image_offset[i] + g->state_offset, g->state_bytes);
 }
 
+/* For the next pass: what this one writes counts once the whole unit has been written. */
+static void read_stored_state(const struct declare *d)
+{
+    int32_t i = ps_step_unit_idx(d->p, d->t->unit);
+    if (d->t->flags & PS_TASK_TRAILS)
+        ps_schedule_access(d->s, PS_BUF_DISK_STATE, false, d->m->state_image_offset[i],
+                           d->p->state_image_bytes[i]);
+    else
+        stored_state(d, false);
+}
+
 static void update_host(const struct declare *d)
 {
     const struct ps_task *t = d->t;
@@ -203,7 +214,7 @@ static void streamed(const struct declare *d)
         kept(d, true);
         break;
     case PS_TASK_READ_STATE:
-        stored_state(d, false);
+        read_stored_state(d);
         state_ring(d, true);
         break;
     case PS_TASK_UPDATE_HOST:

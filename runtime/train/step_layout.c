@@ -221,12 +221,20 @@ bool ps_step_grad_shared(const struct ps_step_shape *p, const struct ps_step_lay
            (l->update == PS_UPDATE_INSIDE && l->clip != PS_CLIP_EXACT);
 }
 
-bool ps_step_updates_inside(const struct ps_step_shape *p, const struct ps_step_layout *l,
-                            int32_t i)
+enum ps_update_when ps_step_unit_update(const struct ps_step_shape *p,
+                                        const struct ps_step_layout *l, int32_t i)
 {
-    bool layer = i > 0 && i <= p->n_layer;
-    return l->update == PS_UPDATE_INSIDE &&
-           (layer || (l->grad[i] == PS_TIER_DEVICE && ps_step_grad_shared(p, l, i)));
+    if (l->update != PS_UPDATE_INSIDE)
+        return l->update;
+    if (i > 0 && i <= p->n_layer) {
+        int64_t from_last = p->n_layer - i; /* the first layer begins the last share */
+        bool deferred = (from_last + 1) * l->deferred / p->n_layer !=
+                        from_last * l->deferred / p->n_layer;
+        return deferred ? PS_UPDATE_NEXT_FORWARD : PS_UPDATE_INSIDE;
+    }
+    if (l->grad[i] == PS_TIER_DEVICE && ps_step_grad_shared(p, l, i))
+        return PS_UPDATE_INSIDE;
+    return l->deferred > 0 ? PS_UPDATE_NEXT_FORWARD : PS_UPDATE_AFTER;
 }
 
 static int bad_update(struct ps_error *err, const char *what, const char *remedy)
@@ -249,7 +257,8 @@ static int check_update_unit(const struct ps_step_shape *p, const struct ps_step
         return bad_update(err, "gradients stay on the device, but updates run on the host",
                           "place the gradients on the host");
     bool slot = layer && l->grad_slots > 0;
-    bool redone = l->update != PS_UPDATE_INSIDE || l->clip == PS_CLIP_EXACT;
+    bool redone =
+        ps_step_unit_update(p, l, i) != PS_UPDATE_INSIDE || l->clip == PS_CLIP_EXACT;
     if (slot && l->grad[i] == PS_TIER_DEVICE && redone)
         return bad_update(err,
                           "gradients are made in shared slots and must wait, but are kept "
@@ -284,6 +293,10 @@ static int check_update(const struct ps_step_shape *p, const struct ps_step_layo
         return bad_update(err, "optimizer states are on disk without a buffer", "give state_slots");
     if (disk_grad && l->grad_ring < 1)
         return bad_update(err, "gradients are on disk without a buffer", "give grad_ring");
+    if (l->deferred < 0 || l->deferred > p->n_layer ||
+        (l->deferred > 0 && l->update != PS_UPDATE_INSIDE))
+        return bad_update(err, "deferred layers are part of updates inside the backward pass",
+                          "give deferred 0, or at most the number of layers");
     if (l->interleave > 0)
         return bad_update(err, "interleave does not go with streamed updates", "leave it out");
     if (l->update != PS_UPDATE_AFTER && l->group < p->micro_max)

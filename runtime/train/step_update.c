@@ -9,6 +9,11 @@ static enum ps_tier grad_tier(const struct ps__build *b, int32_t unit)
     return b->l->grad[ps_step_unit_idx(b->p, unit)];
 }
 
+static enum ps_update_when when(const struct ps__build *b, int32_t unit)
+{
+    return ps_step_unit_update(b->p, b->l, ps_step_unit_idx(b->p, unit));
+}
+
 /* Moves a unit's gradient, or that of one granule (granule >= 0), through ring buffer `ring`. */
 static void grad_move(struct ps__build *b, enum ps_task_kind kind, enum ps_lane lane, int32_t unit,
                       int32_t granule, int32_t near_slot, int32_t ring)
@@ -32,8 +37,8 @@ static int32_t next_ring(struct ps__build *b)
 static int32_t grad_out(struct ps__build *b, int32_t unit, int32_t granule, int32_t near_slot)
 {
     int32_t ring = granule < 0 ? -1 : next_ring(b);
-    grad_move(b, PS_TASK_GRAD_OUT, b->l->discrete ? PS_LANE_D2H : PS_LANE_CPU_OPTIM, unit, granule,
-              near_slot, ring);
+    /* not on cpu_optim: it would wait there for updates, and compute for its slot */
+    grad_move(b, PS_TASK_GRAD_OUT, PS_LANE_D2H, unit, granule, near_slot, ring);
     if (ring >= 0)
         grad_move(b, PS_TASK_GRAD_WRITE, PS_LANE_DISK_WRITE, unit, granule, -1, ring);
     return ring;
@@ -69,6 +74,15 @@ struct home {
     int32_t slot, raw;
 };
 
+static void read_state(struct ps__build *b, int32_t unit, int32_t granule, int32_t state)
+{
+    ps__emit(b, PS_TASK_READ_STATE, PS_LANE_DISK_STATE, unit, -1);
+    ps__arg(b, PS_ARG_STATE, state);
+    ps__arg(b, PS_ARG_GRANULE, granule);
+    ps__cost(b, 0, b->p->granule[granule].state_bytes);
+    ps__done(b);
+}
+
 /* One granule, or (granule < 0) a whole unit, whose states are then in memory. */
 static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, struct home h,
                            int32_t near_slot, int32_t ring)
@@ -88,12 +102,10 @@ static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, s
         flops = g->flops;
     }
     if (stored) {
+        bool there = b->state_next < b->state_ahead;
         state = b->state_next++ % b->l->state_slots;
-        ps__emit(b, PS_TASK_READ_STATE, PS_LANE_DISK_STATE, unit, -1);
-        ps__arg(b, PS_ARG_STATE, state);
-        ps__arg(b, PS_ARG_GRANULE, granule);
-        ps__cost(b, 0, g->state_bytes);
-        ps__done(b);
+        if (!there)
+            read_state(b, unit, granule, state);
     }
     ps__emit(b, PS_TASK_UPDATE_HOST, PS_LANE_CPU_OPTIM, unit, -1);
     ps__arg(b, PS_ARG_STATE, state);
@@ -107,7 +119,7 @@ static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, s
     if (!stored)
         return;
     uint32_t flags = b->flags;
-    if (b->l->update != PS_UPDATE_NEXT_FORWARD && b->segment == PS_SEGMENT_TRAIN)
+    if (when(b, unit) != PS_UPDATE_NEXT_FORWARD && b->segment == PS_SEGMENT_TRAIN)
         b->flags |= PS_TASK_TRAILS;
     /* Weights first: whoever waits for the states' write then knows that both have ended. */
     ps__emit(b, PS_TASK_WRITE_WEIGHTS, PS_LANE_DISK_WRITE, unit, -1);
@@ -122,6 +134,23 @@ static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, s
     ps__cost(b, 0, g->state_bytes);
     ps__done(b);
     b->flags = flags;
+}
+
+static int32_t unit_at(const struct ps__build *b, int32_t unit_idx)
+{
+    if (unit_idx == 0)
+        return PS_UNIT_EMBED;
+    return unit_idx > b->p->n_layer ? PS_UNIT_HEAD : unit_idx - 1;
+}
+
+/* Granules with states on disk of the units that are updated at a time. */
+static int32_t state_granules(const struct ps__build *b, enum ps_update_when at)
+{
+    int32_t n = 0;
+    for (int32_t i = 0; i < b->p->n_layer + 2; i++)
+        if (b->l->state[i] == PS_TIER_DISK && ps_step_unit_update(b->p, b->l, i) == at)
+            n += (int32_t)(b->p->granule_begin[i + 1] - b->p->granule_begin[i]);
+    return n;
 }
 
 static struct home find_home(struct ps__build *b, int32_t unit)
@@ -148,7 +177,7 @@ static void refresh_near(struct ps__build *b, int32_t unit, struct home h)
     uint32_t number = ps__source_number(b->p, unit, 0);
     int32_t j = b->m->stream_idx[number];
     int32_t slot = j < 0 ? -1 : j % b->l->near_slots;
-    bool wanted = b->l->update == PS_UPDATE_NEXT_FORWARD && b->segment == PS_SEGMENT_TRAIN;
+    bool wanted = when(b, unit) == PS_UPDATE_NEXT_FORWARD && b->segment == PS_SEGMENT_TRAIN;
     if (slot >= 0 && b->content[slot] == (int32_t)number)
         b->content[slot] = -1;
     if (slot >= 0 && !wanted)
@@ -170,6 +199,14 @@ static void update_unit(struct ps__build *b, int32_t unit, int32_t near_slot, bo
     int32_t i = ps_step_unit_idx(b->p, unit);
     struct home h = find_home(b, unit);
     bool kept = grad_tier(b, unit) == PS_TIER_DISK;
+    if (b->state_ahead > 0 && when(b, unit) == PS_UPDATE_INSIDE && !b->inside_begun) {
+        /* so that the ring comes to its end with the last of them: what is read for the next pass
+         * then takes the places that have long been free */
+        int32_t inside = state_granules(b, PS_UPDATE_INSIDE);
+        int32_t places = b->l->state_slots;
+        b->state_next += (places - (b->state_next + inside) % places) % places;
+        b->inside_begun = true;
+    }
     if (!kept && b->l->state[i] != PS_TIER_DISK) {
         update_granule(b, unit, -1, h, near_slot, -1);
     } else {
@@ -196,7 +233,7 @@ void ps__finish_gradient(struct ps__build *b, int32_t unit, int32_t near_slot)
     }
     bool own = b->m->grad_offset[i] != UINT64_MAX;
     bool adds_up = own && b->segment == PS_SEGMENT_TRAIN_INNER; /* stays for the next pass */
-    bool inside = ps_step_updates_inside(b->p, b->l, i);
+    bool inside = when(b, unit) == PS_UPDATE_INSIDE;
     enum ps_tier tier = adds_up ? PS_TIER_DEVICE : grad_tier(b, unit);
     if (tier == PS_TIER_HOST)
         PS_IGNORE(grad_out(b, unit, -1, near_slot), "no ring buffer");
@@ -209,11 +246,9 @@ void ps__finish_gradient(struct ps__build *b, int32_t unit, int32_t near_slot)
 
 void ps__update_before(struct ps__build *b, int32_t unit)
 {
-    if (b->l->update != PS_UPDATE_NEXT_FORWARD)
-        return;
-    if (ps__trained(b, unit))
+    if (ps__trained(b, unit) && when(b, unit) == PS_UPDATE_NEXT_FORWARD)
         update_unit(b, unit, -1, false);
-    if (unit == PS_UNIT_HEAD && b->m->commits) {
+    if (unit == PS_UNIT_HEAD && b->m->commits && ps_step_defers(b->l)) {
         ps__emit(b, PS_TASK_COMMIT, PS_LANE_COMMIT, PS_UNIT_ALL, -1);
         ps__done(b);
     }
@@ -229,11 +264,47 @@ static void commit(struct ps__build *b, uint32_t flags)
     b->flags = 0;
 }
 
-/* Is there still an update to make when the pass is done? */
-static bool left(const struct ps__build *b, int32_t unit)
+void ps__begin_states(struct ps__build *b)
 {
-    return ps__trained(b, unit) &&
-           !ps_step_updates_inside(b->p, b->l, ps_step_unit_idx(b->p, unit));
+    b->state_next = b->state_ahead = b->ahead_next = 0;
+    b->inside_begun = false;
+    if (b->segment != PS_SEGMENT_TRAIN || !ps_step_defers(b->l) || b->l->state_slots < 1 ||
+        (b->l->ablate & (PS_ABLATE_CROSS_STEP | PS_ABLATE_PREFETCH)))
+        return;
+    int32_t all = state_granules(b, PS_UPDATE_NEXT_FORWARD);
+    b->state_ahead = all < b->l->state_slots ? all : b->l->state_slots;
+}
+
+/* Those of deferred updates, in the order in which they will be wanted. When updates inside the
+ * backward pass have all taken their places; then in shares, so that what the backward pass reads
+ * itself is not held up. */
+void ps__read_states_ahead(struct ps__build *b, int32_t layer)
+{
+    const int32_t n = b->p->n_layer;
+    int32_t inside = PS_UNIT_EMBED; /* the last unit that is updated inside the backward pass */
+    if (!ps__trained(b, PS_UNIT_EMBED) || when(b, PS_UNIT_EMBED) != PS_UPDATE_INSIDE)
+        for (inside = 0; inside < n; inside++)
+            if (ps__trained(b, inside) && when(b, inside) == PS_UPDATE_INSIDE)
+                break;
+    if (layer > inside)
+        return;
+    int32_t lowest = b->p->embed_trained ? 0 : b->p->first_trained;
+    int32_t shares = inside >= lowest ? (inside < n ? inside : n - 1) - lowest + 1 : 1;
+    int32_t done = inside >= lowest ? shares - (layer - lowest) : 1;
+    int32_t goal = (int32_t)((int64_t)b->state_ahead * (done < shares ? done : shares) / shares);
+    int32_t at = 0;
+    uint32_t flags = b->flags;
+    b->flags |= PS_TASK_TRAILS;
+    for (int32_t i = 0; i < n + 2 && b->ahead_next < goal; i++) {
+        if (b->l->state[i] != PS_TIER_DISK ||
+            ps_step_unit_update(b->p, b->l, i) != PS_UPDATE_NEXT_FORWARD)
+            continue;
+        for (uint32_t g = b->p->granule_begin[i];
+             g < b->p->granule_begin[i + 1] && b->ahead_next < goal; g++, at++)
+            if (at == b->ahead_next)
+                read_state(b, unit_at(b, i), (int32_t)g, b->ahead_next++);
+    }
+    b->flags = flags;
 }
 
 /* Last layer first: what the next forward pass needs first is updated last and still there. */
@@ -241,26 +312,23 @@ void ps__update_after(struct ps__build *b)
 {
     ps__emit(b, PS_TASK_CLIP, PS_LANE_COMPUTE, PS_UNIT_ALL, -1);
     ps__done(b);
-    if (b->l->update == PS_UPDATE_NEXT_FORWARD)
-        return;
-    if (left(b, PS_UNIT_HEAD))
-        update_unit(b, PS_UNIT_HEAD, -1, false);
-    for (int32_t l = b->p->n_layer - 1; l >= 0; l--)
-        if (left(b, l))
-            update_unit(b, l, -1, false);
-    if (left(b, PS_UNIT_EMBED))
-        update_unit(b, PS_UNIT_EMBED, -1, false);
-    commit(b, PS_TASK_TRAILS);
+    for (int32_t i = b->p->n_layer + 1; i >= 0; i--) {
+        int32_t unit = unit_at(b, i);
+        if (ps__trained(b, unit) && when(b, unit) == PS_UPDATE_AFTER)
+            update_unit(b, unit, -1, false);
+    }
+    if (!ps_step_defers(b->l))
+        commit(b, PS_TASK_TRAILS);
 }
 
 void ps__update_all(struct ps__build *b)
 {
     bool again = b->l->update == PS_UPDATE_INSIDE && b->l->clip == PS_CLIP_EXACT;
-    if (b->l->update != PS_UPDATE_NEXT_FORWARD && !again)
+    if (!ps_step_defers(b->l) && !again)
         return;
     for (int32_t i = 0; i < b->p->n_layer + 2; i++) {
-        int32_t unit = i == 0 ? PS_UNIT_EMBED : i == b->p->n_layer + 1 ? PS_UNIT_HEAD : i - 1;
-        if (ps__trained(b, unit))
+        int32_t unit = unit_at(b, i);
+        if (ps__trained(b, unit) && (again || when(b, unit) == PS_UPDATE_NEXT_FORWARD))
             update_unit(b, unit, -1, false);
     }
     commit(b, 0);

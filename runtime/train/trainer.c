@@ -21,6 +21,7 @@ int ps_trainer_create(struct ps_trainer **out, const struct ps_trainer_options *
     t->opt = *opt;
     t->loaded = PS_SEGMENT_COUNT;
     t->norm_before = -1;
+    t->settled = true;
     if (!t->opt.device)
         t->opt.device = &ps_device_cpu;
     int ret = ps_model_config_load(&t->cfg, opt->model_dir, err);
@@ -83,6 +84,11 @@ int ps_trainer_set_layout(struct ps_trainer *t, const struct ps_step_layout *lay
             ret = ps_step_build(&t->segment[i], (enum ps_segment)i, &t->shape, &t->layout, &t->map,
                                 err);
     }
+    /* Imported schedules are held to this too. */
+    const struct ps_schedule *s = t->segment;
+    if (ret == 0 && t->shape.trains)
+        ret = ps_step_check(&s[PS_SEGMENT_TRAIN], &s[PS_SEGMENT_PROLOGUE_TRAIN], PS_SEGMENT_TRAIN,
+                            &t->shape, &t->layout, &t->map, err);
     t->has_layout = ret == 0;
     return ret;
 }
@@ -254,6 +260,7 @@ void ps_trainer_destroy(struct ps_trainer *t)
     free(t->home);
     free(t->trainable_param);
     free(t->granule);
+    free(t->ahead_step);
     free(t->slice);
     free(t->granule_begin);
     free(t->state_image_bytes);

@@ -290,6 +290,10 @@ void ps_trainer_set_store(struct ps_trainer *t, struct ps_state_store *store);
 /* Bring the run to rest: an update that waits for the next step is done now, all that trails has
  * ended. Call it before reading states or weights, or closing a run. */
 int ps_trainer_settle(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
+
+/* Bytes that have been read and written for steps and are in no step's statistics yet: of writes
+ * that trail behind the last step, of updates that it left. */
+void ps_trainer_rest_bytes(struct ps_trainer *t, uint64_t *read, uint64_t *written);
 /* Put what lies in memory into the store and commit, with this run state; settles first. For runs
  * that do not commit every step (ps_step_map.commits). */
 int ps_trainer_store_commit(struct ps_trainer *t, const void *run_state, size_t bytes,

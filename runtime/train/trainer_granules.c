@@ -188,10 +188,11 @@ int ps__trainer_plan_granules(struct ps_trainer *t)
     if (ps__trainer_trains(t))
         walk(&p);
     t->granule = calloc(p.granule_count + 1, sizeof *t->granule);
+    t->ahead_step = calloc(p.granule_count + 1, sizeof *t->ahead_step);
     t->slice = calloc(p.slice_count + 1, sizeof *t->slice);
     t->granule_begin = calloc(units + 1, sizeof *t->granule_begin);
     t->state_image_bytes = calloc(units, sizeof *t->state_image_bytes);
-    if (!t->granule || !t->slice || !t->granule_begin || !t->state_image_bytes)
+    if (!t->granule || !t->ahead_step || !t->slice || !t->granule_begin || !t->state_image_bytes)
         return -ENOMEM;
     p.granule_count = p.slice_count = 0;
     if (ps__trainer_trains(t))

@@ -146,7 +146,7 @@ struct ps_trainer {
     size_t run_state_bytes;
     bool commit_due;
     struct ps__order now, pending_order;
-    bool pending;        /* NEXT_FORWARD: an update waits */
+    bool pending;        /* deferred updates wait for the next forward pass */
     bool revoked;        /* INSIDE: what this step stored must be taken back */
     double norm_before;  /* of the last step that updated; < 0: none (delayed clipping) */
     float *tensor_coef;  /* (trainable_count,) per-tensor clipping */
@@ -167,6 +167,10 @@ struct ps_trainer {
     double loss_sum;
     int64_t label_count, tokens;
     bool settled; /* no step since the last ps_trainer_settle */
+    /* bytes read and written: counters where the next step's count begins, and what came after a
+       step's end but belongs to it */
+    uint64_t *ahead_step; /* (granules) update for which a deferred one's states are read ahead */
+    uint64_t io_mark[2], io_rest[2];
     double norm;
 };
 

@@ -68,13 +68,19 @@ static int run_segment(struct ps_trainer *t, enum ps_segment segment, struct ps_
 
 /* --- streamed updates --- */
 
-/* Tensors that the update `o` has changed have one more behind them. */
-static void count_updates(struct ps_trainer *t, const struct ps__order *o)
+/* Tensors that the update `o` has changed have one more behind them. at_once: those that are not
+ * deferred; later: those that are. */
+static void count_updates(struct ps_trainer *t, const struct ps__order *o, bool at_once, bool later)
 {
-    for (size_t i = 0; i < t->trainable_count; i++)
-        if (!t->opt.optimizer->active ||
-            t->opt.optimizer->active(&t->opt.hyper, &t->trainable[i].tensor, o->step))
+    for (size_t i = 0; i < t->trainable_count; i++) {
+        int32_t unit_idx = ps_step_unit_idx(&t->shape, t->trainable[i].unit);
+        bool deferred =
+            ps_step_unit_update(&t->shape, &t->layout, unit_idx) == PS_UPDATE_NEXT_FORWARD;
+        if ((deferred ? later : at_once) &&
+            (!t->opt.optimizer->active ||
+             t->opt.optimizer->active(&t->opt.hyper, &t->trainable[i].tensor, o->step)))
             t->trainable[i].t++;
+    }
 }
 
 void ps__trainer_decided(struct ps_trainer *t)
@@ -140,21 +146,49 @@ static void pending_done(struct ps_trainer *t)
 {
     if (!t->pending)
         return;
-    count_updates(t, &t->pending_order);
+    count_updates(t, &t->pending_order, false, true);
     t->pending = false;
+}
+
+/* Bytes since the mark, which moves here. */
+static void bytes_since(struct ps_trainer *t, uint64_t bytes[2])
+{
+    uint64_t now[2];
+    ps__trainer_io_bytes(t, &now[0], &now[1]);
+    for (int i = 0; i < 2; i++) {
+        bytes[i] = now[i] - t->io_mark[i];
+        t->io_mark[i] = now[i];
+    }
+}
+
+void ps_trainer_rest_bytes(struct ps_trainer *t, uint64_t *read, uint64_t *written)
+{
+    uint64_t bytes[2] = {0};
+    if (!t->settled)
+        bytes_since(t, bytes);
+    *read = t->io_rest[0] + bytes[0];
+    *written = t->io_rest[1] + bytes[1];
+    t->io_rest[0] = t->io_rest[1] = 0;
 }
 
 int ps_trainer_settle(struct ps_trainer *t, struct ps_error *err)
 {
     int ret = t->ex ? ps_executor_drain(t->ex, err) : 0;
-    if (!t->settled)
+    bool stepped = !t->settled;
+    if (stepped)
         t->held_weight = t->held_state = 0; /* a step may have written since */
     t->settled = true;
-    if (ret < 0 || !t->pending)
-        return ret;
-    ret = update_all(t, err);
-    if (ret == 0)
-        pending_done(t);
+    if (ret == 0 && t->pending) {
+        ret = update_all(t, err);
+        if (ret == 0)
+            pending_done(t);
+    }
+    if (stepped) {
+        uint64_t bytes[2];
+        bytes_since(t, bytes);
+        t->io_rest[0] += bytes[0];
+        t->io_rest[1] += bytes[1];
+    }
     return ret;
 }
 
@@ -252,10 +286,10 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
     if (t->opt.optimizer->perturb)
         return ps__trainer_zeroth_step(t, b, step, stats, err);
     double start = now_s(t);
-    uint64_t read;
-    uint64_t written;
+    uint64_t bytes[2];
     memset(stats, 0, sizeof *stats);
-    ps__trainer_io_bytes(t, &read, &written);
+    if (t->settled) /* since then they were not for a step */
+        bytes_since(t, bytes);
     ps_executor_stats_reset(t->ex);
     ps_batcher_seek(b, step);
     int64_t labels = ps_batcher_window_labels(b);
@@ -272,20 +306,19 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
     if (ret < 0)
         return ret;
     double computed = now_s(t);
+    bool redone = ps__trainer_streams(t) && t->revoked;
     if (!ps__trainer_streams(t))
         ret = ps_executor_run(t->ex, t->handle[PS_SEGMENT_UPDATE], err);
-    else if (t->revoked)
+    else if (redone)
         ret = revoke(t, stats, err);
     if (ret < 0)
         return ret;
     if (t->now.go) {
         t->updates++;
         t->norm_before = t->norm;
-        t->pending = ps__trainer_streams(t) && t->layout.update == PS_UPDATE_NEXT_FORWARD;
-        if (t->pending)
-            t->pending_order = t->now;
-        else
-            count_updates(t, &t->now);
+        t->pending = ps__trainer_streams(t) && ps_step_defers(&t->layout) && !redone;
+        t->pending_order = t->now;
+        count_updates(t, &t->now, true, !t->pending);
     }
     t->training = false;
     keep_checksums(t);
@@ -299,9 +332,10 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
     stats->learning_rate = t->now.lr;
     stats->skipped = !t->now.go;
     ps_executor_stats(t->ex, stats->lane);
-    ps__trainer_io_bytes(t, &stats->read_bytes, &stats->write_bytes);
-    stats->read_bytes -= read;
-    stats->write_bytes -= written;
+    bytes_since(t, bytes);
+    stats->read_bytes = bytes[0] + t->io_rest[0];
+    stats->write_bytes = bytes[1] + t->io_rest[1];
+    t->io_rest[0] = t->io_rest[1] = 0;
     return ret;
 }
 

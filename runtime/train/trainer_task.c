@@ -266,7 +266,8 @@ static int task_grad_norm(void *ctx, const struct ps_task *task, struct ps_error
     (void)err;
     bool inside =
         t->opt.clip_mode == PS_CLIP_PER_TENSOR && ps__trainer_streams(t) &&
-        ps_step_updates_inside(&t->shape, &t->layout, ps_step_unit_idx(&t->shape, task->unit));
+        ps_step_unit_update(&t->shape, &t->layout, ps_step_unit_idx(&t->shape, task->unit)) ==
+            PS_UPDATE_INSIDE;
     int ret = 0;
     for (size_t i = 0; ret == 0 && i < t->trainable_count; i++) {
         struct ps_trainable *x = &t->trainable_device[i];

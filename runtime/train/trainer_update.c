@@ -23,26 +23,37 @@ static uint32_t state_extent(int32_t i)
     return 2 * (uint32_t)i + 1;
 }
 
-/* What the updates of this segment go by: in the next forward pass the decision of the step before.
- */
-static const struct ps__order *order_of(const struct ps_trainer *t)
+static enum ps_update_when when(const struct ps_trainer *t, const struct ps_task *task)
 {
-    return t->pending ? &t->pending_order : &t->now;
+    return ps_step_unit_update(&t->shape, &t->layout, unit_index(t, task));
+}
+
+/* What a task's update goes by: in the next forward pass the decision of the step before. */
+static const struct ps__order *order_of(const struct ps_trainer *t, const struct ps_task *task)
+{
+    bool before = t->pending && when(t, task) == PS_UPDATE_NEXT_FORWARD;
+    return before ? &t->pending_order : &t->now;
+}
+
+/* Will there be an update, as far as is known before the end of the backward pass? While segment
+ * update runs: of what waits (pending), else of everything. */
+static bool may_update(const struct ps_trainer *t, const struct ps_task *task)
+{
+    if (when(t, task) == PS_UPDATE_NEXT_FORWARD)
+        return t->pending || t->redoing;
+    return !(t->redoing && t->pending);
 }
 
 /* Is there an update to make now? */
 static bool updates(const struct ps_trainer *t, const struct ps_task *task)
 {
-    if (t->layout.update == PS_UPDATE_NEXT_FORWARD)
-        return t->pending;
-    bool early = ps_step_updates_inside(&t->shape, &t->layout, unit_index(t, task));
-    return (early && !t->redoing) || (t->now.go && !t->revoked);
-}
-
-/* Will there be one, as far as is known before the end of the backward pass? */
-static bool may_update(const struct ps_trainer *t)
-{
-    return t->layout.update != PS_UPDATE_NEXT_FORWARD || t->pending;
+    enum ps_update_when w = when(t, task);
+    if (!may_update(t, task))
+        return false;
+    if (w == PS_UPDATE_NEXT_FORWARD && t->pending)
+        return true;
+    bool early = w == PS_UPDATE_INSIDE && !t->redoing;
+    return early || (t->now.go && !t->revoked);
 }
 
 static bool unit_active(const struct ps_trainer *t, int32_t unit, uint64_t step)
@@ -139,7 +150,11 @@ static int move_gradient(struct ps_trainer *t, const struct ps_task *task, bool 
                          .to_type = out ? type : PS_DTYPE_F32,
                          .from_type = out ? PS_DTYPE_F32 : type,
                          .n = n};
-        ps_pool_run(t->optim_pool, pack_piece, &p, (n + PACK_PIECE - 1) / PACK_PIECE);
+        size_t pieces = (n + PACK_PIECE - 1) / PACK_PIECE;
+        if (!out) /* on cpu_optim, whose pool it is */
+            ps_pool_run(t->optim_pool, pack_piece, &p, pieces);
+        for (size_t k = 0; out && k < pieces; k++)
+            pack_piece(&p, k, 0);
         return 0;
     }
     assert(type == PS_DTYPE_F32);
@@ -164,7 +179,7 @@ static int grad_in(void *ctx, const struct ps_task *task, struct ps_error *err)
 static bool nothing_kept(const struct ps_trainer *t, const struct ps_task *task)
 {
     bool adds_up = task->arg[PS_ARG_GRAD] >= 0;
-    return task->kind == PS_TASK_GRAD_READ && (adds_up ? t->micro_base == 0 : !may_update(t));
+    return task->kind == PS_TASK_GRAD_READ && (adds_up ? t->micro_base == 0 : !may_update(t, task));
 }
 
 static int grad_disk_start(void *ctx, const struct ps_task *task, struct ps_error *err)
@@ -236,9 +251,16 @@ static uint32_t chunk_of(const struct ps_trainer *t, const struct ps_task *task)
     return (uint32_t)task->arg[PS_ARG_GRANULE] - t->granule_begin[unit_index(t, task)];
 }
 
+/* Read at the end of a pass for the update that the next one will make, if the step turns out to
+ * have one. */
+static bool reads_ahead(const struct ps_task *task)
+{
+    return task->kind == PS_TASK_READ_STATE && (task->flags & PS_TASK_TRAILS) != 0;
+}
+
 static bool active_now(const struct ps_trainer *t, const struct ps_task *task)
 {
-    return unit_active(t, task->unit, order_of(t)->step);
+    return unit_active(t, task->unit, order_of(t, task)->step);
 }
 
 static int submit(struct ps_trainer *t, const struct ps_task *task, uint32_t extent, bool write,
@@ -259,10 +281,21 @@ static int nothing_started(struct ps_trainer *t, const struct ps_task *task)
     return 0;
 }
 
+/* While what was read ahead is on its way, the next step may begin: its number is not asked for. */
+static bool wants_state(const struct ps_trainer *t, const struct ps_task *task)
+{
+    int32_t g = task->arg[PS_ARG_GRANULE];
+    if (granule_of(t, task)->state_bytes == 0)
+        return false;
+    if (reads_ahead(task))
+        return unit_active(t, task->unit, t->ahead_step[g]);
+    return may_update(t, task) && active_now(t, task);
+}
+
 static int read_state_start(void *ctx, const struct ps_task *task, struct ps_error *err)
 {
     struct ps_trainer *t = ctx;
-    if (!may_update(t) || !active_now(t, task) || granule_of(t, task)->state_bytes == 0)
+    if (!wants_state(t, task))
         return nothing_started(t, task);
     return submit(t, task, state_extent(unit_index(t, task)), false, state_slot(t, task), err);
 }
@@ -271,8 +304,7 @@ static int read_state_finish(void *ctx, const struct ps_task *task, struct ps_er
 {
     struct ps_trainer *t = ctx;
     int ret = ps__trainer_wait_tickets(t, task->lane, err);
-    if (ret < 0 || t->opt.io.moves_nothing || !may_update(t) || !active_now(t, task) ||
-        granule_of(t, task)->state_bytes == 0)
+    if (ret < 0 || t->opt.io.moves_nothing || !wants_state(t, task))
         return ret;
     return t->store->ops->check(t->store, state_extent(unit_index(t, task)), chunk_of(t, task),
                                 PS_COPY_LATEST, state_slot(t, task), err);
@@ -289,7 +321,7 @@ static int update_slice(struct ps_trainer *t, const struct ps_task *task,
                         const struct ps_slice *slice, unsigned char *weights, unsigned char *states,
                         struct ps_error *err)
 {
-    const struct ps__order *o = order_of(t);
+    const struct ps__order *o = order_of(t, task);
     const struct ps_trainable *x = &t->trainable[slice->tensor];
     bool near = t->layout.grad[unit_index(t, task)] == PS_TIER_DEVICE;
     struct ps_update u = {.pool = t->optim_pool,
@@ -341,6 +373,8 @@ static int update_host(void *ctx, const struct ps_task *task, struct ps_error *e
     struct ps_trainer *t = ctx;
     int32_t i = unit_index(t, task);
     bool go = updates(t, task) && active_now(t, task);
+    if (granule_of(t, task))
+        t->ahead_step[task->arg[PS_ARG_GRANULE]] = t->now.step;
     t->unit_updated[i] = go;
     if (!go)
         return 0;

@@ -11,7 +11,8 @@ struct full_plan {
     const char *boundary, *keep;
     const char *saved; /* NULL: near */
     int32_t saved_ring;
-    int32_t group, near_slots, raw_slots, x_ring, host_ring, grad_slots, grad_ring, state_slots;
+    int32_t group, near_slots, raw_slots, x_ring, host_ring, grad_slots, grad_ring, state_slots,
+        deferred;
     enum ps_update_when update;
     bool emu;
 };
@@ -33,6 +34,7 @@ static inline void full_plan_set(struct ps_trainer *t, const struct full_plan *p
     l.grad_slots = p->grad_slots;
     l.grad_ring = p->grad_ring;
     l.state_slots = p->state_slots;
+    l.deferred = p->deferred;
     l.update = p->update;
     for (int32_t i = 0; i < shape->n_layer + 2; i++) {
         bool pinned = shape->tied && i == shape->n_layer + 1;
