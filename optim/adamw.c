@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "optim/adamw_internal.h"
+#include "optim/elementwise_internal.h"
 #include "optim/optimizers.h"
 #include "optim/weight_io.h"
 
@@ -203,6 +204,11 @@ void ps_adamw_step(const struct ps_update *u, uint64_t t)
                      u->grad_scale);
     if (u->cx && u->cx->k->adamw && is_plain(u->layout)) {
         adamw_on_device(u, &s);
+        return;
+    }
+    if (!is_plain(u->layout) && u->isa >= PS_ISA_AVX512) {
+        s.grad_scale = 1; /* the loop has u's */
+        ps_update_tiles(u, PS__LANE_TASK, ps__adamw_lanes_avx512, &s);
         return;
     }
     if (!is_plain(u->layout)) {

@@ -6,12 +6,9 @@
  *
  * Each operator is rounded once, nothing is fused.
  * Source: Chen et al. 2023, arXiv:2302.06675; the authors' lion_pytorch. */
+#include "optim/elementwise_internal.h"
 #include "optim/optimizers.h"
 #include "optim/tile_internal.h"
-
-struct scalars {
-    float lr, decay, beta1, beta2, one_minus_beta1, one_minus_beta2;
-};
 
 static int lion_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_tensor *tensor,
                        struct ps_opt_layout *out, struct ps_error *err)
@@ -27,10 +24,10 @@ static int lion_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_t
     return 0;
 }
 
-PS__INLINE void loop(const struct ps__lanes *l, const struct scalars *a, size_t n, bool f32,
-                     bool g32)
+PS__INLINE void loop(const struct ps__lanes *l, const struct ps__lion_scalars *a, size_t n,
+                     bool f32, bool g32)
 {
-    const struct scalars s = *a;
+    const struct ps__lion_scalars s = *a;
     PS__LANES(l);
     for (size_t i = 0; i < n; i++) {
         float w = PS__LANE_WEIGHT(i), g = PS__LANE_GRAD(i), m = x[i];
@@ -44,7 +41,7 @@ PS__INLINE void loop(const struct ps__lanes *l, const struct scalars *a, size_t 
 
 PS__INLINE void update_tile(PS__TILE_ARGS)
 {
-    PS__RUN_LANES(loop, (const struct scalars *)arg);
+    PS__RUN_LANES(loop, (const struct ps__lion_scalars *)arg);
 }
 PS__TILE_VARIANTS(update_tile)
 
@@ -52,13 +49,16 @@ static int lion_update(const struct ps_update *u, struct ps_error *err)
 {
     (void)err;
     const struct ps_optimizer_hyper *h = u->hyper;
-    struct scalars s = {.lr = (float)u->lr,
-                        .decay = (float)(u->lr * (u->decay ? h->weight_decay : 0)),
-                        .beta1 = (float)h->beta1,
-                        .beta2 = (float)h->beta2,
-                        .one_minus_beta1 = (float)(1 - h->beta1),
-                        .one_minus_beta2 = (float)(1 - h->beta2)};
-    ps_update_tiles(u, PS_TILE, update_tile_for(u->isa), &s);
+    struct ps__lion_scalars s = {.lr = (float)u->lr,
+                                 .decay = (float)(u->lr * (u->decay ? h->weight_decay : 0)),
+                                 .beta1 = (float)h->beta1,
+                                 .beta2 = (float)h->beta2,
+                                 .one_minus_beta1 = (float)(1 - h->beta1),
+                                 .one_minus_beta2 = (float)(1 - h->beta2)};
+    if (u->isa >= PS_ISA_AVX512)
+        ps_update_tiles(u, PS__LANE_TASK, ps__lion_avx512, &s);
+    else
+        ps_update_tiles(u, PS_TILE, update_tile_for(u->isa), &s);
     return 0;
 }
 

@@ -7,13 +7,9 @@
  *
  * Each operator is rounded once, nothing is fused. Without momentum there is no state.
  * Source: Sutskever et al. 2013 (ICML); torch.optim.SGD. */
+#include "optim/elementwise_internal.h"
 #include "optim/optimizers.h"
 #include "optim/tile_internal.h"
-
-struct scalars {
-    float lr, decay, momentum, undamped; /* undamped: 1 - dampening */
-    bool nesterov, first;                /* first: of the tensor */
-};
 
 static int sgd_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_tensor *tensor,
                       struct ps_opt_layout *out, struct ps_error *err)
@@ -37,10 +33,10 @@ static int sgd_layout(const struct ps_optimizer_hyper *h, const struct ps_opt_te
     return 0;
 }
 
-PS__INLINE void plain_loop(const struct ps__lanes *l, const struct scalars *a, size_t n, bool f32,
-                           bool g32)
+PS__INLINE void plain_loop(const struct ps__lanes *l, const struct ps__sgd_scalars *a, size_t n,
+                           bool f32, bool g32)
 {
-    const struct scalars s = *a;
+    const struct ps__sgd_scalars s = *a;
     PS__LANES(l);
     (void)x;
     for (size_t i = 0; i < n; i++) {
@@ -52,14 +48,14 @@ PS__INLINE void plain_loop(const struct ps__lanes *l, const struct scalars *a, s
 
 PS__INLINE void plain(PS__TILE_ARGS)
 {
-    PS__RUN_LANES(plain_loop, (const struct scalars *)arg);
+    PS__RUN_LANES(plain_loop, (const struct ps__sgd_scalars *)arg);
 }
 PS__TILE_VARIANTS(plain)
 
-PS__INLINE void momentum_loop(const struct ps__lanes *l, const struct scalars *a, size_t n,
+PS__INLINE void momentum_loop(const struct ps__lanes *l, const struct ps__sgd_scalars *a, size_t n,
                               bool f32, bool g32)
 {
-    const struct scalars s = *a;
+    const struct ps__sgd_scalars s = *a;
     PS__LANES(l);
     for (size_t i = 0; i < n; i++) {
         float w = PS__LANE_WEIGHT(i), g = PS__LANE_GRAD(i);
@@ -73,7 +69,7 @@ PS__INLINE void momentum_loop(const struct ps__lanes *l, const struct scalars *a
 
 PS__INLINE void with_momentum(PS__TILE_ARGS)
 {
-    PS__RUN_LANES(momentum_loop, (const struct scalars *)arg);
+    PS__RUN_LANES(momentum_loop, (const struct ps__sgd_scalars *)arg);
 }
 PS__TILE_VARIANTS(with_momentum)
 
@@ -81,13 +77,18 @@ static int sgd_update(const struct ps_update *u, struct ps_error *err)
 {
     (void)err;
     const struct ps_optimizer_hyper *h = u->hyper;
-    struct scalars s = {.lr = (float)u->lr,
-                        .decay = (float)(u->decay ? h->weight_decay : 0),
-                        .momentum = (float)h->momentum,
-                        .undamped = (float)(1 - h->dampening),
-                        .nesterov = h->nesterov,
-                        .first = u->t == 1};
+    struct ps__sgd_scalars s = {.lr = (float)u->lr,
+                                .decay = (float)(u->decay ? h->weight_decay : 0),
+                                .momentum = (float)h->momentum,
+                                .undamped = (float)(1 - h->dampening),
+                                .nesterov = h->nesterov,
+                                .first = u->t == 1};
     bool momentum = u->layout->state_count > 0;
+    if (u->isa >= PS_ISA_AVX512) {
+        ps_update_tiles(u, PS__LANE_TASK, momentum ? ps__sgd_momentum_avx512 : ps__sgd_plain_avx512,
+                        &s);
+        return 0;
+    }
     ps_update_tiles(u, PS_TILE, momentum ? with_momentum_for(u->isa) : plain_for(u->isa), &s);
     return 0;
 }

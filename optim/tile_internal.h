@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "optim/weight_io.h"
+#include "optim/weight_io_internal.h"
 #include "runtime/base/rng.h"
 
 #define PS__INLINE static inline __attribute__((always_inline))
@@ -112,6 +113,10 @@ PS__INLINE void ps__round_tile(const struct ps_update *u, uint32_t plane, uint64
                              .micro_batch = plane,
                              .layer = u->tensor->id,
                              .site = PS_RNG_ROUND};
+    if (u->isa >= PS_ISA_AVX512) {
+        ps__round_avx512(&key, e, n, x, out);
+        return;
+    }
     struct ps__random_narrow r;
     uint16_t half[PS__NARROW * 8];
     size_t skip = (size_t)(e % 8), blocks = (skip + n + 7) / 8;
