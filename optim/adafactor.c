@@ -10,50 +10,63 @@
  *   m <- beta1 m + (1 - beta1) a u, a u = m                                where beta1 > 0
  *   p <- p - (decay * a) p;   p <- p - a u
  *
- * Three passes over the tensor: r and c; RMS(u) and RMS(p); the step. Sums are in fp64 and in an
- * order that depends on the shape alone.
- * Source: Shazeer & Stern 2018, arXiv:1804.04235; fairseq's and transformers' Adafactor. */
+ * Three passes over the tensor: r and c; RMS(u) and RMS(p); the step. The rule needs them: u wants
+ * all of r and c, the step wants RMS(u), and RMS(u) = mean_ij g_ij^2 R_i C_j is no function of sums
+ * that the first pass could have kept. So a matrix larger than the caches costs 12 bytes a
+ * parameter for an fp32 gradient (6 for bf16) and once 4 (rounded bf16 weights) or 8 (fp32, or bf16
+ * with remainder), 8 more with fp32 momentum, 2 or 4 more reading with scale_parameter: that is the
+ * bound of memory. The second pass goes backwards over the rows: it begins with what the caches
+ * still have of the first.
+ *
+ * Sums are in fp64 (squares of fp32 are exact there), in an order that depends on the shape alone:
+ * a row in 16 lanes, element j in lane j mod 16, then the lanes in order; a column by blocks of
+ * rows (a 32nd of the rows, at least 16), in order in a block, then the blocks in order. Source:
+ * Shazeer & Stern 2018, arXiv:1804.04235; fairseq's and transformers' Adafactor. */
 #include <math.h>
 
+#include "optim/adafactor_internal.h"
 #include "optim/optimizers.h"
 #include "optim/tile_internal.h"
 
-#define LANES 16  /* partial sums of a row */
-#define WIDTH 256 /* columns of a task of column sums */
+#define LANES PS__ADAFACTOR_LANES
+#define BLOCKS 32        /* of rows, at most */
+#define BLOCK_LEAST 16   /* rows of a block */
+#define COL_TASK 1024    /* columns of a task */
+#define TASK_ELEMS 16384 /* of a task of rows */
 
-/* A vector is taken as rows of PS_TILE elements. */
-struct shape {
-    size_t rows, cols, n;
-    bool matrix;
-};
-
-static struct shape shape_of(const struct ps_opt_tensor *x)
+static struct ps__adafactor_shape shape_of(const struct ps_opt_tensor *x)
 {
-    struct shape s = {.n = x->n, .matrix = x->rank == 2};
+    struct ps__adafactor_shape s = {.n = x->n, .matrix = x->rank == 2};
     s.cols = s.matrix ? (size_t)x->cols : PS_TILE;
     s.rows = s.matrix ? (size_t)x->rows : (s.n + PS_TILE - 1) / PS_TILE;
+    s.block = (s.rows + BLOCKS - 1) / BLOCKS;
+    s.block = s.block < BLOCK_LEAST ? BLOCK_LEAST : s.block;
     return s;
 }
 
-/* Lies in the workspace. */
-struct parts {
-    double *row, *row_w; /* (rows,): sums of squares of a row */
-    double *col;         /* (cols,) */
-    float *row_factor, *col_factor;
-};
-
-static size_t carve(struct parts *p, void *base, const struct shape *s)
+static size_t block_count(const struct ps__adafactor_shape *s)
 {
-    size_t rows = (s->rows * 8 + 63) / 64 * 64, cols = s->matrix ? (s->cols * 8 + 63) / 64 * 64 : 0;
+    return (s->rows + s->block - 1) / s->block;
+}
+
+static size_t line(size_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
+static size_t carve(struct ps__adafactor_parts *p, void *base, const struct ps__adafactor_shape *s)
+{
+    size_t rows = line(s->rows * 8), cols = s->matrix ? line(s->cols * 8) : 0;
+    size_t part = s->matrix ? line(block_count(s) * s->cols * 8) : 0;
     if (p) {
         unsigned char *at = base;
         p->row = (double *)(void *)at;
         p->row_w = (double *)(void *)(at + rows);
-        p->col = (double *)(void *)(at + 2 * rows);
-        p->row_factor = (float *)(void *)(at + 2 * rows + cols);
-        p->col_factor = (float *)(void *)(at + 3 * rows + cols);
+        p->row_factor = (float *)(void *)(at + 2 * rows);
+        p->col_factor = (float *)(void *)(at + 3 * rows);
+        p->col = (double *)(void *)(at + 3 * rows + cols);
     }
-    return 3 * rows + 2 * cols;
+    return 3 * rows + cols + part;
 }
 
 enum { ROW = 0, COL = 1, FULL = 0 };
@@ -68,7 +81,7 @@ static int adafactor_layout(const struct ps_optimizer_hyper *h, const struct ps_
     if (h->state_dtype == PS_DTYPE_BF16 && !(h->beta1 > 0))
         return ps_error_full(err, PS_EUSAGE, NULL, "optim-state", "give --beta1, or remove it",
                              "`optim-state` is that of adafactor's momentum, which needs `beta1`");
-    struct shape s = shape_of(tensor);
+    struct ps__adafactor_shape s = shape_of(tensor);
     *out = (struct ps_opt_layout){.granule = 0,
                                   .workspace_bytes = carve(NULL, NULL, &s),
                                   .remainder = !h->stochastic_rounding};
@@ -91,16 +104,8 @@ static int adafactor_layout(const struct ps_optimizer_hyper *h, const struct ps_
     return 0;
 }
 
-struct pass {
-    const struct ps_update *u;
-    struct shape s;
-    struct parts p;
-    float eps, beta2, one_minus_beta2, beta1, one_minus_beta1;
-    float decay, step; /* a * weight_decay; a / max(1, RMS(u) / threshold) */
-};
-
 /* Elements of row i: the last one of a vector may be shorter. */
-PS__INLINE size_t width_of(const struct shape *s, size_t i)
+PS__INLINE size_t width_of(const struct ps__adafactor_shape *s, size_t i)
 {
     return s->matrix || (i + 1) * s->cols <= s->n ? s->cols : s->n - i * s->cols;
 }
@@ -129,113 +134,150 @@ PS__INLINE void add_squares(double lane[LANES], const float *x, size_t n)
         lane[i % LANES] += (double)x[i] * (double)x[i];
 }
 
-/* Sums of squares of row i of the gradient. */
-static void row_sums(void *arg, size_t i, int thread)
-{
-    (void)thread;
-    struct pass *a = arg;
-    double lane[LANES] = {0};
-    float g[PS_TILE];
-    for (size_t from = 0; from < a->s.cols; from += PS_TILE) {
-        size_t n = piece(a->s.cols, from);
-        ps_grad_load(a->u, i * a->s.cols + from, n, g);
-        add_squares(lane, g, n);
+#define ROWS_ARGS const struct ps__adafactor *a, size_t begin, size_t end
+#define ROWS_VARIANTS(body)                                                                        \
+    static void body##_portable(ROWS_ARGS)                                                         \
+    {                                                                                              \
+        body(a, begin, end);                                                                       \
+    }                                                                                              \
+    PS__AVX2 static void body##_avx2(ROWS_ARGS)                                                    \
+    {                                                                                              \
+        body(a, begin, end);                                                                       \
     }
-    a->p.row[i] = sum_lanes(lane);
-}
 
-static void col_sums(void *arg, size_t task, int thread)
+PS__INLINE void sums(ROWS_ARGS)
 {
-    (void)thread;
-    struct pass *a = arg;
-    size_t begin = task * WIDTH, n = a->s.cols - begin < WIDTH ? a->s.cols - begin : WIDTH;
-    double sum[WIDTH] = {0};
-    float g[WIDTH];
-    for (size_t i = 0; i < a->s.rows; i++) {
-        ps_grad_load(a->u, i * a->s.cols + begin, n, g);
-        for (size_t j = 0; j < n; j++)
-            sum[j] += (double)g[j] * (double)g[j];
+    double *restrict col = a->p.col + begin / a->s.block * a->s.cols;
+    memset(col, 0, a->s.cols * sizeof *col);
+    for (size_t i = begin; i < end; i++) {
+        double lane[LANES] = {0};
+        float g[PS_TILE];
+        for (size_t from = 0; from < a->s.cols; from += PS_TILE) {
+            size_t n = piece(a->s.cols, from);
+            ps__grad_load(a->u, i * a->s.cols + from, n, g);
+            add_squares(lane, g, n);
+            for (size_t j = 0; j < n; j++)
+                col[from + j] += (double)g[j] * (double)g[j];
+        }
+        a->p.row[i] = sum_lanes(lane);
     }
-    memcpy(a->p.col + begin, sum, n * sizeof *sum);
 }
+ROWS_VARIANTS(sums)
 
 /* The vector's second moments, in place. */
-static void full_moments(void *arg, size_t i, int thread)
+PS__INLINE void moments(ROWS_ARGS)
 {
-    (void)thread;
-    struct pass *a = arg;
-    float g[PS_TILE];
-    size_t at = i * PS_TILE, n = width_of(&a->s, i);
-    float *v = (float *)a->u->state[FULL] + at;
-    ps_grad_load(a->u, at, n, g);
-    for (size_t k = 0; k < n; k++)
-        v[k] = a->beta2 * v[k] + a->one_minus_beta2 * (g[k] * g[k] + a->eps);
+    for (size_t i = begin; i < end; i++) {
+        float g[PS_TILE];
+        size_t at = i * PS_TILE, n = width_of(&a->s, i);
+        float *restrict v = (float *)a->u->state[FULL] + at;
+        ps__grad_load(a->u, at, n, g);
+        for (size_t k = 0; k < n; k++)
+            v[k] = a->beta2 * v[k] + a->one_minus_beta2 * (g[k] * g[k] + a->eps);
+    }
 }
+ROWS_VARIANTS(moments)
 
 /* The update before clipping: of n elements from column `from` of row i. */
-static void direction(const struct pass *a, size_t i, size_t from, size_t n, float *g)
+PS__INLINE void direction(const struct ps__adafactor *a, size_t i, size_t from, size_t n,
+                          float *restrict g)
 {
-    ps_grad_load(a->u, i * a->s.cols + from, n, g);
+    ps__grad_load(a->u, i * a->s.cols + from, n, g);
     if (a->s.matrix) {
-        const float *c = a->p.col_factor + from, r = a->p.row_factor[i];
+        const float *restrict c = a->p.col_factor + from;
+        float r = a->p.row_factor[i];
         for (size_t k = 0; k < n; k++)
             g[k] = g[k] * (r * c[k]);
     } else {
-        const float *v = (const float *)a->u->state[FULL] + i * a->s.cols + from;
+        const float *restrict v = (const float *)a->u->state[FULL] + i * a->s.cols + from;
         for (size_t k = 0; k < n; k++)
             g[k] = g[k] / __builtin_sqrtf(v[k]);
     }
 }
 
-static void row_norms(void *arg, size_t i, int thread)
+PS__INLINE void norms(ROWS_ARGS)
 {
-    (void)thread;
-    struct pass *a = arg;
-    double lane[LANES] = {0}, lane_w[LANES] = {0};
-    float x[PS_TILE];
-    size_t width = width_of(&a->s, i);
-    for (size_t from = 0; from < width; from += PS_TILE) {
-        size_t n = piece(width, from);
-        direction(a, i, from, n, x);
-        add_squares(lane, x, n);
-        if (a->u->hyper->scale_parameter) {
-            ps_weight_load(a->u, i * a->s.cols + from, n, x);
-            add_squares(lane_w, x, n);
+    for (size_t i = begin; i < end; i++) {
+        double lane[LANES] = {0}, lane_w[LANES] = {0};
+        float x[PS_TILE];
+        size_t width = width_of(&a->s, i);
+        for (size_t from = 0; from < width; from += PS_TILE) {
+            size_t n = piece(width, from);
+            direction(a, i, from, n, x);
+            add_squares(lane, x, n);
+            if (a->u->hyper->scale_parameter) {
+                ps__weight_load(a->u, i * a->s.cols + from, n, x);
+                add_squares(lane_w, x, n);
+            }
         }
+        a->p.row[i] = sum_lanes(lane);
+        a->p.row_w[i] = sum_lanes(lane_w);
     }
-    a->p.row[i] = sum_lanes(lane);
-    a->p.row_w[i] = sum_lanes(lane_w);
 }
+ROWS_VARIANTS(norms)
 
-static void row_step(void *arg, size_t i, int thread)
+PS__INLINE void step_piece(const struct ps__adafactor *a, size_t i, size_t from, size_t n)
 {
-    (void)thread;
-    struct pass *a = arg;
     float x[PS_TILE], w[PS_TILE], m[PS_TILE];
-    size_t width = width_of(&a->s, i);
-    int momentum = a->u->hyper->beta1 > 0 ? a->u->layout->state_count - 1 : -1;
-    for (size_t from = 0; from < width; from += PS_TILE) {
-        size_t n = piece(width, from), at = i * a->s.cols + from;
-        direction(a, i, from, n, x);
-        ps_weight_load(a->u, at, n, w);
+    size_t at = i * a->s.cols + from;
+    direction(a, i, from, n, x);
+    ps__weight_load(a->u, at, n, w);
+    for (size_t k = 0; k < n; k++)
+        x[k] = x[k] * a->step;
+    if (a->momentum >= 0) {
+        ps__state_load(a->u, a->momentum, at, n, m);
         for (size_t k = 0; k < n; k++)
-            x[k] = x[k] * a->step;
-        if (momentum >= 0) {
-            ps_state_load(a->u, momentum, at, n, m);
-            for (size_t k = 0; k < n; k++)
-                x[k] = m[k] = a->beta1 * m[k] + a->one_minus_beta1 * x[k];
-            ps_state_store(a->u, momentum, at, n, m);
-        }
-        for (size_t k = 0; k < n; k++)
-            w[k] = (w[k] - a->decay * w[k]) - x[k];
-        ps_weight_store(a->u, at, n, w);
+            x[k] = m[k] = a->beta1 * m[k] + a->one_minus_beta1 * x[k];
+        ps__state_store(a->u, a->momentum, at, n, m);
     }
+    for (size_t k = 0; k < n; k++)
+        w[k] = (w[k] - a->decay * w[k]) - x[k];
+    ps__weight_store(a->u, at, n, w);
 }
 
-/* r and c, and what they scale a gradient by. */
-static void factors(struct pass *a)
+PS__INLINE void step(ROWS_ARGS)
 {
-    float *r = a->u->state[ROW], *c = a->u->state[COL];
+    for (size_t i = begin; i < end; i++) {
+        size_t width = width_of(&a->s, i);
+        for (size_t from = 0; from < width; from += PS_TILE)
+            step_piece(a, i, from, piece(width, from));
+    }
+}
+ROWS_VARIANTS(step)
+
+/* AVX-512 has matrices; a vector is never what takes long. */
+#define ROWS_FOR(body)                                                                             \
+    (a->s.matrix && a->u->isa >= PS_ISA_AVX512 ? ps__adafactor_##body##_avx512                     \
+     : a->u->isa >= PS_ISA_AVX2                ? body##_avx2                                       \
+                                               : body##_portable)
+
+struct task {
+    const struct ps__adafactor *a;
+    ps__adafactor_rows_fn rows;
+    size_t count, of_task; /* rows; of a task */
+    bool backwards;
+};
+
+static void run_rows(void *arg, size_t i, int thread)
+{
+    (void)thread;
+    const struct task *t = arg;
+    size_t tasks = (t->count + t->of_task - 1) / t->of_task;
+    size_t begin = (t->backwards ? tasks - 1 - i : i) * t->of_task;
+    t->rows(t->a, begin, begin + t->of_task < t->count ? begin + t->of_task : t->count);
+}
+
+static void each_row(const struct ps__adafactor *a, ps__adafactor_rows_fn rows, size_t of_task,
+                     bool backwards)
+{
+    struct task t = {
+        .a = a, .rows = rows, .count = a->s.rows, .of_task = of_task, .backwards = backwards};
+    ps_pool_run(a->u->pool, run_rows, &t, (t.count + of_task - 1) / of_task);
+}
+
+static void row_factors(const struct ps__adafactor *a)
+{
+    float *r = a->u->state[ROW];
     double sum = 0;
     for (size_t i = 0; i < a->s.rows; i++) {
         float q = (float)(a->p.row[i] / (double)a->s.cols + (double)a->eps);
@@ -245,8 +287,21 @@ static void factors(struct pass *a)
     double mean = sum / (double)a->s.rows;
     for (size_t i = 0; i < a->s.rows; i++)
         a->p.row_factor[i] = (float)(1 / sqrt((double)r[i] / mean));
-    for (size_t j = 0; j < a->s.cols; j++) {
-        float q = (float)(a->p.col[j] / (double)a->s.rows + (double)a->eps);
+}
+
+static void col_factors(void *arg, size_t task, int thread)
+{
+    (void)thread;
+    const struct ps__adafactor *a = arg;
+    float *c = a->u->state[COL];
+    size_t begin = task * COL_TASK, blocks = block_count(&a->s);
+    size_t end = begin + COL_TASK < a->s.cols ? begin + COL_TASK : a->s.cols;
+    double sum[COL_TASK] = {0};
+    for (size_t b = 0; b < blocks; b++)
+        for (size_t j = begin; j < end; j++)
+            sum[j - begin] += a->p.col[b * a->s.cols + j];
+    for (size_t j = begin; j < end; j++) {
+        float q = (float)(sum[j - begin] / (double)a->s.rows + (double)a->eps);
         c[j] = a->beta2 * c[j] + a->one_minus_beta2 * q;
         a->p.col_factor[j] = (float)(1 / sqrt((double)c[j]));
     }
@@ -274,32 +329,35 @@ static int adafactor_update(const struct ps_update *u, struct ps_error *err)
     (void)err;
     const struct ps_optimizer_hyper *h = u->hyper;
     double beta2 = 1 - pow((double)u->t, -h->decay_rate);
-    struct pass a = {.u = u,
-                     .s = shape_of(u->tensor),
-                     .eps = (float)h->eps,
-                     .beta2 = (float)beta2,
-                     .one_minus_beta2 = (float)(1 - beta2),
-                     .beta1 = (float)h->beta1,
-                     .one_minus_beta1 = (float)(1 - h->beta1)};
+    struct ps__adafactor pass = {.u = u,
+                                 .s = shape_of(u->tensor),
+                                 .eps = (float)h->eps,
+                                 .beta2 = (float)beta2,
+                                 .one_minus_beta2 = (float)(1 - beta2),
+                                 .beta1 = (float)h->beta1,
+                                 .one_minus_beta1 = (float)(1 - h->beta1),
+                                 .momentum = h->beta1 > 0 ? u->layout->state_count - 1 : -1};
+    struct ps__adafactor *a = &pass;
+    size_t of_task = a->s.cols < TASK_ELEMS ? TASK_ELEMS / a->s.cols : 1;
     assert(u->begin == 0 && u->n == u->tensor->n);
-    carve(&a.p, u->workspace, &a.s);
-    if (a.s.matrix) {
-        ps_pool_run(u->pool, row_sums, &a, a.s.rows);
-        ps_pool_run(u->pool, col_sums, &a, (a.s.cols + WIDTH - 1) / WIDTH);
-        factors(&a);
+    carve(&a->p, u->workspace, &a->s);
+    if (a->s.matrix) {
+        each_row(a, ROWS_FOR(sums), a->s.block, false);
+        row_factors(a);
+        ps_pool_run(u->pool, col_factors, a, (a->s.cols + COL_TASK - 1) / COL_TASK);
     } else {
-        ps_pool_run(u->pool, full_moments, &a, a.s.rows);
+        each_row(a, u->isa >= PS_ISA_AVX2 ? moments_avx2 : moments_portable, of_task, false);
     }
-    ps_pool_run(u->pool, row_norms, &a, a.s.rows);
-    double n = (double)a.s.n, rms = sqrt(total(a.p.row, a.s.rows) / n);
+    each_row(a, ROWS_FOR(norms), of_task, true);
+    double n = (double)a->s.n, rms = sqrt(total(a->p.row, a->s.rows) / n);
     double clip = rms / h->clip_threshold, rate = rate_of(u);
     if (h->scale_parameter) {
-        double size = sqrt(total(a.p.row_w, a.s.rows) / n);
+        double size = sqrt(total(a->p.row_w, a->s.rows) / n);
         rate *= size > h->eps2 ? size : h->eps2;
     }
-    a.step = (float)(rate / (clip > 1 ? clip : 1));
-    a.decay = (float)(rate * (u->decay ? h->weight_decay : 0));
-    ps_pool_run(u->pool, row_step, &a, a.s.rows);
+    a->step = (float)(rate / (clip > 1 ? clip : 1));
+    a->decay = (float)(rate * (u->decay ? h->weight_decay : 0));
+    each_row(a, ROWS_FOR(step), of_task, false);
     return 0;
 }
 
