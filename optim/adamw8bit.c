@@ -11,14 +11,13 @@
  * fp32 moments and AdamW's own update.
  *
  * Source: Dettmers et al. 2022, arXiv:2110.02861; decay before the step as torchao has it. */
-#include "optim/adamw.h"
+#include "optim/adamw8bit_internal.h"
 #include "optim/dynamic_map_variants.h"
 #include "optim/optimizers.h"
 #include "optim/tile_internal.h"
 
 #define SMALLEST 4096
-
-enum { M_CODE, M_SCALE, V_CODE, V_SCALE };
+#define TASK_ELEMS 16384 /* a multiple of PS_BLOCK8 */
 
 static bool is_small(const struct ps_opt_tensor *x)
 {
@@ -46,6 +45,7 @@ struct pass {
     struct ps_adamw_scalars s;
     ps__block8_encode_fn encode;
     ps__block8_decode_fn decode;
+    struct ps__map_planes planes; /* AVX-512 */
 };
 
 /* One block: n <= PS_BLOCK8. */
@@ -54,9 +54,10 @@ PS__INLINE void update_block(PS__TILE_ARGS)
     const struct pass *a = arg;
     const struct ps_adamw_scalars s = a->s;
     float w[PS_BLOCK8], g[PS_BLOCK8], m[PS_BLOCK8], v[PS_BLOCK8];
-    uint8_t *m_code = (uint8_t *)u->state[M_CODE] + at, *v_code = (uint8_t *)u->state[V_CODE] + at;
-    float *m_scale = (float *)u->state[M_SCALE] + at / PS_BLOCK8;
-    float *v_scale = (float *)u->state[V_SCALE] + at / PS_BLOCK8;
+    uint8_t *m_code = (uint8_t *)u->state[PS__M_CODE] + at,
+            *v_code = (uint8_t *)u->state[PS__V_CODE] + at;
+    float *m_scale = (float *)u->state[PS__M_SCALE] + at / PS_BLOCK8;
+    float *v_scale = (float *)u->state[PS__V_SCALE] + at / PS_BLOCK8;
     a->decode(m_code, *m_scale, n, true, m);
     a->decode(v_code, *v_scale, n, false, v);
     ps__weight_load(u, at, n, w);
@@ -74,17 +75,33 @@ PS__INLINE void update_block(PS__TILE_ARGS)
 
 PS__TILE_VARIANTS(update_block)
 
+/* Blocks of a task; a short one at the tensor's end by the loop above. */
+static void update_blocks_avx512(PS__TILE_ARGS)
+{
+    size_t whole = n / PS_BLOCK8 * PS_BLOCK8;
+    ps__adamw8bit_avx512(u, &((const struct pass *)arg)->s, &((const struct pass *)arg)->planes, at,
+                         whole);
+    if (whole < n)
+        update_block_avx512(u, arg, at + whole, n - whole);
+}
+
 static int adamw8bit_update(const struct ps_update *u, struct ps_error *err)
 {
     if (is_small(u->tensor))
         return ps_adamw_ops.update(u, err);
-    struct pass a = {.encode = ps__block8_encode_for(u->isa),
-                     .decode = ps__block8_decode_for(u->isa)};
+    struct pass a;
+    a.encode = ps__block8_encode_for(u->isa);
+    a.decode = ps__block8_decode_for(u->isa);
     const struct ps_optimizer_hyper *h = u->hyper;
     assert(u->begin % PS_BLOCK8 == 0);
     ps_adamw_prepare(&a.s, u->lr, h->beta1, h->beta2, h->eps, u->decay ? h->weight_decay : 0, u->t,
                      u->grad_scale);
-    ps_update_tiles(u, PS_BLOCK8, update_block_for(u->isa), &a);
+    if (u->isa >= PS_ISA_AVX512)
+        ps__map_planes_fill(&a.planes);
+    if (u->isa >= PS_ISA_AVX512)
+        ps_update_tiles(u, TASK_ELEMS, update_blocks_avx512, &a);
+    else
+        ps_update_tiles(u, PS_BLOCK8, update_block_for(u->isa), &a);
     return 0;
 }
 
