@@ -96,7 +96,7 @@ struct ps_options {
     char *data, *eval_data, *format, *field_map, *chat_template, *loss_on, *overlength;
     double val_split;
     int max_seq_len;
-    bool packing, shuffle;
+    bool packing, shuffle, drop_unlabelled;
     /* optimisation */
     double epochs;
     int64_t max_steps;                       /* 0: from epochs */

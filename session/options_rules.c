@@ -312,7 +312,7 @@ static const struct {
      "has no place beside lisa and badam, which leave weights alone at most steps"},
     {"ema-decay", keeps_best,
      "cannot be combined with `--save-best`, which looks at the weights themselves"},
-    {"lora-dropout,dump-grads,clip,max-grad-norm", has_no_gradient,
+    {"lora-dropout,dump-grads,clip,max-grad-norm,drop-unlabelled", has_no_gradient,
      "has no effect with `--optimizer mezo`, which makes no gradient"},
     {"min-lr-ratio", is_constant, "has no effect with `--lr-scheduler constant`"},
     {"min-lr-ratio", has_no_floor, "has no effect with this `--lr-scheduler`, which has no floor"},

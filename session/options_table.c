@@ -211,6 +211,8 @@ static const struct ps__option table[] = {
      .help = "what to do with rows longer than --max-seq-len"},
     {"shuffle", PS__BOOL, AT(shuffle), .fallback = "true", .commands = TRAIN, .numerical = true,
      .help = "new row order in each epoch"},
+    {"drop-unlabelled", PS__BOOL, AT(drop_unlabelled), .fallback = "true", .commands = TRAIN,
+     .numerical = true, .help = "leave out tokens after the last label: they change no gradient"},
     /* optimisation */
     {"epochs", PS__REAL, AT(epochs), .fallback = "1", .arg = "F", .min = PS__ABOVE_0, .max = 1e6,
      .aliases = "num_train_epochs num_epochs", .commands = TRAIN, .numerical = true,

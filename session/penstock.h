@@ -39,6 +39,7 @@ struct ps_session_info {
     uint64_t step;       /* committed so far (resume) */
     uint64_t rows, rows_dropped, rows_truncated, eval_rows;
     uint64_t tokens_per_epoch, labels_per_epoch;
+    uint64_t dropped_per_epoch; /* tokens that training leaves out (--drop-unlabelled) */
     double packing_efficiency;
     int threads;
     const char *isa;
@@ -60,7 +61,7 @@ struct ps_step_stats {
     uint64_t step; /* 1-based, after the step */
     uint64_t step_count;
     double epoch, loss, grad_norm, learning_rate, clip_coef;
-    uint64_t tokens, label_tokens; /* of this step */
+    uint64_t tokens, label_tokens, dropped_tokens; /* of this step */
     double step_s, tokens_per_s;
     double compute_s, data_s, update_s;
     uint64_t host_bytes;

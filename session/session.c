@@ -456,6 +456,7 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
     t->isa = s->isa;
     t->thread_count = s->thread_count;
     t->seed = o->seed;
+    t->drop_unlabelled = trains(s) && o->drop_unlabelled && strcmp(o->optimizer, "mezo") != 0;
     ps__optimizer_hyper(o, &t->hyper);
     t->hyper.n_layer = s->cfg.n_layer;
     if (trains(s) && o->beta2_half_life > 0)
@@ -799,6 +800,8 @@ void ps_session_info(const struct ps_session *s, struct ps_session_info *out)
         .eval_rows = s->eval_data.row_count,
         .tokens_per_epoch = d->token_count,
         .labels_per_epoch = d->label_count,
+        .dropped_per_epoch =
+            s->trainer_options.drop_unlabelled ? ps_batch_unlabelled_tokens(&s->data) : 0,
         .packing_efficiency = s->batcher ? ps_batcher_packing_efficiency(s->batcher) : 0,
         .threads = s->thread_count,
         .isa = ps_isa_name(s->isa),

@@ -82,6 +82,7 @@ struct ps_session {
     FILE *metrics;
     float **dumped; /* (trainable_count,) --dump-grads of a run whose updates are streamed */
     uint64_t total_tokens, total_labels;
+    uint64_t total_dropped; /* of this process */
     double total_seconds, last_eval_loss;
     double save_seconds; /* in which the run stood while checkpoints were written */
     uint64_t eval_step; /* of the last evaluation */

@@ -56,6 +56,7 @@ int ps_session_step(struct ps_session *s, struct ps_step_stats *out, struct ps_e
     s->skipped += st.skipped;
     s->total_tokens += (uint64_t)st.tokens;
     s->total_labels += (uint64_t)st.labels;
+    s->total_dropped += (uint64_t)st.dropped;
     s->total_seconds += st.seconds;
     s->total_read_bytes += st.read_bytes;
     s->total_write_bytes += st.write_bytes;
@@ -69,6 +70,7 @@ int ps_session_step(struct ps_session *s, struct ps_step_stats *out, struct ps_e
         .clip_coef = (double)st.clip_coef,
         .tokens = (uint64_t)st.tokens,
         .label_tokens = (uint64_t)st.labels,
+        .dropped_tokens = (uint64_t)st.dropped,
         .step_s = st.seconds,
         .tokens_per_s = st.seconds > 0 ? (double)st.tokens / st.seconds : 0,
         .compute_s = st.compute_s,
@@ -134,14 +136,15 @@ static int log_step(struct ps_session *s, const struct ps_step_stats *st, struct
         "\"update_s\":%.6f,\"stall_s\":%.6f,\"device_bytes\":%" PRIu64 ",\"host_bytes\":%" PRIu64
         ",\"disk_bytes\":%" PRIu64 ",\"disk_read_bytes\":%" PRIu64 ",\"disk_write_bytes\":%" PRIu64
         ",\"h2d_bytes\":%" PRIu64 ",\"d2h_bytes\":%" PRIu64 ",\"clip_coef\":%.9g,"
-        "\"redo_bytes\":%" PRIu64 ",\"predicted_step_s\":%s,\"skipped\":%s,%s}\n",
+        "\"redo_bytes\":%" PRIu64
+        ",\"predicted_step_s\":%s,\"skipped\":%s,\"dropped_tokens\":%" PRIu64 ",%s}\n",
         st->step, st->epoch, real(loss, sizeof loss, st->loss),
         real(norm, sizeof norm, st->grad_norm), st->learning_rate, st->tokens, st->label_tokens,
         st->tokens_per_s, st->step_s, st->compute_s, st->data_s, st->update_s, st->stall_s,
         st->device_bytes, st->host_bytes, st->disk_bytes, st->disk_read_bytes, st->disk_write_bytes,
         st->h2d_bytes, st->d2h_bytes, st->clip_coef, st->redo_bytes,
         real(predicted, sizeof predicted, guess), st->skipped ? "true" : "false",
-        ps_lane_report_json(s->lane, lanes));
+        st->dropped_tokens, ps_lane_report_json(s->lane, lanes));
     return flush_metrics(s, err);
 }
 
@@ -498,7 +501,7 @@ static int write_end(struct ps_session *s, struct ps_error *err)
     s->total_write_bytes += written;
     fprintf(s->metrics,
             "{\"event\":\"end\",\"steps\":%" PRIu64 ",\"updates\":%" PRIu64 ",\"skipped\":%" PRIu64
-            ",\"tokens\":%" PRIu64 ",\"label_tokens\":%" PRIu64
+            ",\"tokens\":%" PRIu64 ",\"label_tokens\":%" PRIu64 ",\"dropped_tokens\":%" PRIu64
             ",\"train_s\":%.6f,\"save_s\":%.6f,\"tokens_per_s\":%.2f,\"eval_loss\":%s,\"peak_"
             "bytes\":{\"device\":"
             "%" PRIu64 ",\"host\":%" PRIu64 ",\"disk\":%" PRIu64
@@ -507,7 +510,7 @@ static int write_end(struct ps_session *s, struct ps_error *err)
             "},\"step_s\":%s,\"predicted_step_s\":%.9g,\"disk_read_bytes\":%" PRIu64
             ",\"disk_write_bytes\":%" PRIu64 "}\n",
             s->step, ps_trainer_updates(s->trainer), s->skipped, s->total_tokens, s->total_labels,
-            s->total_seconds, s->save_seconds, rate,
+            s->total_dropped, s->total_seconds, s->save_seconds, rate,
             s->eval_batcher ? real(eval, sizeof eval, s->last_eval_loss) : "null", s->device_need,
             ps__rss_peak_bytes(s), s->disk_need, s->device_need, s->host_need, s->disk_need,
             real(measured, sizeof measured, step_s), s->chosen.step_s, s->total_read_bytes,

@@ -67,7 +67,7 @@ static json_t *plan_json(const struct view *v)
                   "without memory the item is missing from the report");
     }
     return json_pack(
-        "{s:s,s:s?,s:s?,s:s?,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:i,s:s?,s:b,s:I,"
+        "{s:s,s:s?,s:s?,s:s?,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:i,s:s?,s:b,s:I,"
         "s:I,s:o,s:s,s:s?,s:I,s:o,s:I,s:o,s:o}",
         "event", "plan", "model_type", i->model_type, "method", i->method, "optimizer",
         i->optimizer, "parameters", (json_int_t)i->parameters, "trainable_parameters",
@@ -75,8 +75,9 @@ static json_t *plan_json(const struct view *v)
         (json_int_t)i->step, "rows", (json_int_t)i->rows, "rows_dropped",
         (json_int_t)i->rows_dropped, "eval_rows", (json_int_t)i->eval_rows, "tokens_per_epoch",
         (json_int_t)i->tokens_per_epoch, "labels_per_epoch", (json_int_t)i->labels_per_epoch,
-        "packing_efficiency", tool_real(i->packing_efficiency), "threads", i->threads, "isa",
-        i->isa, "recompute", i->recompute, "host_bytes", (json_int_t)i->host_bytes, "host_budget",
+        "dropped_per_epoch", (json_int_t)i->dropped_per_epoch, "packing_efficiency",
+        tool_real(i->packing_efficiency), "threads", i->threads, "isa", i->isa, "recompute",
+        i->recompute, "host_bytes", (json_int_t)i->host_bytes, "host_budget",
         (json_int_t)i->host_budget, "plan", items, "device", i->device ? i->device : "cpu",
         "strategy", i->strategy, "device_bytes", (json_int_t)i->device_bytes, "device_budget",
         budget_json(i->device_budget), "disk_bytes", (json_int_t)i->disk_bytes, "disk_budget",
@@ -94,9 +95,12 @@ static void print_rows(const struct ps_session_info *i)
         printf(", %llu truncated", (unsigned long long)i->rows_truncated);
     if (i->eval_rows)
         printf(", %llu rows for evaluation", (unsigned long long)i->eval_rows);
-    printf("\n          %llu tokens an epoch, %llu in the loss; packing fills %.0f%%\n",
-           (unsigned long long)i->tokens_per_epoch, (unsigned long long)i->labels_per_epoch,
-           100 * i->packing_efficiency);
+    printf("\n          %llu tokens an epoch, %llu in the loss",
+           (unsigned long long)i->tokens_per_epoch, (unsigned long long)i->labels_per_epoch);
+    if (i->dropped_per_epoch)
+        printf(", %llu after the last label not computed",
+               (unsigned long long)i->dropped_per_epoch);
+    printf("; packing fills %.0f%%\n", 100 * i->packing_efficiency);
 }
 
 /* ", 1 GiB of 8 GiB device"; nothing for a tier that is not used. */
@@ -221,17 +225,17 @@ static json_t *step_json(const struct ps_step_stats *s)
 {
     json_t *predicted = s->predicted_step_s > 0 ? tool_real(s->predicted_step_s) : json_null();
     return json_pack(
-        "{s:s,s:I,s:I,s:o,s:o,s:o,s:o,s:I,s:I,s:o,s:o,s:I,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o}",
+        "{s:s,s:I,s:I,s:o,s:o,s:o,s:o,s:I,s:I,s:I,s:o,s:o,s:I,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o}",
         "event", "step", "step", (json_int_t)s->step, "step_count", (json_int_t)s->step_count,
         "epoch", tool_real(s->epoch), "loss", tool_real(s->loss), "grad_norm",
         tool_real(s->grad_norm), "learning_rate", tool_real(s->learning_rate), "tokens",
-        (json_int_t)s->tokens, "label_tokens", (json_int_t)s->label_tokens, "tokens_per_s",
-        tool_real(s->tokens_per_s), "step_s", tool_real(s->step_s), "host_bytes",
-        (json_int_t)s->host_bytes, "skipped", s->skipped, "device_bytes",
-        (json_int_t)s->device_bytes, "disk_bytes", (json_int_t)s->disk_bytes, "disk_read_bytes",
-        (json_int_t)s->disk_read_bytes, "disk_write_bytes", (json_int_t)s->disk_write_bytes,
-        "h2d_bytes", (json_int_t)s->h2d_bytes, "d2h_bytes", (json_int_t)s->d2h_bytes, "stall_s",
-        tool_real(s->stall_s), "predicted_step_s", predicted);
+        (json_int_t)s->tokens, "label_tokens", (json_int_t)s->label_tokens, "dropped_tokens",
+        (json_int_t)s->dropped_tokens, "tokens_per_s", tool_real(s->tokens_per_s), "step_s",
+        tool_real(s->step_s), "host_bytes", (json_int_t)s->host_bytes, "skipped", s->skipped,
+        "device_bytes", (json_int_t)s->device_bytes, "disk_bytes", (json_int_t)s->disk_bytes,
+        "disk_read_bytes", (json_int_t)s->disk_read_bytes, "disk_write_bytes",
+        (json_int_t)s->disk_write_bytes, "h2d_bytes", (json_int_t)s->h2d_bytes, "d2h_bytes",
+        (json_int_t)s->d2h_bytes, "stall_s", tool_real(s->stall_s), "predicted_step_s", predicted);
 }
 
 static void on_step(void *arg, const struct ps_step_stats *s)

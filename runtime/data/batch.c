@@ -514,3 +514,52 @@ void ps_batcher_fill(const struct ps_batcher *b, int32_t micro, struct ps_batch 
             put_document(b, rows[i], out);
     }
 }
+
+/* One past the last token of [begin, end) that has a target; begin: none has. */
+static int32_t last_target(const struct ps_batch *b, int32_t begin, int32_t end)
+{
+    while (end > begin && b->target[end - 1] < 0)
+        end--;
+    return end;
+}
+
+int32_t ps_batch_drop_unlabelled(struct ps_batch *b)
+{
+    int32_t before = b->n_tok;
+    int32_t at = 0;
+    int32_t docs = 0;
+    int32_t begin = 0;
+    for (int32_t d = 0; d < b->doc_count; d++) {
+        int32_t next = b->doc_start[d + 1];
+        int32_t end = last_target(b, begin, next);
+        if (at == 0 && end == begin && d + 1 == b->doc_count)
+            end = begin + 1;
+        size_t n = (size_t)(end - begin) * sizeof(int32_t);
+        if (n > 0) {
+            memmove(b->ids + at, b->ids + begin, n);
+            memmove(b->target + at, b->target + begin, n);
+            memmove(b->position + at, b->position + begin, n);
+            b->doc_row[docs++] = b->doc_row[d];
+            at += end - begin;
+            b->doc_start[docs] = at;
+        }
+        begin = next;
+    }
+    b->doc_count = docs;
+    b->n_tok = at;
+    return before - at;
+}
+
+uint64_t ps_batch_unlabelled_tokens(const struct ps_dataset *ds)
+{
+    uint64_t sum = 0;
+    for (uint64_t r = 0; r < ds->row_count; r++) {
+        uint64_t begin = ds->row_begin[r];
+        uint64_t end = ds->row_begin[r + 1];
+        uint64_t all = end;
+        while (end > begin + 1 && ds->labels[end - 1] == PS_LABEL_IGNORE)
+            end--;
+        sum += end > begin + 1 ? all - (end - 1) : all - begin;
+    }
+    return sum;
+}

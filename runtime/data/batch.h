@@ -6,10 +6,10 @@
  * documents: no padding is ever computed. Positions restart at each document, no target crosses a
  * document. A window is grad_accum micro-batches; the last, partial one of an epoch is a step too.
  *
- * The order of epoch e is a permutation drawn from (seed, e) alone (file order when shuffle is off);
- * packing fills sequences greedily in that order: each row goes to the first of the 64 most recently
- * opened sequences that has room for it, else a new one is opened. Everything here is a pure
- * function of (options, step): resuming needs only the step number. */
+ * The order of epoch e is a permutation drawn from (seed, e) alone (file order when shuffle is
+ * off); packing fills sequences greedily in that order: each row goes to the first of the 64 most
+ * recently opened sequences that has room for it, else a new one is opened. Everything here is a
+ * pure function of (options, step): resuming needs only the step number. */
 #ifndef PS_DATA_BATCH_H
 #define PS_DATA_BATCH_H
 
@@ -66,6 +66,14 @@ int64_t ps_batcher_window_labels(const struct ps_batcher *b);
 int64_t ps_batcher_window_tokens(const struct ps_batcher *b);
 /* Fill micro-batch `micro` of the step sought. No allocation. */
 void ps_batcher_fill(const struct ps_batcher *b, int32_t micro, struct ps_batch *out);
+
+/* Leave out what no gradient comes from, in place: the tokens after the last target of each
+ * document (attention is causal: nothing that has a loss reads them), and documents without a
+ * target. The others keep their positions, targets and order. Of a batch without any target the
+ * first token stays. Returns the tokens left out. */
+int32_t ps_batch_drop_unlabelled(struct ps_batch *b);
+/* How many that is of all rows of a data set, but for batches without any target. */
+uint64_t ps_batch_unlabelled_tokens(const struct ps_dataset *ds);
 
 /* Tokens over (sequences * max_seq_len) of the first epoch. */
 double ps_batcher_packing_efficiency(const struct ps_batcher *b);

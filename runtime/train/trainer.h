@@ -138,6 +138,7 @@ struct ps_trainer_options {
     uint64_t granule_elements; /* 0: the default; else a multiple of 2048 (tests) */
     double throttle[PS_LANE_COUNT];
     bool serial;
+    bool drop_unlabelled; /* steps leave out tokens that no gradient comes from: ps_batch_drop_* */
     uint64_t delay_seed, delay_max_ns;
     struct ps_vclock *vclock;
 };
@@ -190,7 +191,7 @@ bool ps_adapter_bias_trained(const struct ps_adapter_config *c, enum ps_role rol
 struct ps_trainer_stats {
     double loss, grad_norm, learning_rate;
     float clip_coef;
-    int64_t tokens, labels;
+    int64_t tokens, labels, dropped; /* tokens of the data, dropped ones included */
     double seconds, compute_s, data_s, update_s;
     bool skipped;
     struct ps_lane_stats lane[PS_LANE_COUNT];

@@ -237,9 +237,11 @@ static int train_passes(struct ps_trainer *t, struct ps_batcher *b, struct ps_tr
         t->present = micros - begin < t->layout.group ? micros - begin : t->layout.group;
         for (int32_t i = 0; i < t->present; i++) {
             ps_batcher_fill(b, begin + i, &t->batch_host[i]);
+            stats->tokens += t->batch_host[i].n_tok;
+            t->tokens += t->batch_host[i].n_tok;
+            if (t->opt.drop_unlabelled)
+                stats->dropped += ps_batch_drop_unlabelled(&t->batch_host[i]);
             batch_filled(t, i);
-            stats->tokens += t->batch[i].n_tok;
-            t->tokens += t->batch[i].n_tok;
         }
         double filled = now_s(t);
         stats->data_s += filled - before;

@@ -463,6 +463,83 @@ static void bad_options_are_refused(void **state)
     ps_dataset_fini(&ds);
 }
 
+/* One batch of documents by their targets; ids and positions count on. */
+static void lay_out(struct ps_batch *b, const char *const *doc, int32_t docs)
+{
+    b->n_tok = b->doc_count = b->doc_start[0] = 0;
+    for (int32_t d = 0; d < docs; d++) {
+        for (int32_t i = 0; doc[d][i]; i++) {
+            b->ids[b->n_tok] = 100 * d + i;
+            b->position[b->n_tok] = i;
+            b->target[b->n_tok++] = doc[d][i] == '.' ? -100 : doc[d][i];
+        }
+        b->doc_row[d] = (uint64_t)(10 + d);
+        b->doc_start[++b->doc_count] = b->n_tok;
+    }
+}
+
+static void expect_dropped(const char *const *doc, int32_t docs, const char *const *want,
+                           const int32_t *from, int32_t wanted)
+{
+    int32_t ids[32], target[32], position[32], start[8];
+    uint64_t row[8];
+    struct ps_batch b = {
+        .ids = ids, .target = target, .position = position, .doc_start = start, .doc_row = row};
+    lay_out(&b, doc, docs);
+    int32_t before = b.n_tok;
+    int32_t dropped = ps_batch_drop_unlabelled(&b);
+    assert_int_equal(b.doc_count, wanted);
+    int32_t at = 0;
+    for (int32_t d = 0; d < wanted; d++) {
+        assert_int_equal(start[d], at);
+        assert_int_equal(row[d], 10 + from[d]);
+        for (int32_t i = 0; want[d][i]; i++, at++) {
+            assert_int_equal(ids[at], 100 * from[d] + i);
+            assert_int_equal(position[at], i);
+            assert_int_equal(target[at], want[d][i] == '.' ? -100 : want[d][i]);
+        }
+    }
+    assert_int_equal(start[wanted], at);
+    assert_int_equal(b.n_tok, at);
+    assert_int_equal(dropped, before - at);
+}
+
+static void tokens_after_the_last_target_are_left_out(void **state)
+{
+    (void)state;
+    expect_dropped((const char *const[]){"..ab.", "ab.", "...", "a..b....", "."}, 5,
+                   (const char *const[]){"..ab", "ab", "a..b"}, (const int32_t[]){0, 1, 3}, 3);
+    expect_dropped((const char *const[]){"...", "..x"}, 2, (const char *const[]){"..x"},
+                   (const int32_t[]){1}, 1);
+    expect_dropped((const char *const[]){"abc", "d"}, 2, (const char *const[]){"abc", "d"},
+                   (const int32_t[]){0, 1}, 2);
+    /* one token stays where nothing has a target */
+    expect_dropped((const char *const[]){"..", "..."}, 2, (const char *const[]){"."},
+                   (const int32_t[]){1}, 1);
+}
+
+static void what_is_left_out_is_counted_by_rows(void **state)
+{
+    (void)state;
+    struct ps_dataset ds = make_rows(40, 12, 3);
+    struct ps_batcher *b =
+        make(&ds, (struct ps_batch_options){.batch_size = 40, .grad_accum = 1, .epochs = 1});
+    struct arrays a = make_arrays(b);
+    ps_batcher_seek(b, 0);
+    ps_batcher_fill(b, 0, &a.batch);
+    int64_t labels = a.batch.label_count;
+    assert_int_equal(ps_batch_drop_unlabelled(&a.batch), ps_batch_unlabelled_tokens(&ds));
+    assert_int_equal(a.batch.label_count, labels);
+    for (int32_t i = 0; i < a.batch.n_tok; i++)
+        labels -= a.batch.target[i] >= 0;
+    assert_int_equal(labels, 0);
+    free_arrays(&a);
+    ps_batcher_destroy(b);
+    free(ds.row_begin);
+    free(ds.ids);
+    free(ds.labels);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -477,6 +554,8 @@ int main(void)
         cmocka_unit_test(fractional_epochs_cut_the_last_one),
         cmocka_unit_test(max_steps_beats_epochs_in_both_directions),
         cmocka_unit_test(without_a_limit_the_longest_row_is_max_seq_len),
+        cmocka_unit_test(tokens_after_the_last_target_are_left_out),
+        cmocka_unit_test(what_is_left_out_is_counted_by_rows),
         cmocka_unit_test(bad_options_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
