@@ -287,7 +287,8 @@ static const struct {
     {"use-dora,init", is_not_lora, "is an option of `--method lora`: the method says it already"},
     {"init", starts_otherwise, "cannot be combined with `--use-dora`"},
     {"lora-r", has_no_rank, "has no effect with this `--method`, which has no rank"},
-    {"modules-to-save,lora-bias", has_no_alpha, "has no effect with this `--method`: it is for the LoRA family"},
+    {"modules-to-save,lora-bias", has_no_alpha,
+     "has no effect with this `--method`: it is for the LoRA family"},
     {"lora-alpha,use-rslora,lora-rank-pattern,lora-alpha-pattern", has_no_alpha,
      "has no effect with this `--method`, which has no alpha"},
     {"lora-dropout", has_no_dropout, "has no effect with this `--method`, which has no dropout"},
@@ -645,7 +646,8 @@ static double default_rate(const char *method)
     static const struct {
         const char *method;
         double rate;
-    } rates[] = {{"full", 1e-5}, {"ia3", 3e-3}, {"vera", 2e-3}, {"norms", 1e-3}, {"bias", 1e-3}};
+    } rates[] = {{"full", 1e-5},  {"ia3", 3e-3},  {"vera", 2e-3},
+                 {"norms", 1e-3}, {"bias", 1e-3}, {"nlora", 2e-5}};
     for (size_t i = 0; i < sizeof rates / sizeof rates[0]; i++)
         if (is(method, rates[i].method))
             return rates[i].rate;

@@ -107,6 +107,7 @@ for method in $methods; do
     *) options="$method --lora-r 3 --lora-dropout 0.1" ;;
     esac
     case $method in lora | dora | pissa | nlora) options="$options --loraplus-ratio 4" ;; esac
+    [ "$method" = nlora ] && options="$options --learning-rate 1e-4" # 3e-3 diverges
     for dtype in bf16 fp32; do
         label="$method $dtype"
         common="--dtype $dtype"

@@ -49,6 +49,7 @@ rate() { # METHOD: a usual learning rate for training; lisa and badam: adamw's; 
         vera) echo 2e-3 ;;
         ia3) echo 3e-3 ;;
         norms | bias) echo 1e-3 ;;
+        nlora) echo 2e-5 ;;
         *) echo 2e-4 ;;
     esac
 }
