@@ -20,7 +20,8 @@
 /* A plan that writes to the disk in every step must be so much faster than one that does not:
  * writes wear a drive out, and no profile knows how long it keeps its pace. */
 #define WRITE_PENALTY 0.05
-/* And one that writes optimizer states, as many bytes as a drive can take, all day long. */
+/* And one that writes optimizer states or kept activations, as many bytes as a drive can take, all
+ * day long. */
 #define STATE_WRITE_PENALTY 0.25
 /* Layouts that can at best tie with what was found are simulated only where they take less memory,
  * and not too many of them. */
@@ -94,6 +95,8 @@ static int add_trial(struct ps__trials *t, const struct ps_planner_request *req,
     n->writes = n->estimate.write_bytes > 0;
     for (int32_t i = 0; n->writes && i < req->shape->n_layer + 2; i++)
         n->writes_states |= l->update != PS_UPDATE_RESIDENT && l->state[i] == PS_TIER_DISK;
+    for (int32_t i = 0; n->writes && i < req->shape->n_layer; i++)
+        n->writes_states |= l->saved[i] == PS_TIER_DISK; /* as many bytes as those */
     /* too much even if it were as slow as can be */
     n->wears = req->write_limit > 0 && ps__per_day(n->estimate.write_bytes, n->estimate.serial_s) >
                                            (double)req->write_limit;

@@ -103,7 +103,9 @@ const struct ps_strategy *ps_strategy_at(int i); /* NULL past the end */
 /* The placement file (--placement), JSON: {"version":1,"strategy":..,"group":..,"eval_group":..,
  * "near_slots":..,"raw_slots":..,"x_ring":..,"interleave":..,"host_ring":..,
  * "weights":{"embed":TIER,"layers":[TIER,..],"head":TIER},
- * "activations":[{"keep":bool,"boundary":TIER},..],"update":WHEN}, and where WHEN (a name of
+ * "activations":[{"keep":KEEP,"saved":TIER,"boundary":TIER},..],"saved_ring":..,"update":WHEN} (KEEP: true,
+ * false, or a level "R0" .. "R4" of runtime/model/recompute.h, true R0 and false R4; saved: where what is kept
+ * waits, near when left out), and where WHEN (a name of
  * ps_update_when_name) is not "resident" "optimizer":{..},"gradients":{..} (like weights; of gradients
  * "device" is where they are made),"grad_slots":..,"grad_ring":..,"state_slots":..; written by plan,
  * read back here. TIER is "device",

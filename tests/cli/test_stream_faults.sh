@@ -18,11 +18,13 @@ END
 check "model" penstock init --config config.json --output disk/model --seed 5 --dtype bf16
 make_rows 12 8 30 61 3 >rows.jsonl
 
-# All layers from the disk through three slots, all boundaries to it and back.
+# All layers from the disk through three slots; all boundaries, and what three layers keep, to it and back.
 placement() { # DEVICE TIER WEIGHTS: near tier of this device, tier of the weights
     layers=$(printf '"%s",' "$3" "$3" "$3" "$3" "$3" "$3" "$3" "$3" "$3" "$3")
-    acts=$(for i in 1 2 3 4 5 6 7 8 9 10; do printf '{"keep":false,"boundary":"disk"},'; done)
-    echo "{\"version\":1,\"strategy\":\"stream-lora\",\"near_slots\":3,\"raw_slots\":2,\"x_ring\":2,\"host_ring\":2,
+    acts=$(for i in 1 2 3; do printf '{"keep":false,"boundary":"disk"},'; done
+        for i in 4 5 6; do printf '{"keep":"R%s","saved":"disk","boundary":"disk"},' $((i - 3)); done
+        for i in 7 8 9 10; do printf '{"keep":false,"boundary":"disk"},'; done)
+    echo "{\"version\":1,\"strategy\":\"stream-lora\",\"near_slots\":3,\"raw_slots\":2,\"x_ring\":2,\"host_ring\":2,\"saved_ring\":1,
         \"weights\":{\"embed\":\"$3\",\"layers\":[${layers%,}],\"head\":\"$2\"},\"activations\":[${acts%,}]}" >"$1.json"
 }
 placement cpu host disk

@@ -346,6 +346,111 @@ static void bounds_are_below_the_simulated_time_and_reads_are_exact(void **state
     assert_true(compared > 500);
 }
 
+/* Layers at each level. */
+static void count_levels(const struct ps_plan *plan, int32_t count[PS_RECOMPUTE_COUNT])
+{
+    memset(count, 0, PS_RECOMPUTE_COUNT * sizeof *count);
+    for (int32_t l = 0; l < 8; l++)
+        count[plan->layout.recompute[l]]++;
+}
+
+static void more_memory_recomputes_less_a_level_at_a_time(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct ps_plan plan;
+    int32_t count[PS_RECOMPUTE_COUNT];
+    set_up(&f, &small_model, false, 1e12, 1e9);
+    f.req.strategy = "resident";
+    f.req.offload_activations = PS_PLAN_RECOMPUTE;
+    must_choose(&plan, &f.req);
+    const uint64_t least = plan.device_bytes;
+    const double all_again = plan.step_s;
+    double before = plan.step_s;
+    ps_plan_fini(&plan);
+    f.req.offload_activations = -1;
+    f.req.disk_budget = 0;
+    int between = 0;
+    for (int k = 0; k <= 40; k++) { /* a layer is 5 MiB */
+        f.req.device_budget = least + (uint64_t)k * MIB;
+        must_choose(&plan, &f.req);
+        count_levels(&plan, count);
+        between += count[1] + count[2] + count[3] > 0;
+        assert_true(plan.step_s <= before * 1.0001);
+        before = plan.step_s;
+        if (k == 20) {
+            assert_true(plan.step_s < 0.95 * all_again);
+            assert_true(count[0] > 1 && count[4] > 1);
+        }
+        ps_plan_fini(&plan);
+    }
+    assert_true(between > 20);
+    assert_true(before < 0.8 * all_again);
+    tear_down(&f);
+}
+
+static void dear_attention_is_kept_in_all_layers_first(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct ps_plan plan;
+    int32_t count[PS_RECOMPUTE_COUNT];
+    set_up(&f, &small_model, false, 1e12, 1e9);
+    f.m.shape.recompute_flops[PS_RECOMPUTE_R4] *= 2; /* attention as much as all the rest */
+    f.req.strategy = "resident";
+    f.req.offload_activations = PS_PLAN_RECOMPUTE;
+    must_choose(&plan, &f.req);
+    const uint64_t least = plan.device_bytes;
+    ps_plan_fini(&plan);
+    f.req.offload_activations = -1;
+    f.req.disk_budget = 0;
+    for (int k = 0; k < 30; k++) {
+        f.req.device_budget = least + (uint64_t)k * MIB;
+        must_choose(&plan, &f.req);
+        count_levels(&plan, count);
+        if (count[4] > 0)
+            assert_int_equal(count[0] + count[1] + count[2], 0);
+        if (k == 29)
+            assert_true(count[4] == 0 && count[0] > 0 && count[3] > 0);
+        ps_plan_fini(&plan);
+    }
+    tear_down(&f);
+}
+
+/* As far as the link has time for it. */
+static void kept_activations_are_moved_while_the_link_has_time(void **state)
+{
+    (void)state;
+    static const double link[] = {40e9, 1e6};
+    int32_t moved[2] = {0};
+    for (size_t i = 0; i < 2; i++) {
+        struct fixture f;
+        struct ps_plan plan;
+        set_up(&f, &small_model, true, 1e12, 1e9);
+        f.profile.copy_h2d = f.profile.copy_d2h = link[i];
+        f.req.strategy = "resident";
+        f.req.offload_activations = PS_PLAN_RECOMPUTE;
+        must_choose(&plan, &f.req);
+        const double again = plan.step_s;
+        f.req.device_budget = plan.device_bytes + 12 * MIB;
+        ps_plan_fini(&plan);
+        f.req.offload_activations = -1;
+        f.req.disk_budget = 0;
+        must_choose(&plan, &f.req);
+        for (int32_t l = 0; l < 8; l++) {
+            assert_true(plan.layout.saved[l] != PS_TIER_DISK);
+            moved[i] += plan.layout.saved[l] == PS_TIER_HOST;
+        }
+        assert_true(plan.step_s <= again);
+        if (i == 0)
+            assert_true(plan.step_s < 0.8 * again);
+        ps_plan_fini(&plan);
+        tear_down(&f);
+    }
+    assert_int_equal(moved[0], 8);
+    assert_int_equal(moved[1], 0);
+}
+
 static void the_cache_at_the_turns_saves_what_fits(void **state)
 {
     (void)state;
@@ -617,6 +722,9 @@ int main(void)
         cmocka_unit_test(slow_compute_hides_the_disk_and_fast_compute_waits_for_it),
         cmocka_unit_test(break_even_tokens_are_where_compute_takes_as_long_as_the_reads),
         cmocka_unit_test(bounds_are_below_the_simulated_time_and_reads_are_exact),
+        cmocka_unit_test(more_memory_recomputes_less_a_level_at_a_time),
+        cmocka_unit_test(dear_attention_is_kept_in_all_layers_first),
+        cmocka_unit_test(kept_activations_are_moved_while_the_link_has_time),
         cmocka_unit_test(the_cache_at_the_turns_saves_what_fits),
         cmocka_unit_test(what_the_request_says_of_weights_and_activations_is_honoured),
         cmocka_unit_test(a_placement_is_taken_as_it_is),

@@ -427,6 +427,20 @@ static void layer_rates_weigh_each_product_with_its_time(void **state)
                 1e-12);
     assert_near(80 / m.flop_rate[PS_TASK_LAYER_RECOMPUTE],
                 45 / forward + 20.0 / 2 + 3 * 6 / forward, 1e-12);
+    assert_near(m.recompute_rate[PS_RECOMPUTE_R4], 0, 0); /* not known: as the kind's */
+    q.recompute_flops[PS_RECOMPUTE_R1] = 30;
+    q.recompute_flops[PS_RECOMPUTE_R4] = 45;
+    struct ps_cost_model by_level = cost(&p, &q);
+    assert_near(30 / by_level.recompute_rate[PS_RECOMPUTE_R1], 30 / forward + 3 * 3 / forward,
+                1e-12);
+    assert_near(65 / by_level.recompute_rate[PS_RECOMPUTE_R4],
+                45 / forward + 20.0 / 2 + 3 * 4.5 / forward, 1e-12);
+    struct ps_task again = {.kind = PS_TASK_LAYER_RECOMPUTE, .flops = 30};
+    again.arg[PS_ARG_LEVEL] = PS_RECOMPUTE_R1;
+    assert_near(ps_cost_solo_s(&by_level, &again),
+                by_level.recompute_overhead_s[PS_RECOMPUTE_R1] + 39 / forward, 1e-12);
+    again.arg[PS_ARG_LEVEL] = PS_RECOMPUTE_R2;
+    assert_near(ps_cost_solo_s(&by_level, &again), ps_cost_solo_s(&m, &again), 1e-12);
     assert_near(110 / m.flop_rate[PS_TASK_LAYER_BACKWARD],
                 60 / backward + 50.0 / 2 + 3 * 12 / backward, 1e-12);
     q.full = true;
@@ -458,6 +472,11 @@ static void a_model_gives_its_flops(void **state)
     assert_near(q.attention_flops, 100 * 25 * 2 * 2 * 12, 1e-12);
     assert_near(q.down_flops, 2 * 100 * 300, 1e-12);
     assert_near(q.adapter_flops, 2 * 100 * 7, 1e-12);
+    assert_near(q.recompute_flops[PS_RECOMPUTE_R0], 0, 0);
+    assert_near(q.recompute_flops[PS_RECOMPUTE_R1], 2 * 100 * (2 * 300), 1e-12);
+    assert_near(q.recompute_flops[PS_RECOMPUTE_R2], 2 * 100 * (2 * 300 + 120 + 2 * 60), 1e-12);
+    assert_near(q.recompute_flops[PS_RECOMPUTE_R3], q.linear_flops - q.down_flops, 1e-12);
+    assert_near(q.recompute_flops[PS_RECOMPUTE_R4], q.linear_flops - q.down_flops, 1e-12);
     assert_true(q.full);
     assert_true(q.sustained);
     ps_cost_query_model(&q, &cfg, 100, 2000, 0, false);
