@@ -163,7 +163,7 @@ test check: setup
 	$(Q)BUILD=$(BUILD) tests/run.sh $(TEST_BIN) $(CUDA_TEST_BIN) $(TEST_SH)
 # The crash tests whole: more seeds, kills and flips than `make test` has time for. Parts of it need root.
 crash: setup
-	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)$(MAKE) --no-print-directory all $(filter $(BUILD)/%,$(CRASH)) $(HELPER_BIN) $(PRELOAD)
 	$(Q)PENSTOCK_CRASH=1 TEST_LIMIT=7200 BUILD=$(BUILD) tests/run.sh $(CRASH)
 # 2,000 steps with a commit each: memory, descriptors and the store must not grow.
 soak: $(BUILD)/penstock $(HELPER_BIN)

@@ -86,25 +86,26 @@ another() { # STRATEGY N: for resuming
     case $(($2 % 3)) in 0) echo vertical ;; 1) echo fuyou ;; *) echo "$1" ;; esac
 }
 # step_of LAST: so that about $some numbers are struck
-stride=1 # of the numbers where all are struck
-step_of() { n=$(($1 / some)) && echo $((n > stride ? n : stride)); }
+step_of() { n=$(($1 / some)) && echo $((n > 1 ? n : 1)); }
 count_calls() { wc -l <calls; }
 
-# each NAME LAST: runs `strike N` for N = 1.. and says which were wrong; strike sets hit=1 where the fault struck.
+# each NAME LAST: runs `strike N` for N = 1.. and says which were wrong; strike sets hit=1 where the fault struck. Before
+# the number $dense few are struck.
+dense=1
 each() {
     each_name=$1 last=$2
-    step=$(step_of "$last") bad="" struck=0 tried=0
-    at=$(((step + 1) / 2))
+    step=$(step_of $((last - dense + 1))) bad="" struck=0
+    at=$((dense + (step - 1) / 2))
+    if [ -n "$whole" ] && [ "$dense" -gt 1 ]; then at=1; fi
     while [ "$at" -le $((last + 1)) ]; do
         hit=0
-        tried=$((tried + 1))
         if ! strike "$at"; then
             bad="$bad $at"
             cp log log.bad
         fi
         struck=$((struck + hit))
         [ $hit -eq 1 ] || [ "$at" -lt "$last" ] || break
-        at=$((at + step))
+        if [ "$at" -lt "$dense" ]; then at=$((at + dense / 100 + 1)); else at=$((at + step)); fi
         [ "$at" -le "$last" ] || [ -z "$whole" ] || last=$((last + 1)) # until nothing is struck
     done
     if [ -z "$bad" ] && [ $struck -gt 0 ]; then ok "$each_name: $struck of $last"; else
@@ -174,7 +175,7 @@ strike() { # N
 strike 0
 each "killed, resumed and killed again" "$(count_calls)"
 
-# Calls and allocations that fail while a run is being resumed: what it would go on from must still be there for the next
+# Calls that fail while a run is being resumed: what it would go on from must still be there for the next
 # one. Reads are tried again.
 strike() { # N
     rm -rf run
@@ -186,37 +187,14 @@ strike() { # N
     { echo "eio at $1 of the resumed run: exit $rc: $(grep -m 1 '^\*' calls)"; cat err; } >log
     grep -q '^\*' calls && hit=1
     case $rc in
-    0) return 0 ;; # of what may fail something may be missing
+    0) return 0 ;;                           # of what may fail something may be missing
+    127) grep -q '^\*.* /.*\.so' calls ;; # the loader, before the program
     1 | 3 | 4) [ -s err ] && resume run 3 vertical && grep -q 'at step [123]$' err ;;
     *) return 1 ;;
     esac
 }
 strike 0
 each "killed, resumed, a call fails, resumed" "$(count_calls)"
-if [ -e "$fail_alloc" ]; then
-    strike() { # N
-        rm -rf run
-        cp -a half run
-        # shellcheck disable=SC2086
-        FAIL_ALLOC=$1 FAIL_ALLOC_FILE=calls LD_PRELOAD=$fail_alloc "$PENSTOCK" $base --progress none --max-steps 3 \
-            --strategy fuyou --output run --resume >out 2>err
-        rc=$?
-        { echo "allocation $1 of the resumed run: exit $rc"; cat err; } >log
-        [ "$1" -gt "$last" ] || [ "$1" -eq 0 ] || hit=1
-        case $rc in
-        0) same_result golden3 run >>log 2>&1 ;;
-        1 | 3) grep -qi 'memory' err && resume run 3 vertical && grep -q 'at step [123]$' err ;;
-        *) return 1 ;;
-        esac
-    }
-    last=0
-    strike 0
-    last=$(cat calls)
-    stride=7
-    each "killed, resumed, an allocation fails, resumed" "$last"
-    stride=1
-fi
-
 # Without a second slot a kill in the middle of a step leaves a mixture, which must be noticed here.
 strategy=vertical more="--spill-mode inplace"
 kill_at 0
@@ -297,12 +275,44 @@ if [ -e "$fail_alloc" ]; then
         [ -e run/run.json ] || return 0
         resume run 2 "$(another $strategy "$1")"
     }
+    # Most of a short run's allocations are those of the plan, before anything is written: of them some are enough.
+    first_write() { # the least number at which there is something already
+        low=1 high=$last
+        while [ $low -lt $high ]; do
+            strike $(((low + high) / 2)) || true
+            if [ -e run/run.json ]; then high=$(((low + high) / 2)); else low=$(((low + high) / 2 + 1)); fi
+        done
+        echo $low
+    }
     if [ -n "$whole" ]; then strategies="vertical fuyou"; else strategies=fuyou; fi
     for strategy in $strategies; do
         last=0
         strike 0
         last=$(cat calls)
-        each "$strategy: an allocation fails" "$last"
+        dense=$(first_write)
+        tail=$((last - dense))
+        each "$strategy: an allocation fails, from $dense on" "$last"
     done
+    # And while a run is being resumed.
+    strike() { # N
+        rm -rf run
+        cp -a half run
+        # shellcheck disable=SC2086
+        FAIL_ALLOC=$1 FAIL_ALLOC_FILE=calls LD_PRELOAD=$fail_alloc "$PENSTOCK" $base --progress none --max-steps 3 \
+            --strategy fuyou --output run --resume >out 2>err
+        rc=$?
+        { echo "allocation $1 of the resumed run: exit $rc"; cat err; } >log
+        [ "$1" -gt "$last" ] || [ "$1" -eq 0 ] || hit=1
+        case $rc in
+        0) same_result golden3 run >>log 2>&1 ;;
+        1 | 3) grep -qi 'memory' err && resume run 3 vertical && grep -q 'at step [123]$' err ;;
+        *) return 1 ;;
+        esac
+    }
+    last=0
+    strike 0
+    last=$(cat calls)
+    dense=$((last - tail))
+    each "killed, resumed, an allocation fails, resumed: from $dense on" "$last"
 else echo "skip - allocations that fail: not with a sanitizer"; fi
 finish
