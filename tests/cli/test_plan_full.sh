@@ -57,6 +57,14 @@ check "names one that would do" test "${limit:-0}" -gt 1048576
 check "which does" penstock $plan --strategy vertical --nvme-write-limit $((limit / 1048576 + 1))MiB
 check "a plan that writes nothing keeps any limit" penstock $plan --nvme-write-limit 1MiB
 check "and writes nothing" grep -q '"disk_write":0' out
+tinyllama="--model $PENSTOCK_ROOT/examples/shapes/tinyllama-1.1b.json --method full --max-seq-len 128 --batch-size 2
+    --grad-accum 1 --threads 2 --json"
+for optimizer in adamw galore; do
+    check "all 1.1 billion parameters by $optimizer within 1 GiB" penstock plan $tinyllama --optimizer $optimizer \
+        --device cpu --host-mem 1GiB
+    check "with the gradients of embedding and head not in memory" \
+        grep -q '"gradients":{"embed":"disk",.*"head":"disk"}' out
+done
 expect_exit "a disk without room for both copies" 3 $plan --strategy vertical --nvme-mem 10MiB
 }
 finish
