@@ -22,15 +22,20 @@
  * Full fine-tuning. With layout.update RESIDENT weights, gradients and states of trained units lie
  * near and segment update updates them there. Otherwise segment train holds the updates too; they
  * run on the host (lane cpu_optim), in granules, and where states (and weights) lie on disk every
- * granule's are read from the store, updated and written back: AFTER         after the backward
- * pass, last layer first; norm and clipping before INSIDE        a layer as soon as its gradient is
- * complete, embedding and head at the end. The coefficient is not known yet: where it turns out
- * below 1, or a gradient not finite, the store's copies from before are taken again (and segment
- * update redoes the step from the kept gradients) NEXT_FORWARD  a unit just before the forward pass
- * of the next step uses it, from the kept gradient; segment update catches up where no next step
- * comes Passes of a step but the last run segment train_inner (AFTER alone can have several). The
- * gradient of a unit is made in a place of its own or in one of grad_slots near slots, and is kept
- * until the update there (tier DEVICE), in host memory or on disk.
+ * granule's are read from the store, updated and written back:
+ *
+ *   AFTER         after the backward pass, last layer first; norm and clipping before
+ *   INSIDE        a layer as soon as its gradient is complete; for embedding, head and deferred
+ *                 layers see ps_step_unit_update. The coefficient is not known yet: where it turns
+ *                 out below 1, or a gradient not finite, the store's copies from before are taken
+ *                 again (and segment update redoes the step from the kept gradients)
+ *   NEXT_FORWARD  a unit just before the forward pass of the next step uses it, from the kept
+ *                 gradient; segment update catches up where no next step comes
+ *
+ * Passes of a step but the last run segment train_inner (AFTER alone can have several). The
+ * gradient of a unit is made in a place of its own or in one of grad_slots near slots, over which
+ * those of embedding and head lie too where they can (ps_step_grad_shared), and is kept until the
+ * update there (tier DEVICE), in host memory, or, granule by granule, on disk.
  *
  * Layer boundaries x[l][m] (input of layer l): kept near, or moved to host or disk and back for the
  * backward pass; the last ones that are still near then are not moved at all (forwarding).
