@@ -28,6 +28,7 @@ struct ps__knobs {
     int32_t memory_states;   /* layers whose states are in memory, the others on disk */
     bool memory_ends;        /* those of embedding and head too */
     int32_t grad_slots, grad_ring, state_slots;
+    bool ends_own; /* gradients of embedding and head */
 };
 
 struct ps__fill {

@@ -127,6 +127,7 @@ void ps__assemble_updates(const struct ps__fill *f)
         disk_state |= l->state[i] == PS_TIER_DISK;
         disk_grad |= l->grad[i] == PS_TIER_DISK;
     }
+    l->ends_own = f->k.ends_own;
     l->grad_slots = f->choice->grad == PS__GRAD_OWN ? 0 : ps__least_of(f->k.grad_slots, layers);
     l->grad_ring = disk_grad ? f->k.grad_ring : 0;
     l->state_slots = disk_state ? f->k.state_slots : 0;
@@ -156,6 +157,7 @@ void ps__update_note(const struct ps_step_shape *p, const struct ps_step_layout 
 void ps__begin_updates(struct ps__fill *f)
 {
     f->k.grad_slots = 1;
+    f->k.ends_own = false;
     f->k.grad_ring = 2;
     f->k.state_slots = 1;
     f->k.host_grads_base = 0;
@@ -199,7 +201,9 @@ int ps__widen_updates_more(struct ps__fill *f)
         ret = ps__fill_raise(f, &f->k.grad_ring, ring);
     if (ret >= 0 && f->l->update == PS_UPDATE_INSIDE && f->choice->order == PS__ORDER_GRADS)
         ret = ps__fill_raise(f, &f->k.grad_slots, GRAD_SLOTS_MORE);
-    return ret;
+    if (ret >= 0 && f->l->update == PS_UPDATE_INSIDE && f->choice->order == PS__ORDER_GRADS)
+        ret = ps__fill_turn_on(f, &f->k.ends_own);
+    return ret < 0 ? ret : 0;
 }
 
 void ps__reset_update_cache(struct ps__fill *f)

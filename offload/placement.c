@@ -195,6 +195,8 @@ static int read_update(const struct reader *r, const json_t *root, struct ps_ste
         return 0;
     ret = read_count(r, root, "deferred", 0, 0, &l->deferred);
     if (ret == 0)
+        ret = ps_json_get_bool(root, "ends_own", false, r->path, &l->ends_own, r->err);
+    if (ret == 0)
         ret = read_units(r, root, "optimizer", read_tier, l->state);
     if (ret == 0)
         ret = read_units(r, root, "gradients", read_name, l->grad);
@@ -210,10 +212,10 @@ static int read_update(const struct reader *r, const json_t *root, struct ps_ste
 static int read_root(const struct reader *r, const json_t *root, struct ps_step_layout *l)
 {
     static const char *const keys[] = {
-        "version",     "strategy",   "group",       "eval_group", "near_slots",
-        "raw_slots",   "x_ring",     "host_ring",   "interleave", "weights",
-        "activations", "update",     "optimizer",   "gradients",  "grad_slots",
-        "grad_ring",   "state_slots", "saved_ring", "deferred",   NULL};
+        "version",   "strategy",  "group",      "eval_group", "near_slots",  "raw_slots",
+        "x_ring",    "host_ring", "interleave", "weights",    "activations", "update",
+        "optimizer", "gradients", "grad_slots", "grad_ring",  "state_slots", "saved_ring",
+        "deferred",  "ends_own",  NULL};
     int64_t version;
     const char *name;
     if (!json_is_object(root))
@@ -337,6 +339,7 @@ static int add_update_json(json_t *root, const struct ps_step_layout *l,
     if (l->update == PS_UPDATE_RESIDENT)
         return failed;
     failed |= json_object_set_new(root, "deferred", json_integer(l->deferred));
+    failed |= json_object_set_new(root, "ends_own", json_boolean(l->ends_own));
     failed |= json_object_set_new(root, "optimizer", units_json(shape, l->state, near));
     failed |= json_object_set_new(root, "gradients", units_json(shape, l->grad, "device"));
     failed |= json_object_set_new(root, "grad_slots", json_integer(l->grad_slots));

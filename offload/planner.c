@@ -50,7 +50,7 @@ static bool same_layout(const struct ps_step_shape *p, const struct ps_step_layo
            a->near_slots == b->near_slots && a->raw_slots == b->raw_slots &&
            a->x_ring == b->x_ring && a->host_ring == b->host_ring &&
            a->interleave == b->interleave && a->update == b->update &&
-           a->deferred == b->deferred &&
+           a->deferred == b->deferred && a->ends_own == b->ends_own &&
            a->grad_slots == b->grad_slots && a->grad_ring == b->grad_ring &&
            a->state_slots == b->state_slots &&
            memcmp(a->state, b->state, (n + 2) * sizeof *a->state) == 0 &&

@@ -171,6 +171,8 @@ struct ps_step_layout {
        gradient last is needed first, and the host has work in the forward pass too. 0: none, and
        embedding and head at the end of the pass */
     int32_t deferred;
+    bool ends_own; /* embedding's and head's gradients have places of their own where they could
+                      share the layers' (ps_step_grad_shared): nothing waits for their updates */
     enum ps_clip_mode clip;
     enum ps_tier *state; /* (n_layer + 2) by unit index. Update RESIDENT: DEVICE. Otherwise where
                             the states wait: in memory (HOST on discrete devices, DEVICE elsewhere)
@@ -195,10 +197,10 @@ struct ps_step_layout {
  * head begins its gradient. */
 bool ps_step_grad_shared(const struct ps_step_shape *shape, const struct ps_step_layout *layout,
                          int32_t unit_idx);
-/* When a unit is updated. With INSIDE: a layer that is not deferred, and embedding and head where
- * the space of their gradient is wanted for the next and they are kept nowhere, as soon as its
- * gradient is complete; the others in the next forward pass where any is deferred, else after the
- * backward pass. */
+/* When a unit is updated. With INSIDE: a layer that is not deferred as soon as its gradient is
+ * complete; so the head, and the embedding unless its gradient has a place of its own and layers are
+ * deferred, where gradients are made in slots and kept nowhere. The others in the next forward pass
+ * where any is deferred, else after the backward pass. */
 enum ps_update_when ps_step_unit_update(const struct ps_step_shape *shape,
                                         const struct ps_step_layout *layout, int32_t unit_idx);
 

@@ -210,7 +210,8 @@ static bool trained(const struct ps_step_shape *p, int32_t i)
     return p->grad_bytes && p->grad_bytes[i] > 0;
 }
 
-bool ps_step_grad_shared(const struct ps_step_shape *p, const struct ps_step_layout *l, int32_t i)
+/* Do embedding and head (unit index i) have a gradient that is not wanted when the next is made? */
+static bool passes_by(const struct ps_step_shape *p, const struct ps_step_layout *l, int32_t i)
 {
     bool layer = i > 0 && i <= p->n_layer;
     bool whole_step = p->micro_max <= (l->group > 0 ? l->group : 1);
@@ -219,6 +220,11 @@ bool ps_step_grad_shared(const struct ps_step_shape *p, const struct ps_step_lay
         return false;
     return l->grad[i] != PS_TIER_DEVICE ||
            (l->update == PS_UPDATE_INSIDE && l->clip != PS_CLIP_EXACT);
+}
+
+bool ps_step_grad_shared(const struct ps_step_shape *p, const struct ps_step_layout *l, int32_t i)
+{
+    return !l->ends_own && passes_by(p, l, i);
 }
 
 enum ps_update_when ps_step_unit_update(const struct ps_step_shape *p,
@@ -232,7 +238,8 @@ enum ps_update_when ps_step_unit_update(const struct ps_step_shape *p,
                         from_last * l->deferred / p->n_layer;
         return deferred ? PS_UPDATE_NEXT_FORWARD : PS_UPDATE_INSIDE;
     }
-    if (l->grad[i] == PS_TIER_DEVICE && ps_step_grad_shared(p, l, i))
+    bool waits = i == 0 && l->ends_own && l->deferred > 0;
+    if (l->grad[i] == PS_TIER_DEVICE && passes_by(p, l, i) && !waits)
         return PS_UPDATE_INSIDE;
     return l->deferred > 0 ? PS_UPDATE_NEXT_FORWARD : PS_UPDATE_AFTER;
 }

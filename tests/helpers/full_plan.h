@@ -13,6 +13,7 @@ struct full_plan {
     int32_t saved_ring;
     int32_t group, near_slots, raw_slots, x_ring, host_ring, grad_slots, grad_ring, state_slots,
         deferred;
+    bool ends_own;
     enum ps_update_when update;
     bool emu;
 };
@@ -35,6 +36,7 @@ static inline void full_plan_set(struct ps_trainer *t, const struct full_plan *p
     l.grad_ring = p->grad_ring;
     l.state_slots = p->state_slots;
     l.deferred = p->deferred;
+    l.ends_own = p->ends_own;
     l.update = p->update;
     for (int32_t i = 0; i < shape->n_layer + 2; i++) {
         bool pinned = shape->tied && i == shape->n_layer + 1;
