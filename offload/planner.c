@@ -204,11 +204,11 @@ static int by_guess(const void *a, const void *b)
     return x->strategy - y->strategy;
 }
 
-/* Nobody knows how often the gradient will be clipped, and in fine-tuning it often is: a plan that
- * would do its updates again then is judged by that. */
+/* A plan that would do its updates again in a step that is clipped is judged by how often that is
+ * expected to be. */
 static double score(const struct ps__trial *t)
 {
-    return (t->step_s + t->redo_s) * weight(t);
+    return (t->step_s + t->redo_share_s) * weight(t);
 }
 
 /* Is a the better plan? Both are simulated. */

@@ -29,6 +29,7 @@ struct ps_planner_request {
     int offload_activations;     /* -1 auto, PS_TIER_*, or PS_PLAN_RECOMPUTE */
     int offload_optimizer;       /* -1 auto, else enum ps_tier: where optimizer states live */
     enum ps_clip_mode clip;
+    double clip_share; /* of steps, 0 .. 1: how often updates are expected to be taken back */
     /* Bytes on disk of the store that layouts with streamed updates need, all its slots; 0: twice
      * what the layout says. */
     uint64_t store_bytes;

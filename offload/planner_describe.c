@@ -146,6 +146,7 @@ static int simulate_redo(struct ps__trial *t, const struct ps_planner_request *r
     if (ret < 0)
         return ps_error_set(err, ret, "out of memory");
     ret = simulate_redone(t, &coarse, cost, tasks, err);
+    t->redo_share_s = req->clip_share * t->redo_s;
     ps__coarse_fini(&coarse);
     return ret;
 }

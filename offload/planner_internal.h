@@ -15,8 +15,9 @@ struct ps__trial {
     uint64_t bytes[PS_TIER_COUNT]; /* as the budgets count */
     struct ps__estimate estimate;
     struct ps_sim_result sim;
-    double step_s; /* 0 until simulated */
-    double redo_s; /* more in a step whose updates inside the backward pass are taken back */
+    double step_s;       /* 0 until simulated */
+    double redo_share_s; /* redo_s times the share of steps that are expected to be clipped */
+    double redo_s;       /* more in a step whose updates inside the backward pass are taken back */
     uint64_t redo_write_bytes; /* likewise: they are written again */
     int strategy;
     bool fits, simulated;

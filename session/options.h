@@ -115,6 +115,7 @@ struct ps_options {
     double weight_decay;                     /* -1: 0 adapters, 0.01 full */
     double max_grad_norm;
     char *clip;                              /* "exact", "delayed", "per-tensor" or "none" */
+    double expected_clipping;                /* share of steps, 0 .. 1 */
     char *commit_interval;                   /* "auto", steps, or seconds with `s` */
     char *spill_mode;                        /* "shadow" or "inplace" */
     char *optimizer;                         /* a name of optim/optimizers.h */

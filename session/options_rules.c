@@ -191,6 +191,11 @@ static bool does_not_clip(const struct ps_options *o)
     return is(o->clip, "none");
 }
 
+static bool clips_otherwise(const struct ps_options *o)
+{
+    return !is(o->clip, "exact");
+}
+
 static bool has_eval_file(const struct ps_options *o)
 {
     return o->eval_data != NULL;
@@ -330,6 +335,7 @@ static const struct {
     {"warmup-ratio", has_warmup_steps, "has no effect with `--warmup-steps`"},
     {"warmup-steps", has_no_warmup_steps, "is not set: `--warmup-ratio` counts"},
     {"max-grad-norm", does_not_clip, "has no effect with `--clip none`"},
+    {"expected-clipping", clips_otherwise, "has no effect without `--clip exact`"},
     {"val-split", has_eval_file, "has no effect with `--eval-data`"},
     {"eval-steps", has_no_eval_rows, "has no effect without `--eval-data` or `--val-split`"},
     {"early-stopping-patience,save-best", does_not_evaluate,

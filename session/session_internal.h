@@ -91,6 +91,7 @@ struct ps_session {
     uint64_t first_step;                          /* that this process began with */
     struct ps_lane_stats lane[PS_LANE_COUNT];     /* of the last step */
     struct ps_lane_stats lane_sum[PS_LANE_COUNT]; /* of all but the first */
+    uint64_t clipped; /* steps of this process */
     uint64_t lane_steps, lane_read_bytes, lane_write_bytes;
     double lane_seconds;
     struct ps_trace *trace;           /* NULL: none, or complete */

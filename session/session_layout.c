@@ -201,6 +201,7 @@ static void set_wishes(const struct ps_session *s, struct ps_planner_request *r)
     r->offload_optimizer = o->offload_optimizer;
     r->write_limit = o->nvme_write_limit > 0 ? (uint64_t)o->nvme_write_limit : 0;
     r->clip = s->trainer_options.clip_mode;
+    r->clip_share = o->expected_clipping;
     if (o->command != PS_CMD_TRAIN && o->command != PS_CMD_PLAN)
         r->offload_activations = -1;
 }

@@ -54,6 +54,7 @@ int ps_session_step(struct ps_session *s, struct ps_step_stats *out, struct ps_e
     s->step++;
     s->nonfinite_run = st.skipped ? s->nonfinite_run + 1 : 0;
     s->skipped += st.skipped;
+    s->clipped += !st.skipped && st.clip_coef < 1;
     s->total_tokens += (uint64_t)st.tokens;
     s->total_labels += (uint64_t)st.labels;
     s->total_dropped += (uint64_t)st.dropped;
@@ -534,6 +535,20 @@ static int write_result(struct ps_session *s, const struct ps_train_hooks *hooks
     return ret == 0 ? write_end(s, err) : ret;
 }
 
+/* Streamed updates are planned by how often the gradient is clipped. */
+static void report_clipping(const struct ps_session *s)
+{
+    const struct ps_step_layout *l = &s->chosen.layout;
+    if (l->update == PS_UPDATE_RESIDENT || l->clip != PS_CLIP_EXACT || s->lane_steps < 20)
+        return;
+    double share = (double)s->clipped / (double)(s->lane_steps + 1);
+    if (share > s->opt->expected_clipping + 0.2 || share < s->opt->expected_clipping - 0.2)
+        ps_log(&s->log, PS_LOG_INFO,
+               "the gradient was clipped in %.0f%% of these steps, the plan expected %.0f%%: with "
+               "--expected-clipping %.2g another plan may be faster",
+               100 * share, 100 * s->opt->expected_clipping, share);
+}
+
 /* The summary: predicted beside measured. The first step, which fills slots and caches, is left
  * out. */
 static void report(struct ps_session *s, const struct ps_train_hooks *hooks)
@@ -550,6 +565,7 @@ static void report(struct ps_session *s, const struct ps_train_hooks *hooks)
                                .predicted_write_bytes = s->chosen.disk_write};
     if (hooks && hooks->on_report && s->lane_steps > 0)
         hooks->on_report(hooks->arg, ps_lane_report_text(&r, text));
+    report_clipping(s);
 }
 
 /* In place of what a lower level, which knows of no run, advised about a disk. */

@@ -61,6 +61,7 @@ static void set_up(struct fixture *f, const struct shape_spec *spec, bool discre
                                          .tokens = 512,
                                          .device_budget = UINT64_MAX,
                                          .host_budget = UINT64_MAX,
+                                         .clip_share = 1,
                                          .disk_budget = UINT64_MAX,
                                          .strategy = "auto",
                                          .offload_weights = -1,
@@ -520,6 +521,28 @@ static void a_disk_as_slow_as_compute_is_hidden_only_inside_the_passes(void **st
     tear_down(&f);
 }
 
+static void updates_that_may_be_taken_back_are_chosen_where_clipping_is_rare(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct ps_plan often, seldom;
+    struct shape_spec spec = model;
+    spec.layer_flops *= 4;
+    set_up(&f, &spec, false);
+    f.req.device_budget = 200 * MIB;
+    f.req.strategy = "vertical";
+    f.req.clip = PS_CLIP_EXACT;
+    must_choose(&often, &f.req);
+    assert_int_equal(often.layout.update, PS_UPDATE_AFTER);
+    f.req.clip_share = 0.05;
+    must_choose(&seldom, &f.req);
+    assert_int_equal(seldom.layout.update, PS_UPDATE_INSIDE);
+    assert_true(seldom.step_s < often.step_s);
+    ps_plan_fini(&often);
+    ps_plan_fini(&seldom);
+    tear_down(&f);
+}
+
 static void a_write_limit_is_kept_or_what_it_would_have_to_be_is_said(void **state)
 {
     (void)state;
@@ -593,6 +616,7 @@ int main(void)
         cmocka_unit_test(adapters_and_full_fine_tuning_have_their_own_strategies),
         cmocka_unit_test(what_fits_is_not_streamed_and_what_does_not_is),
         cmocka_unit_test(a_disk_as_slow_as_compute_is_hidden_only_inside_the_passes),
+        cmocka_unit_test(updates_that_may_be_taken_back_are_chosen_where_clipping_is_rare),
         cmocka_unit_test(a_write_limit_is_kept_or_what_it_would_have_to_be_is_said),
         cmocka_unit_test(updates_that_are_made_again_count_against_the_write_limit),
     };
