@@ -84,6 +84,7 @@ if [ "$(id -u)" -eq 0 ] && mkdir small && mount -t tmpfs -o size=1m none small 2
     penstock $base --max-steps 2 --strategy vertical --nvme-path small --output other
     check "a read-only file system: exit 1" test "$rc" -eq 1
     check "it is named" grep -q 'small' err
+    check "and what to do" grep -q 'mount it writable' err
     umount small
 else
     echo "skip - no room: not root, or no tmpfs"
