@@ -97,6 +97,7 @@ static void assemble(const struct ps__fill *f)
     if (ps__fill_streams_updates(f))
         ps__assemble_updates(f);
     l->x_ring = l->group + (moved > 0 ? k->ring_extra : 0);
+    l->image_pairs = p->zeroth ? k->image_pairs : 0;
     l->host_ring = req->discrete && disk ? k->host_ring : 0;
 }
 
@@ -161,16 +162,20 @@ int ps__fill_turn_on(const struct ps__fill *f, bool *knob)
     return ret;
 }
 
+static bool pins_allowed(const struct ps__fill *f)
+{
+    /* what the host updates and moves a discrete device has only images of */
+    bool images = f->req->shape->zeroth && f->req->discrete && ps__fill_streams_updates(f);
+    return f->choice->stream && f->req->offload_weights < 0 && !images;
+}
+
 /* Does the choice pin the embedding before anything else? */
 static bool embed_first(const struct ps__fill *f)
 {
+    if (!pins_allowed(f))
+        return false;
     enum ps__cache_choice c = f->choice->cache;
-    return (c == PS__CACHE_EMBED_SLOTS || c == PS__CACHE_EMBED_PINS) && f->req->offload_weights < 0;
-}
-
-static bool pins_allowed(const struct ps__fill *f)
-{
-    return f->choice->stream && f->req->offload_weights < 0;
+    return c == PS__CACHE_EMBED_SLOTS || c == PS__CACHE_EMBED_PINS;
 }
 
 static bool caches_slots(const struct ps__fill *f)
@@ -398,6 +403,9 @@ static int widen_ways(struct ps__fill *f)
 {
     struct ps__knobs *k = &f->k;
     int ret = ps__fill_streams_updates(f) ? ps__widen_updates(f) : 0;
+    /* a unit is moved while the one before computes, where not the same cores do both */
+    if (ret >= 0 && f->req->shape->zeroth && (f->req->discrete || ps__fill_streams_updates(f)))
+        ret = ps__fill_raise(f, &k->image_pairs, 2);
     if (ret >= 0)
         ret = ps__fill_raise(f, &k->slots, slots_wanted(f));
     if (ret >= 0)
@@ -443,6 +451,7 @@ static int fill(struct ps__fill *f)
     bool free_keep = begin_activations(f);
     f->k.slots = f->choice->stream ? 1 : 0;
     f->k.raw_slots = 1;
+    f->k.image_pairs = 1;
     f->k.ring_extra = 1;
     f->k.host_ring = 2;
     f->k.saved_ring = 2;
@@ -493,6 +502,7 @@ int ps__choice_layout(const struct ps_planner_request *req, const struct ps__cho
     if (out->update == PS_UPDATE_INSIDE && choice->deferred > 0)
         out->deferred = (req->shape->n_layer * choice->deferred + 15) / 16;
     out->group = req->shape->trains ? choice->group : 1;
+    out->group += req->shape->zeroth ? out->group % 2 : 0; /* both halves of it */
     out->eval_group =
         req->shape->trains ? ps__least_of(choice->group, req->eval_max) : choice->group;
     if (out->eval_group < 1)

@@ -21,7 +21,8 @@ struct ps__knobs {
     int32_t host_units; /* streamed layers in host memory */
     int32_t raw_slots, ring_extra, host_ring;
     bool embed_pinned, head_pinned;
-    bool embed_host; /* the embedding, and a head that is not pinned */
+    bool embed_host;     /* the embedding, and a head that is not pinned */
+    int32_t image_pairs; /* without gradients */
     /* full fine-tuning */
     int32_t host_grads;      /* layers whose kept gradients wait in memory, the others on disk */
     int32_t host_grads_base; /* so many at least, as the disk has no room for more */

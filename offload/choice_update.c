@@ -121,14 +121,16 @@ void ps__assemble_updates(const struct ps__fill *f)
         bool memory = ps__fill_state_in_memory(f, i);
         enum ps_tier near = discrete ? PS_TIER_HOST : PS_TIER_DEVICE;
         l->state[i] = memory || !is_trained(p, i) ? near : PS_TIER_DISK;
-        l->grad[i] = layer && is_trained(p, i) ? layer_grad(f, i) : near;
-        if (!layer && ends_move(f, i)) /* the last to stay in memory: the largest */
+        bool waits = is_trained(p, i) && !p->zeroth;
+        l->grad[i] = layer && waits ? layer_grad(f, i) : near;
+        if (!layer && waits && ends_move(f, i)) /* the last to stay in memory: the largest */
             l->grad[i] = f->k.host_grads > layers + (i > 0) ? PS_TIER_HOST : PS_TIER_DISK;
         disk_state |= l->state[i] == PS_TIER_DISK;
         disk_grad |= l->grad[i] == PS_TIER_DISK;
     }
     l->ends_own = f->k.ends_own;
-    l->grad_slots = f->choice->grad == PS__GRAD_OWN ? 0 : ps__least_of(f->k.grad_slots, layers);
+    l->grad_slots =
+        f->choice->grad == PS__GRAD_OWN || p->zeroth ? 0 : ps__least_of(f->k.grad_slots, layers);
     l->grad_ring = disk_grad ? f->k.grad_ring : 0;
     l->state_slots = disk_state ? f->k.state_slots : 0;
 }
@@ -143,7 +145,7 @@ void ps__update_note(const struct ps_step_shape *p, const struct ps_step_layout 
     for (int32_t i = 0; i < p->n_layer + 2; i++) {
         units += is_trained(p, i);
         states += is_trained(p, i) && l->state[i] == PS_TIER_DISK;
-        grads += is_trained(p, i) && l->grad[i] == PS_TIER_DISK;
+        grads += is_trained(p, i) && !p->zeroth && l->grad[i] == PS_TIER_DISK;
     }
     int n = snprintf(note, size, "update %s, %d of %d states", when[l->update], states, units);
     if (n > 0 && (size_t)n < size && l->deferred > 0)
@@ -169,7 +171,7 @@ void ps__begin_updates(struct ps__fill *f)
 
 int ps__relieve_updates(struct ps__fill *f)
 {
-    if (keeps(f) != PS__GRAD_MIXED)
+    if (keeps(f) != PS__GRAD_MIXED || f->req->shape->zeroth)
         return 0;
     int ret = ps__fill_relieve_disk(f, &f->k.host_grads, kept_units(f));
     f->k.host_grads_base = f->k.host_grads;
@@ -216,7 +218,7 @@ void ps__reset_update_cache(struct ps__fill *f)
 
 static int grads_to_memory(struct ps__fill *f)
 {
-    if (keeps(f) != PS__GRAD_MIXED)
+    if (keeps(f) != PS__GRAD_MIXED || f->req->shape->zeroth)
         return 0;
     return ps__fill_raise(f, &f->k.host_grads, kept_units(f));
 }

@@ -87,11 +87,13 @@ static void visit_update(struct walk *w, int32_t unit_idx)
         visit(w, source_idx);
         return;
     }
+    if (p->zeroth)
+        count_copy(w, 2 * ps_step_image_bytes(p, unit_idx));
     if (l->weight[unit_idx] == PS_TIER_DISK ||
         (l->weight[unit_idx] == PS_TIER_DEVICE && l->state[unit_idx] == PS_TIER_DISK))
         count_read(w, bytes);
     int32_t *slot = j < 0 ? NULL : &w->in_slot[j % w->slots];
-    bool wanted = ps_step_unit_update(p, l, unit_idx) == PS_UPDATE_NEXT_FORWARD;
+    bool wanted = ps_step_unit_update(p, l, unit_idx) == PS_UPDATE_NEXT_FORWARD && !p->zeroth;
     if (slot && *slot == j)
         *slot = -1;
     if (!slot || wanted)
@@ -137,12 +139,15 @@ static void walk_pass(struct walk *w, bool updates)
     for (int i = 0; i < PHASE_COUNT; i++)
         w->sum[i].disk = w->sum[i].copied = w->sum[i].disk_reads = w->sum[i].copies = 0;
     w->phase = FORWARD;
+    /* without gradients a discrete device has only images of what is trained */
+    bool images = updates && p->zeroth && w->l->discrete;
     visit_deferred(w, 0, updates);
-    for (uint32_t i = 0; i < embeds; i++)
+    for (uint32_t i = 0; i < embeds && !(images && is_trained(p, 0)); i++)
         visit(w, i);
     for (int32_t i = 1; i <= p->n_layer; i++) {
         visit_deferred(w, i, updates);
-        visit(w, source_of(p, i));
+        if (!images || !is_trained(p, i))
+            visit(w, source_of(p, i));
     }
     visit_deferred(w, p->n_layer + 1, updates);
     visit(w, source_of(p, p->n_layer + 1));
@@ -236,6 +241,21 @@ static void add_weights(struct sums *s, const struct walk *w, double passes)
     }
 }
 
+/* The images of a unit that is updated where it lies; params: of all passes. */
+static void add_perturb(struct sums *s, const struct ps_planner_request *req,
+                        const struct ps_step_layout *l, int32_t unit_idx, double params)
+{
+    const struct ps_step_shape *p = req->shape;
+    double times = PS_ZEROTH_PASSES * params;
+    double bytes = 2.0 * (double)ps_step_image_bytes(p, unit_idx);
+    if (!l->discrete) {
+        add(s, FORWARD, PS_TASK_PERTURB, PS_LANE_COMPUTE, 1, times, 0);
+        return;
+    }
+    add(s, FORWARD, PS_TASK_PERTURB, PS_LANE_CPU_OPTIM, 1, 0, times);
+    add(s, FORWARD, PS_TASK_COPY_PERTURBED, PS_LANE_H2D, 1, 0, bytes);
+}
+
 /* Compute of a step. */
 static void add_compute(struct sums *s, const struct ps_planner_request *req,
                         const struct ps_step_layout *l, double micros)
@@ -258,14 +278,17 @@ static void add_compute(struct sums *s, const struct ps_planner_request *req,
         add(s, FORWARD, PS_TASK_COPY_BATCH, PS_LANE_H2D, micros, 0,
             micros * (double)p->batch_bytes);
     add(s, BACKWARD, PS_TASK_EMBED_BACKWARD, lane, p->embed_trained ? micros : 0, 0, 0);
-    add(s, UPDATE, PS_TASK_CLIP, lane, p->trains, 0, 0);
+    add(s, UPDATE, PS_TASK_CLIP, lane, p->trains && !p->zeroth, 0, 0);
     for (int32_t i = 0; i < p->n_layer + 2; i++) {
         if (!is_trained(p, i))
             continue;
         double params = (double)(p->grad_bytes[i] / sizeof(float));
-        add(s, streams ? BACKWARD : UPDATE, PS_TASK_GRAD_NORM, lane, 1, params, 0);
+        if (p->zeroth && !streams)
+            add_perturb(s, req, l, i, params * micros / l->group);
+        else if (!p->zeroth)
+            add(s, streams ? BACKWARD : UPDATE, PS_TASK_GRAD_NORM, lane, 1, params, 0);
         if (!streams)
-            add(s, UPDATE, PS_TASK_UPDATE, lane, 1, params, 0);
+            add(s, UPDATE, PS_TASK_UPDATE, lane, 1, params * (p->zeroth ? PS_ZEROTH_PASSES : 1), 0);
     }
 }
 
@@ -365,6 +388,7 @@ static void add_update(struct sums *s, const struct ps_step_shape *p,
     }
     double before = s->stay[UPDATE][PS_LANE_CPU_OPTIM];
     bool disk = l->state[unit_idx] == PS_TIER_DISK;
+    params *= p->zeroth ? 2 * PS_ZEROTH_PASSES : 1;
     add(s, phase, PS_TASK_UPDATE_HOST, PS_LANE_CPU_OPTIM,
         disk || l->grad[unit_idx] == PS_TIER_DISK ? count : 1, flops, params);
     s->after_host += s->stay[UPDATE][PS_LANE_CPU_OPTIM] - before;
@@ -388,7 +412,8 @@ static int add_updates(struct sums *s, const struct ps_planner_request *req,
     for (int32_t i = 0; i < p->n_layer + 2; i++) {
         if (!is_trained(p, i))
             continue;
-        add_gradient(s, p, l, &m, i, passes);
+        if (!p->zeroth)
+            add_gradient(s, p, l, &m, i, passes);
         add_update(s, p, l, i);
     }
     /* as many as have a slot are read ahead */

@@ -191,8 +191,9 @@ static int read_update(const struct reader *r, const json_t *root, struct ps_ste
     if (when == PS_UPDATE_WHEN_COUNT)
         return bad(r, "update", "there is no time of update '%.64s'", name);
     l->update = (enum ps_update_when)when;
-    if (l->update == PS_UPDATE_RESIDENT)
-        return 0;
+    ret = read_count(r, root, "image_pairs", 0, 0, &l->image_pairs);
+    if (ret < 0 || l->update == PS_UPDATE_RESIDENT)
+        return ret;
     ret = read_count(r, root, "deferred", 0, 0, &l->deferred);
     if (ret == 0)
         ret = ps_json_get_bool(root, "ends_own", false, r->path, &l->ends_own, r->err);
@@ -212,10 +213,10 @@ static int read_update(const struct reader *r, const json_t *root, struct ps_ste
 static int read_root(const struct reader *r, const json_t *root, struct ps_step_layout *l)
 {
     static const char *const keys[] = {
-        "version",   "strategy",  "group",      "eval_group", "near_slots",  "raw_slots",
-        "x_ring",    "host_ring", "interleave", "weights",    "activations", "update",
-        "optimizer", "gradients", "grad_slots", "grad_ring",  "state_slots", "saved_ring",
-        "deferred",  "ends_own",  NULL};
+        "version",   "strategy",  "group",       "eval_group", "near_slots",  "raw_slots",
+        "x_ring",    "host_ring", "interleave",  "weights",    "activations", "update",
+        "optimizer", "gradients", "grad_slots",  "grad_ring",  "state_slots", "saved_ring",
+        "deferred",  "ends_own",  "image_pairs", NULL};
     int64_t version;
     const char *name;
     if (!json_is_object(root))
@@ -336,6 +337,8 @@ static int add_update_json(json_t *root, const struct ps_step_layout *l,
 {
     const char *near = tier_text(l, PS_TIER_DEVICE);
     int failed = json_object_set_new(root, "update", json_string(ps_update_when_name(l->update)));
+    if (shape->zeroth)
+        failed |= json_object_set_new(root, "image_pairs", json_integer(l->image_pairs));
     if (l->update == PS_UPDATE_RESIDENT)
         return failed;
     failed |= json_object_set_new(root, "deferred", json_integer(l->deferred));

@@ -52,7 +52,7 @@ static bool same_layout(const struct ps_step_shape *p, const struct ps_step_layo
            a->interleave == b->interleave && a->update == b->update &&
            a->deferred == b->deferred && a->ends_own == b->ends_own &&
            a->grad_slots == b->grad_slots && a->grad_ring == b->grad_ring &&
-           a->state_slots == b->state_slots &&
+           a->state_slots == b->state_slots && a->image_pairs == b->image_pairs &&
            memcmp(a->state, b->state, (n + 2) * sizeof *a->state) == 0 &&
            memcmp(a->grad, b->grad, (n + 2) * sizeof *a->grad) == 0 &&
            memcmp(a->weight, b->weight, (n + 2) * sizeof *a->weight) == 0 &&
@@ -118,6 +118,9 @@ static const char *refusal(const struct ps_planner_request *req, const struct ps
         return "streams a frozen base, and here base weights are trained";
     if (!full && !s->frozen)
         return "is for full fine-tuning, and here the base is frozen";
+    if (full && req->shape->zeroth && !resident && s != &ps_strategy_update_next_forward)
+        return "updates in or after a backward pass, which this method does not have (use "
+               "resident or update-next-forward)";
     if (full && resident && req->discrete && state > PS_TIER_DEVICE)
         return "keeps optimizer states on the device, which --offload-optimizer forbids";
     if (full && state == PS_TIER_DISK && !s->disk_states)

@@ -108,8 +108,8 @@ const struct ps_strategy *ps_strategy_at(int i); /* NULL past the end */
  * false, or a level "R0" .. "R4" of runtime/model/recompute.h, true R0 and false R4; saved: where what is kept
  * waits, near when left out), and where WHEN (a name of
  * ps_update_when_name) is not "resident" "optimizer":{..},"gradients":{..} (like weights; of gradients
- * "device" is where they are made),"grad_slots":..,"grad_ring":..,"state_slots":..; written by plan,
- * read back here. TIER is "device",
+ * "device" is where they are made),"grad_slots":..,"grad_ring":..,"state_slots":.., and without gradients
+ * "image_pairs":..; written by plan, read back here. TIER is "device",
  * "host" or "disk"; on a device without memory of its own device and host are the same, written as
  * "host". An object with a member "placement" (plan.json of a run, the output of plan --json) stands for
  * that member. Reading: PS_EFORMAT (a member of the wrong type, range, name or number of layers), PS_EUSAGE

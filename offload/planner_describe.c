@@ -467,6 +467,7 @@ int ps__plan_describe(struct ps_plan *out, struct ps__trials *t, int best,
     out->redo_s = b->redo_s;
     out->redo_write_bytes = b->redo_write_bytes;
     double micros = trains ? req->micro_count : req->eval_max;
+    micros /= req->shape->zeroth ? 2 : 1; /* each at both points */
     out->tokens_per_s = r->seconds > 0 ? micros * (double)req->tokens / r->seconds : 0;
     out->device_bytes = b->bytes[PS_TIER_DEVICE];
     out->host_bytes = b->bytes[PS_TIER_HOST];
@@ -477,6 +478,7 @@ int ps__plan_describe(struct ps_plan *out, struct ps__trials *t, int best,
     out->d2h = r->bytes[PS_LANE_D2H];
     out->tokens_per_pass =
         (double)req->tokens * (trains ? out->layout.group : out->layout.eval_group);
+    out->tokens_per_pass /= req->shape->zeroth ? 2 : 1;
     out->bottleneck = PS_LANE_COMPUTE;
     for (int i = 0; i < PS_LANE_COUNT; i++)
         if (r->busy_s[i] > r->busy_s[out->bottleneck])

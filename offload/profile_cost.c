@@ -195,7 +195,7 @@ static void set_compute(const struct ps_profile *p, const struct ps_cost_query *
     set_layers(p, q, out->flop_rate);
     set_recompute(p, q, 0, out);
     if (!on_cuda(p)) /* a card's own memory is so much faster that both cost nothing there */
-        out->flop_rate[PS_TASK_UPDATE] = p->cpu_optim_params;
+        out->flop_rate[PS_TASK_UPDATE] = out->flop_rate[PS_TASK_PERTURB] = p->cpu_optim_params;
     if (!on_cuda(p)) /* products of updates are fp32 ones on the host; a card's profile has none */
         out->flop_rate[PS_TASK_UPDATE_HOST] = ps_profile_gemm_flops(
             p, PS_DTYPE_F32, q->hidden_size, q->intermediate_size, q->hidden_size);

@@ -36,8 +36,19 @@ PS__INLINE void circle(float v, float *cosine, float *sine)
     *sine = quarter & 2 ? -b : b;
 }
 
-/* Pairs are made whole: n may be any, the tile's buffers hold a little more. */
-enum { PAIRS = PS_TILE / 2 + 4 };
+/* Two numbers of each of `count` pairs of words. */
+PS__INLINE void pairs(const uint32_t *restrict a, const uint32_t *restrict b, size_t count,
+                      float *restrict first, float *restrict second)
+{
+    for (size_t i = 0; i < count; i++) {
+        float length = ((float)(int32_t)(a[i] >> 8) + 0.5f) * 0x1p-24f;
+        float angle = (float)(int32_t)(b[i] >> 8) * 0x1p-24f;
+        float size = __builtin_sqrtf(-2 * log_of(length)), c, s;
+        circle(angle, &c, &s);
+        first[i] = size * c;
+        second[i] = size * s;
+    }
+}
 
 /* z of elements [e, e + n) of the tensor, n <= PS_TILE. */
 PS__INLINE void direction(const struct ps_update *u, uint64_t e, size_t n, float *restrict z)
@@ -45,25 +56,37 @@ PS__INLINE void direction(const struct ps_update *u, uint64_t e, size_t n, float
     struct ps_rng_key key = {
         .seed = u->hyper->seed, .step = u->step, .layer = u->tensor->id, .site = PS_RNG_PERTURB};
     struct ps__random_wide r;
-    float first[PAIRS], second[PAIRS];
+    float part[4][PS__WIDE]; /* element 4 i + k in part[k][i] */
     size_t skip = (size_t)(e % 4), blocks = (skip + n + 3) / 4;
     ps__random_fill(r.word[0], PS__WIDE, &key, e / 4, blocks);
-    for (size_t i = 0; i < 2 * blocks; i++) {
-        uint32_t a = r.word[i & 1 ? 2 : 0][i / 2], b = r.word[i & 1 ? 3 : 1][i / 2];
-        float length = ((float)(a >> 8) + 0.5f) * 0x1p-24f, angle = (float)(b >> 8) * 0x1p-24f;
-        float size = __builtin_sqrtf(-2 * log_of(length)), c, s;
-        circle(angle, &c, &s);
-        first[i] = size * c;
-        second[i] = size * s;
-    }
-    for (size_t i = 0; i < n; i++)
-        z[i] = (skip + i) & 1 ? second[(skip + i) / 2] : first[(skip + i) / 2];
+    pairs(r.word[0], r.word[1], blocks, part[0], part[1]);
+    pairs(r.word[2], r.word[3], blocks, part[2], part[3]);
+    float whole[4 * PS__WIDE];
+    for (size_t i = 0; i < blocks; i++)
+        for (size_t k = 0; k < 4; k++)
+            whole[4 * i + k] = part[k][i];
+    memcpy(z, whole + skip, n * sizeof *z);
 }
 
 struct shift {
     const void *from; /* the unperturbed weights, in the layout of u->weight */
-    float scale;
+    void *to[2];      /* NULL: none */
+    float scale[2];
 };
+
+PS__INLINE void shifted(enum ps_dtype dtype, void *to, size_t at, size_t n, float scale,
+                        const float *restrict w, const float *restrict z)
+{
+    if (dtype == PS_DTYPE_F32) {
+        float *restrict out = (float *)to + at;
+        for (size_t i = 0; i < n; i++)
+            out[i] = w[i] + scale * z[i];
+    } else {
+        uint16_t *restrict out = (uint16_t *)to + at;
+        for (size_t i = 0; i < n; i++)
+            out[i] = ps_f32_to_bf16(w[i] + scale * z[i]);
+    }
+}
 
 PS__INLINE void shift_tile(PS__TILE_ARGS)
 {
@@ -73,21 +96,23 @@ PS__INLINE void shift_tile(PS__TILE_ARGS)
     original.weight = (void *)(uintptr_t)s->from;
     ps__weight_load(&original, at, n, w);
     direction(u, u->begin + at, n, z);
-    if (u->tensor->dtype == PS_DTYPE_F32) {
-        float *restrict out = (float *)u->weight + at;
-        for (size_t i = 0; i < n; i++)
-            out[i] = w[i] + s->scale * z[i];
-    } else {
-        uint16_t *restrict out = (uint16_t *)u->weight + at;
-        for (size_t i = 0; i < n; i++)
-            out[i] = ps_f32_to_bf16(w[i] + s->scale * z[i]);
-    }
+    for (int k = 0; k < 2; k++)
+        if (s->to[k])
+            shifted(u->tensor->dtype, s->to[k], at, n, s->scale[k], w, z);
 }
 PS__TILE_VARIANTS(shift_tile)
 
 static void mezo_perturb(const struct ps_update *u, const void *from, double scale)
 {
-    struct shift s = {.from = from, .scale = (float)(u->hyper->zo_eps * scale)};
+    struct shift s = {
+        .from = from, .to = {u->weight}, .scale = {(float)(u->hyper->zo_eps * scale)}};
+    ps_update_tiles(u, PS_TILE, shift_tile_for(u->isa), &s);
+}
+
+static void mezo_perturb_pair(const struct ps_update *u, const void *from, void *up, void *down)
+{
+    float eps = (float)u->hyper->zo_eps;
+    struct shift s = {.from = from, .to = {up, down}, .scale = {eps, -eps}};
     ps_update_tiles(u, PS_TILE, shift_tile_for(u->isa), &s);
 }
 
@@ -141,4 +166,5 @@ const struct ps_optimizer_ops ps_mezo_ops = {
     .layout = mezo_layout,
     .update = mezo_update,
     .perturb = mezo_perturb,
+    .perturb_pair = mezo_perturb_pair,
 };

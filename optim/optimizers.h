@@ -17,6 +17,7 @@ const struct ps_optimizer_ops *const *ps_optimizers(void);
 /* Keeps an average of the weights beside the method hyper.averaged: see weight_average.c. Not in the
  * list above: no name of --optimizer. */
 extern const struct ps_optimizer_ops ps_weight_average_ops;
+extern const struct ps_optimizer_ops ps_weight_average_zeroth_ops; /* of methods that perturb */
 
 /* One file each: optim/<name>.c says what it computes. */
 extern const struct ps_optimizer_ops ps_sgd_ops;

@@ -58,6 +58,24 @@ static int average_update(const struct ps_update *u, struct ps_error *err)
     return 0;
 }
 
+static void average_perturb_pair(const struct ps_update *u, const void *from, void *up, void *down)
+{
+    u->hyper->averaged->perturb_pair(u, from, up, down);
+}
+
+static void average_perturb(const struct ps_update *u, const void *from, double scale)
+{
+    u->hyper->averaged->perturb(u, from, scale);
+}
+
+const struct ps_optimizer_ops ps_weight_average_zeroth_ops = {
+    .name = "weight average",
+    .layout = average_layout,
+    .update = average_update,
+    .perturb = average_perturb,
+    .perturb_pair = average_perturb_pair,
+};
+
 const struct ps_optimizer_ops ps_weight_average_ops = {
     .name = "weight average",
     .layout = average_layout,

@@ -498,7 +498,8 @@ static int trainer_options(struct ps_session *s, struct ps_trainer_options *t, s
         return ps_error_full(err, PS_EUSAGE, NULL, "optimizer", "see penstock list optimizers",
                              "unknown optimizer '%s'", o->optimizer ? o->optimizer : "");
     if (trains(s) && o->ema_decay > 0)
-        t->optimizer = &ps_weight_average_ops;
+        t->optimizer =
+            t->optimizer->perturb ? &ps_weight_average_zeroth_ops : &ps_weight_average_ops;
     t->n_tok_max = 1;
     t->doc_max = 1;
     t->position_max = 1;
@@ -557,22 +558,6 @@ static int check_states(const struct ps_session *s, struct ps_error *err)
                          s->opt->optimizer);
 }
 
-/* Perturbed weights are written where the model computes: in memory that the host's threads reach.
- */
-static int check_zeroth(const struct ps_session *s, struct ps_error *err)
-{
-    if (!trains(s) || !s->trainer_options.optimizer->perturb)
-        return 0;
-    if (s->trainer_options.cuda)
-        return ps_error_full(err, PS_EUSAGE, NULL, "optimizer", "use --device cpu",
-                             "`--optimizer mezo` does not run on a CUDA device in this version");
-    if (ps_trainer_layout(s->trainer)->update != PS_UPDATE_RESIDENT)
-        return ps_error_full(err, PS_EUSAGE, NULL, "optimizer",
-                             "use --strategy resident, or --method lora, which streams the base",
-                             "`--optimizer mezo` has all trained weights in memory");
-    return 0;
-}
-
 /* Shape of a step, then the layout that the budgets allow. */
 static int plan(struct ps_session *s, struct ps_error *err)
 {
@@ -587,8 +572,6 @@ static int plan(struct ps_session *s, struct ps_error *err)
         ret = check_states(s, err);
     if (ret == 0)
         ret = ps__layout_choose(s, err);
-    if (ret == 0)
-        ret = check_zeroth(s, err);
     return ret < 0 ? ret : ps__import_choose(s, err);
 }
 

@@ -243,6 +243,7 @@ int ps__planner_request(struct ps_session *s, struct ps_planner_request *r,
     r->discrete = ps_options_discrete(o);
     r->tokens = s->trainer_options.n_tok_max;
     r->micro_count = s->trainer_options.micro_max > 0 ? s->trainer_options.micro_max : 1;
+    r->micro_count *= r->shape->zeroth ? 2 : 1; /* at both points */
     r->eval_max = eval_max(s);
     r->cost = (struct ps_cost_query){
         .dtype = s->trainer_options.dtype, .discrete = r->discrete, .sustained = true};
@@ -411,6 +412,7 @@ void ps__layout_describe(struct ps_session *s)
         {"weights", {PS_BUF_PINNED, PS_BUF_SLOTS, PS_BUF_RAW, PS_BUF_HOST_UNITS}, 4},
         {"adapter", {PS_BUF_ADAPTER}, 1},
         {"gradients", {PS_BUF_GRAD, PS_BUF_GRAD_HOST}, 2},
+        {"perturbed weights", {PS_BUF_PERTURBED, PS_BUF_PERTURBED_HOST}, 2},
         {"optimizer state", {PS_BUF_STATE, PS_BUF_STATE_RING}, 2},
         {"activations", {PS_BUF_X, PS_BUF_DX, PS_BUF_SAVED, PS_BUF_HOST_X, PS_BUF_HOST_SAVED}, 5},
         {"key-value cache", {PS_BUF_CACHE, PS_BUF_LOGITS}, 2},

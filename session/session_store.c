@@ -386,8 +386,7 @@ static int remove_store(struct ps_session *s, json_t *root, struct ps_error *err
 /* Are states or weights of the run on disk? */
 static bool lives_on_disk(const struct ps_session *s)
 {
-    const struct ps_step_map *m = ps_trainer_map(s->trainer);
-    return m->bytes[PS_BUF_STATE_RING] > 0;
+    return ps_trainer_map(s->trainer)->stored;
 }
 
 static int check_same_config(struct ps_session *s, struct ps_error *err)

@@ -44,15 +44,16 @@ static inline double ps_task_amount(const struct ps_task *t)
 {
     if (t->lane == PS_LANE_COMPUTE)
         return t->flops;
-    return t->lane == PS_LANE_CPU_OPTIM && t->kind != PS_TASK_UPDATE_HOST ? 0 : (double)t->bytes;
+    bool moves = t->kind != PS_TASK_UPDATE_HOST && t->kind != PS_TASK_PERTURB;
+    return t->lane == PS_LANE_CPU_OPTIM && moves ? 0 : (double)t->bytes;
 }
 
 /* Rate of a task's bytes on its lane. */
 static inline double ps_cost_byte_rate(const struct ps_cost_model *m, enum ps_lane lane,
                                        enum ps_task_kind kind)
 {
-    return lane == PS_LANE_CPU_OPTIM && kind != PS_TASK_UPDATE_HOST ? m->host_copy_rate
-                                                                    : m->byte_rate[lane];
+    bool moves = kind != PS_TASK_UPDATE_HOST && kind != PS_TASK_PERTURB;
+    return lane == PS_LANE_CPU_OPTIM && moves ? m->host_copy_rate : m->byte_rate[lane];
 }
 
 /* Has the task a level with figures of its own? */

@@ -45,6 +45,8 @@ static bool produces(enum ps_task_kind kind)
     case PS_TASK_READ_STATE:
     case PS_TASK_WRITE_STATE:
     case PS_TASK_WRITE_WEIGHTS:
+    case PS_TASK_PERTURB:
+    case PS_TASK_COPY_PERTURBED:
         return true;
     default:
         return false;

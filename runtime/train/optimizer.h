@@ -179,6 +179,9 @@ struct ps_optimizer_ops {
      * half the difference of the losses at scale 1 and -1 over that step's size as grad_scale. NULL: a
      * method with gradients. */
     void (*perturb)(const struct ps_update *u, const void *from, double scale);
+    /* Both at once, scale 1 into `up` and -1 into `down` (the layout of u->weight), with the bits of two
+     * calls of perturb; all methods that have one have both. */
+    void (*perturb_pair)(const struct ps_update *u, const void *from, void *up, void *down);
     /* Can this device update a tensor of this layout by itself? NULL: only the host can. */
     bool (*on_device)(const struct ps_compute *cx, const struct ps_opt_layout *layout);
     /* Is a tensor updated at this step (completed updates of the run)? NULL: always. A pure

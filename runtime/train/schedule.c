@@ -19,12 +19,13 @@ static const char *const kind_name[PS_TASK_KIND_COUNT] = {
     "embed_backward", "grad_norm",    "clip",        "update",        "copy_batch",
     "read_weights",   "copy_weights", "spill_out",   "spill_write",   "spill_read",
     "spill_in",       "grad_out",     "grad_in",     "grad_write",    "grad_read",
-    "read_state",     "update_host",  "write_state", "write_weights", "commit"};
+    "read_state",     "update_host",  "write_state", "write_weights", "commit",
+    "perturb",        "copy_perturbed"};
 static const char *const tier_name[PS_TIER_COUNT] = {"device", "host", "disk"};
 static const char *const arg_name[PS_ARG_COUNT] = {"slot",  "raw",       "block", "x_in",
                                                    "x_out", "saved",     "dx",    "host_x",
                                                    "grad",  "grad_host", "state", "granule",
-                                                   "level", "host_saved"};
+                                                   "level", "host_saved", "image"};
 
 const char *ps_lane_name(enum ps_lane l)
 {

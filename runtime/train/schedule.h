@@ -74,6 +74,10 @@ enum ps_task_kind {
     PS_TASK_WRITE_STATE,   /* disk_write: states of a granule to the store */
     PS_TASK_WRITE_WEIGHTS, /* disk_write: weights of a granule to the store */
     PS_TASK_COMMIT,        /* commit: all of it becomes the committed generation */
+    /* Methods without gradients: see step.h. */
+    PS_TASK_PERTURB,        /* compute (cpu_optim on discrete devices): a unit's trained weights, moved
+                               both ways, into a pair of images */
+    PS_TASK_COPY_PERTURBED, /* h2d: such a pair to the device */
     PS_TASK_KIND_COUNT,
 };
 
@@ -99,6 +103,7 @@ enum ps_task_arg {
     PS_ARG_LEVEL, /* PS_TASK_LAYER_RECOMPUTE: enum ps_recompute */
     PS_ARG_HOST_SAVED, /* host buffer of a kept piece; PS_TASK_SPILL_* with it or PS_ARG_SAVED move
                           that instead of a boundary */
+    PS_ARG_IMAGE,   /* pair of perturbed images of the unit; -1: its weights as they are */
     PS_ARG_COUNT,
 };
 

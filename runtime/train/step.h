@@ -37,6 +37,17 @@
  * those of embedding and head lie too where they can (ps_step_grad_shared), and is kept until the
  * update there (tier DEVICE), in host memory, or, granule by granule, on disk.
  *
+ * Without gradients (shape.zeroth; MeZO). A step is a forward pass at two points: every micro-batch
+ * counts twice, the first half of a pass's group goes through weights moved one way, the second half
+ * through weights moved the other way. Each unit is brought near once; its trained weights, moved
+ * both ways, are written as two images (a pair) that the tasks of the two halves compute with, and
+ * the weights themselves are never touched: nothing drifts, whatever a slot holds stays true, and the
+ * random direction is all that is made anew. RESIDENT: segment update follows. Otherwise the update
+ * is that of NEXT_FORWARD: a granule of the last step's is updated, moved both ways and written back
+ * while its weights and states are there, so that a step reads and writes each of them once. A tied
+ * embedding's images wait for the head. On discrete devices all of this is the host's work, and the
+ * images are copied.
+ *
  * Layer boundaries x[l][m] (input of layer l): kept near, or moved to host or disk and back for the
  * backward pass; the last ones that are still near then are not moved at all (forwarding).
  *
@@ -84,6 +95,7 @@ struct ps_step_shape {
     int32_t first_trained; /* lowest layer with something to train; n_layer: none */
     bool trains;           /* false: only the eval segment exists */
     bool frozen;           /* no base weight is trained: weights may be streamed */
+    bool zeroth;           /* trains, but by forward passes alone: see above */
     bool embed_trained, head_trained, tied;
     bool embed_adapted; /* tasks of the embedding use the adapter's scratch and products */
     uint64_t x_bytes;     /* one layer boundary of one micro-batch */
@@ -112,6 +124,16 @@ struct ps_step_shape {
     double recompute_flops[PS_RECOMPUTE_COUNT];
     double head_flops, head_backward_flops;
 };
+
+/* Without gradients: making a pair of images, and an update, each take as long as so many updates by
+ * AdamW (measured: 220 million parameters a second and core, where AdamW does 700). */
+#define PS_ZEROTH_PASSES 3
+
+/* ... and the bytes of a unit's image: of its weights, or of its adapters. */
+static inline uint64_t ps_step_image_bytes(const struct ps_step_shape *p, int32_t unit_idx)
+{
+    return p->frozen ? p->adapter_bytes[unit_idx] : p->pinned_bytes[unit_idx];
+}
 
 static inline int32_t ps_step_unit_idx(const struct ps_step_shape *p, int32_t unit)
 {
@@ -186,6 +208,7 @@ struct ps_step_layout {
     int32_t grad_ring;   /* host buffers of granules' gradients on their way to and from the disk;
                             >= 2 */
     int32_t state_slots; /* host buffers of granules' states; >= 1 when any lies on disk */
+    int32_t image_pairs; /* without gradients: pairs of perturbed images; 0 is 1 */
     unsigned ablate;
 };
 
@@ -250,6 +273,8 @@ enum ps_step_buffer {
     PS_BUF_HOST_SAVED, /* kept pieces in host memory, then the host ring */
     PS_BUF_DISK_SAVED, /* spill file, behind PS_BUF_DISK_GRAD */
     PS_BUF_MIRROR, /* host; discrete: adapters, states, gradients, trained weights, for files */
+    PS_BUF_PERTURBED, /* (image_pairs, 2, image_bytes), then the tied embedding's own two */
+    PS_BUF_PERTURBED_HOST, /* the same on the host; discrete only */
     PS_BUF_COUNT,
 };
 
@@ -277,9 +302,13 @@ struct ps_step_map {
         keep_dtype;        /* of kept gradients: BF16 when rounded and made in one pass, else F32 */
     bool several_passes;   /* a step may need more than one */
     bool commits;          /* every step is committed: all states lie on disk */
+    bool stored;           /* some lie on disk, if only as weights that have none: there is a store */
     uint64_t *keep_offset; /* by unit index, in PS_BUF_GRAD_HOST or PS_BUF_DISK_GRAD */
     uint64_t *piece_offset; /* by granule, in PS_BUF_DISK_GRAD; of units whose gradients wait there */
     uint64_t *weight_image_offset, *state_image_offset; /* in PS_BUF_DISK_WEIGHTS and _STATE */
+    /* images of perturbed weights; pair image_pairs is the tied embedding's */
+    uint64_t image_bytes, image_own_bytes; /* of one; 0: there is none */
+    int32_t image_pairs;
     int32_t *stream_idx; /* by source unit number: number among the streamed, -1: not streamed */
     int32_t stream_count;
 };

@@ -98,6 +98,11 @@ static void forget_slots(struct ps__build *b)
         b->content[i] = -1;
 }
 
+static bool evaluates(const struct ps__build *b)
+{
+    return b->segment == PS_SEGMENT_EVAL || b->segment == PS_SEGMENT_PROLOGUE_EVAL;
+}
+
 /* What every slot holds when a pass begins: the first unit that will use it. */
 static void find_live_in(struct ps__build *b)
 {
@@ -105,8 +110,12 @@ static void find_live_in(struct ps__build *b)
         b->live_in[i] = -1;
     if (b->l->ablate & PS_ABLATE_CROSS_STEP)
         return;
+    /* without gradients a discrete device has only images of what is updated on the host */
+    bool images = b->p->zeroth && b->streams && b->l->discrete && !evaluates(b);
     for (uint32_t n = 0; n < b->p->source->unit_count; n++) {
         int32_t j = b->m->stream_idx[n];
+        if (images && ps__trained(b, b->p->source->unit[n].unit))
+            continue;
         if (j >= 0 && b->live_in[j % b->l->near_slots] < 0)
             b->live_in[j % b->l->near_slots] = (int32_t)n;
     }
@@ -236,6 +245,14 @@ static void head(struct ps__build *b, int32_t micro, int32_t slot, int32_t x, bo
     ps__done(b);
 }
 
+static void emit_zeroth(struct ps__build *b)
+{
+    memcpy(b->content, b->live_in, (size_t)b->l->near_slots * sizeof *b->content);
+    copy_batches(b, b->l->group);
+    ps__zeroth_pass(b);
+    restore_live_in(b, PS_TASK_TRAILS);
+}
+
 /* Lots of micro-batches: the backward pass of one runs layer by layer beside the forward pass of
  * the next. One lot, the whole group, is plain forward and backward. */
 static void emit_train(struct ps__build *b)
@@ -321,7 +338,7 @@ static void emit_eval(struct ps__build *b)
 static void emit_update(struct ps__build *b)
 {
     const struct ps_step_shape *p = b->p;
-    for (int pass = 0; pass < 3; pass++) {
+    for (int pass = p->zeroth ? 2 : 0; pass < 3; pass++) {
         if (pass == 1) {
             ps__emit(b, PS_TASK_CLIP, PS_LANE_COMPUTE, PS_UNIT_ALL, -1);
             ps__done(b);
@@ -332,7 +349,8 @@ static void emit_update(struct ps__build *b)
                 continue;
             int32_t unit = i == 0 ? PS_UNIT_EMBED : i == p->n_layer + 1 ? PS_UNIT_HEAD : i - 1;
             ps__emit(b, pass == 0 ? PS_TASK_GRAD_NORM : PS_TASK_UPDATE, PS_LANE_COMPUTE, unit, -1);
-            ps__cost(b, (double)(p->grad_bytes[i] / sizeof(float)), 0); /* parameters */
+            double params = (double)(p->grad_bytes[i] / sizeof(float));
+            ps__cost(b, params * (p->zeroth ? PS_ZEROTH_PASSES : 1), 0);
             ps__done(b);
         }
     }
@@ -352,6 +370,10 @@ static int emit_segment(struct ps__build *b)
     case PS_SEGMENT_TRAIN_INNER:
         if (b->segment == PS_SEGMENT_TRAIN_INNER && !(b->streams && b->m->several_passes))
             break;
+        if (b->p->zeroth) {
+            emit_zeroth(b);
+            break;
+        }
         b->dry = true;
         emit_train(b);
         b->dry = false;
@@ -386,12 +408,12 @@ static int emit_segment(struct ps__build *b)
 static void add_buffers(struct ps_schedule *s, const struct ps_step_map *m)
 {
     static const char *const name[PS_BUF_COUNT] = {
-        "batch",      "batch_host", "rope",         "x",          "dx",         "saved",
-        "scratch",    "head",       "gemm",         "pinned",     "slots",      "raw",
-        "host_units", "host_x",     "disk_x",       "adapter",    "gradients",  "states",
-        "workspace",  "norm",       "loss",         "cache",      "logits",     "state_ring",
-        "grad_host",  "disk_grad",  "disk_weights", "disk_state", "host_saved", "disk_saved",
-        "mirror"};
+        "batch",      "batch_host", "rope",          "x",          "dx",         "saved",
+        "scratch",    "head",       "gemm",          "pinned",     "slots",      "raw",
+        "host_units", "host_x",     "disk_x",        "adapter",    "gradients",  "states",
+        "workspace",  "norm",       "loss",          "cache",      "logits",     "state_ring",
+        "grad_host",  "disk_grad",  "disk_weights",  "disk_state", "host_saved", "disk_saved",
+        "mirror",     "perturbed",  "perturbed_host"};
     for (int b = 0; b < PS_BUF_COUNT; b++)
         ps_schedule_buffer(s, m->tier[b], m->bytes[b], "%s", name[b]);
 }
@@ -410,6 +432,7 @@ int ps_step_build(struct ps_schedule *s, enum ps_segment segment, const struct p
         .l = layout,
         .m = map,
         .last_compute = -1,
+        .image = -1,
         .streams = layout->update != PS_UPDATE_RESIDENT && shape->trains,
         .content = calloc(slots + 1, sizeof *b.content),
         .live_in = calloc(slots + 1, sizeof *b.live_in),

@@ -41,6 +41,8 @@ struct ps__build {
     int64_t last_compute;                          /* -1: none */
     uint32_t flags;
     bool streams; /* updates run on the host, in granules */
+    /* without gradients: the pair that the tasks emitted next compute with, -1: none; the ring */
+    int32_t image, image_next;
 };
 
 /* Add a task with a micro-batch and the present flags; set an argument of the task added last; its
@@ -93,6 +95,9 @@ void ps__begin_states(struct ps__build *b);
 void ps__read_states_ahead(struct ps__build *b, int32_t layer);
 void ps__update_after(struct ps__build *b);
 void ps__update_all(struct ps__build *b);
+
+/* step_zeroth.c: the tasks between the first copies and the reads for the next pass. */
+void ps__zeroth_pass(struct ps__build *b);
 
 static inline bool ps__trained(const struct ps__build *b, int32_t unit)
 {

@@ -25,6 +25,9 @@ struct flow {
     int64_t *slot, *raw; /* source numbers */
     int64_t *batch;      /* (micros) discrete: period whose micro-batch the device has */
     int64_t *state;      /* granules */
+    int64_t *image;      /* (2, pairs + 1) without gradients: whose images are there (the second
+                            half: on the host) ... */
+    uint32_t *parts;     /* ... and how many parts of them */
     int64_t *embedded;   /* (micros) blocks of the embedding that have been looked up */
     int64_t micros, period;
 };
@@ -56,7 +59,9 @@ static int in_range(const struct flow *f, const struct ps_task *t)
                                          [PS_ARG_STATE] = f->l->state_slots,
                                          [PS_ARG_GRANULE] = INT32_MAX,
                                          [PS_ARG_LEVEL] = PS_RECOMPUTE_COUNT,
-                                         [PS_ARG_HOST_SAVED] = f->m->host_saved_count};
+                                         [PS_ARG_HOST_SAVED] = f->m->host_saved_count,
+                                         [PS_ARG_IMAGE] =
+                                             f->m->image_pairs + (f->m->image_own_bytes > 0)};
     for (int a = 0; a < PS_ARG_COUNT; a++)
         if (t->arg[a] < -1 || t->arg[a] >= limit[a])
             return ps_error_full(f->err, PS_EUSAGE, NULL, ps_task_arg_name((enum ps_task_arg)a),
@@ -65,8 +70,46 @@ static int in_range(const struct flow *f, const struct ps_task *t)
     return 0;
 }
 
+/* A name for the images of a unit in this period. */
+static int64_t image_name(const struct flow *f, int32_t unit)
+{
+    return f->period * (f->p->n_layer + 2) + ps_step_unit_idx(f->p, unit);
+}
+
+/* A part of a unit's images is made, a granule's, or (of -1) all; or they are copied. */
+static void make_image(struct flow *f, const struct ps_task *t)
+{
+    int32_t host = f->m->image_pairs + 1;
+    int32_t pair = t->arg[PS_ARG_IMAGE] + (f->l->discrete ? host : 0);
+    int64_t name = image_name(f, t->unit);
+    if (t->arg[PS_ARG_IMAGE] < 0)
+        return;
+    if (t->kind == PS_TASK_COPY_PERTURBED) {
+        f->image[pair - host] = f->image[pair];
+        f->parts[pair - host] = f->parts[pair];
+        return;
+    }
+    f->parts[pair] = f->image[pair] == name ? f->parts[pair] : 0;
+    f->image[pair] = name;
+    int32_t i = ps_step_unit_idx(f->p, t->unit);
+    uint32_t all = f->p->granule_begin ? f->p->granule_begin[i + 1] - f->p->granule_begin[i] : 1;
+    f->parts[pair] += t->arg[PS_ARG_GRANULE] < 0 ? all : 1;
+}
+
+static int find_image(const struct flow *f, const struct ps_task *t, int32_t unit, int32_t pair)
+{
+    int32_t i = ps_step_unit_idx(f->p, unit);
+    uint32_t all = f->p->granule_begin ? f->p->granule_begin[i + 1] - f->p->granule_begin[i] : 1;
+    return f->image[pair] == image_name(f, unit) && f->parts[pair] >= all
+               ? 0
+               : wrong(f, t, "perturbed weights");
+}
+
 static int weights(const struct flow *f, const struct ps_task *t)
 {
+    int ret = t->arg[PS_ARG_IMAGE] >= 0 ? find_image(f, t, t->unit, t->arg[PS_ARG_IMAGE]) : 0;
+    if (ret < 0 || (t->arg[PS_ARG_IMAGE] >= 0 && !f->p->frozen))
+        return ret;
     uint32_t number = ps__source_number(f->p, t->unit, t->arg[PS_ARG_BLOCK]);
     bool streamed = f->m->stream_idx[number] >= 0;
     int32_t slot = t->arg[PS_ARG_SLOT];
@@ -218,13 +261,24 @@ static int move_weights(struct flow *f, const struct ps_task *t)
 }
 
 /* States of the first updates in a pass are those that the pass before has read. */
-static int update(const struct flow *f, const struct ps_task *t)
+static int update(struct flow *f, const struct ps_task *t)
 {
     int32_t place = t->arg[PS_ARG_STATE];
+    if (t->kind == PS_TASK_UPDATE_HOST)
+        make_image(f, t);
     if (place < 0)
         return 0;
     bool first = f->period == 0 && f->state[place] == NOTHING;
     return first || f->state[place] == t->arg[PS_ARG_GRANULE] ? 0 : wrong(f, t, "optimizer state");
+}
+
+/* The head's own images, and those of an embedding that it shares. */
+static int head_images(const struct flow *f, const struct ps_task *t)
+{
+    int ret = t->arg[PS_ARG_IMAGE] >= 0 ? find_image(f, t, t->unit, t->arg[PS_ARG_IMAGE]) : 0;
+    if (ret == 0 && f->m->image_own_bytes > 0)
+        ret = find_image(f, t, PS_UNIT_EMBED, f->m->image_pairs);
+    return ret;
 }
 
 static int step(struct flow *f, const struct ps_task *t)
@@ -244,6 +298,8 @@ static int step(struct flow *f, const struct ps_task *t)
     case PS_TASK_HEAD:
         if (f->x[t->arg[PS_ARG_X_IN]] != boundary(f, f->p->n_layer, t->micro))
             return wrong(f, t, "input");
+        if (f->p->zeroth && f->segment == PS_SEGMENT_TRAIN)
+            return head_images(f, t);
         if (f->segment != PS_SEGMENT_EVAL)
             f->dx[t->arg[PS_ARG_DX]] = boundary(f, f->p->n_layer, t->micro);
         return weights(f, t);
@@ -265,6 +321,10 @@ static int step(struct flow *f, const struct ps_task *t)
     case PS_TASK_SPILL_READ:
     case PS_TASK_SPILL_IN:
         return spill(f, t);
+    case PS_TASK_PERTURB:
+    case PS_TASK_COPY_PERTURBED:
+        make_image(f, t);
+        return 0;
     default:
         return 0;
     }
@@ -316,10 +376,12 @@ int ps_step_check(const struct ps_schedule *s, const struct ps_schedule *prologu
     f.raw = values((size_t)layout->raw_slots);
     f.state = values((size_t)layout->state_slots);
     f.batch = values((size_t)f.micros);
+    f.image = values(2 * ((size_t)map->image_pairs + 1));
+    f.parts = calloc(2 * ((size_t)map->image_pairs + 1), sizeof *f.parts);
     f.embedded = calloc((size_t)f.micros + 1, sizeof *f.embedded);
     int ret = -ENOMEM;
     if (f.x && f.host_x && f.disk_x && f.saved && f.host_saved && f.disk_saved && f.dx && f.slot &&
-        f.raw && f.batch && f.state && f.embedded)
+        f.raw && f.batch && f.state && f.embedded && f.image && f.parts)
         ret = run(&f, s, prologue);
     else
         ps_error_set(err, ret, "out of memory");
@@ -335,5 +397,7 @@ int ps_step_check(const struct ps_schedule *s, const struct ps_schedule *prologu
     free(f.state);
     free(f.batch);
     free(f.embedded);
+    free(f.image);
+    free(f.parts);
     return ret;
 }

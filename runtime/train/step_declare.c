@@ -49,6 +49,31 @@ static void weights(const struct declare *d, int32_t unit, int32_t slot, int32_t
                        d->p->source->unit[number].near_bytes);
 }
 
+/* The perturbed images of a unit, whole or the part of the task's granule; side -1: both. */
+static void images(const struct declare *d, enum ps_step_buffer b, int32_t unit, int32_t pair,
+                   int32_t side, bool write)
+{
+    int32_t granule = d->t->arg[PS_ARG_GRANULE];
+    const struct ps_granule *g = granule < 0 ? NULL : &d->p->granule[granule];
+    uint64_t whole_bytes = ps_step_image_bytes(d->p, ps_step_unit_idx(d->p, unit));
+    for (int32_t s = 0; s < 2; s++)
+        if (side < 0 || side == s)
+            ps_schedule_access(d->s, (uint32_t)b, write,
+                               ps__image_offset(d->m, pair, s) + (g ? g->weight_offset : 0),
+                               g ? g->weight_bytes : whole_bytes);
+}
+
+/* The weights of a unit as a task of a micro-batch finds them: images where they are perturbed. Of
+ * adapters the frozen part is the base's. */
+static void used_weights(const struct declare *d, int32_t unit, int32_t slot, int32_t block)
+{
+    int32_t pair = d->t->arg[PS_ARG_IMAGE];
+    if (pair >= 0)
+        images(d, PS_BUF_PERTURBED, unit, pair, ps__side(d->l, d->t->micro), false);
+    if (pair < 0 || d->p->frozen)
+        weights(d, unit, slot, block, false);
+}
+
 static void by_unit(const struct declare *d, enum ps_step_buffer b, bool write, int32_t unit,
                     const uint64_t *offset, const uint64_t *bytes)
 {
@@ -75,7 +100,7 @@ static const struct ps_granule *granule(const struct declare *d)
 static void grad_part(const struct declare *d, int32_t unit, const struct ps_granule *g, bool write)
 {
     int32_t i = ps_step_unit_idx(d->p, unit);
-    if (!d->p->trains || d->p->grad_bytes[i] == 0)
+    if (!d->p->trains || d->p->zeroth || d->p->grad_bytes[i] == 0)
         return;
     uint64_t at = d->m->grad_offset[i];
     if (at == UINT64_MAX)
@@ -175,7 +200,7 @@ static void update_host(const struct declare *d)
     int32_t i = ps_step_unit_idx(d->p, t->unit);
     ps_schedule_access(d->s, PS_BUF_NORM, false, ps__page_up(d->p->partial_bytes), 4096);
     whole(d, PS_BUF_WORKSPACE, true);
-    if (d->l->grad[i] == PS_TIER_DEVICE)
+    if (d->l->grad[i] == PS_TIER_DEVICE || d->p->zeroth)
         grad(d, t->unit, false);
     else
         kept(d, false);
@@ -184,6 +209,9 @@ static void update_host(const struct declare *d)
     else
         by_unit(d, PS_BUF_STATE, true, t->unit, d->m->state_offset, d->p->state_bytes);
     host_weights(d, true);
+    if (t->arg[PS_ARG_IMAGE] >= 0)
+        images(d, d->l->discrete ? PS_BUF_PERTURBED_HOST : PS_BUF_PERTURBED, t->unit,
+               t->arg[PS_ARG_IMAGE], -1, true);
 }
 
 static void commit(const struct declare *d)
@@ -248,7 +276,7 @@ static void saved(const struct declare *d)
 static void layer(const struct declare *d)
 {
     const struct ps_task *t = d->t;
-    weights(d, t->unit, t->arg[PS_ARG_SLOT], 0, false);
+    used_weights(d, t->unit, t->arg[PS_ARG_SLOT], 0);
     adapter(d, false);
     batch(d, false);
     whole(d, PS_BUF_ROPE, false);
@@ -269,9 +297,12 @@ static void layer(const struct declare *d)
 
 static void head(const struct declare *d)
 {
-    weights(d, PS_UNIT_HEAD, d->t->arg[PS_ARG_SLOT], 0, false);
+    used_weights(d, PS_UNIT_HEAD, d->t->arg[PS_ARG_SLOT], 0);
     adapter(d, false);
-    if (d->p->tied)
+    if (d->p->tied && d->m->image_own_bytes > 0 && d->segment != PS_SEGMENT_EVAL)
+        images(d, PS_BUF_PERTURBED, PS_UNIT_EMBED, d->m->image_pairs, ps__side(d->l, d->t->micro),
+               false);
+    else if (d->p->tied)
         weights(d, PS_UNIT_EMBED, -1, 0, false);
     batch(d, false);
     x(d, PS_ARG_X_IN, false);
@@ -282,6 +313,8 @@ static void head(const struct declare *d)
         element(d, PS_BUF_LOGITS, true, d->t->micro, ps__page_up(d->p->logits_bytes));
         return;
     }
+    if (d->p->zeroth)
+        return;
     element(d, PS_BUF_DX, true, d->t->arg[PS_ARG_DX], d->m->x_stride);
     grad(d, PS_UNIT_HEAD, true);
     if (d->p->tied)
@@ -388,6 +421,30 @@ static void update(const struct declare *d)
     by_unit(d, PS_BUF_STATE, true, t->unit, d->m->state_offset, d->p->state_bytes);
     if (!d->p->frozen)
         weights(d, t->unit, -1, 0, true);
+    if (d->p->zeroth) /* updated there */
+        whole(d, PS_BUF_MIRROR, true);
+}
+
+/* A unit's trained weights, moved both ways, where the host or the device's threads can. */
+static void perturb(const struct declare *d)
+{
+    const struct ps_task *t = d->t;
+    bool copy = t->kind == PS_TASK_COPY_PERTURBED;
+    enum ps_step_buffer made = d->l->discrete ? PS_BUF_PERTURBED_HOST : PS_BUF_PERTURBED;
+    images(d, made, t->unit, t->arg[PS_ARG_IMAGE], -1, !copy);
+    if (copy) {
+        images(d, PS_BUF_PERTURBED, t->unit, t->arg[PS_ARG_IMAGE], -1, true);
+        return;
+    }
+    if (d->l->discrete) {
+        whole(d, PS_BUF_MIRROR, false);
+        return;
+    }
+    if (d->p->frozen)
+        adapter(d, false);
+    else
+        weights(d, t->unit, -1, 0, false);
+    by_unit(d, PS_BUF_STATE, false, t->unit, d->m->state_offset, d->p->state_bytes);
 }
 
 void ps_step_declare(struct ps_schedule *s, const struct ps_task *task, enum ps_segment segment,
@@ -397,7 +454,7 @@ void ps_step_declare(struct ps_schedule *s, const struct ps_task *task, enum ps_
     struct declare d = {.s = s, .t = task, .segment = segment, .p = shape, .l = layout, .m = map};
     switch (task->kind) {
     case PS_TASK_EMBED:
-        weights(&d, PS_UNIT_EMBED, task->arg[PS_ARG_SLOT], task->arg[PS_ARG_BLOCK], false);
+        used_weights(&d, PS_UNIT_EMBED, task->arg[PS_ARG_SLOT], task->arg[PS_ARG_BLOCK]);
         adapter(&d, false);
         batch(&d, false);
         x(&d, PS_ARG_X_OUT, true);
@@ -450,6 +507,10 @@ void ps_step_declare(struct ps_schedule *s, const struct ps_task *task, enum ps_
     case PS_TASK_WRITE_WEIGHTS:
     case PS_TASK_COMMIT:
         streamed(&d);
+        break;
+    case PS_TASK_PERTURB:
+    case PS_TASK_COPY_PERTURBED:
+        perturb(&d);
         break;
     case PS_TASK_KIND_COUNT:
         assert(task->kind < PS_TASK_KIND_COUNT);

@@ -19,6 +19,19 @@ static inline int32_t ps__layout_lot(const struct ps_step_layout *l)
     return l->interleave > 0 && l->interleave < l->group ? l->interleave : l->group;
 }
 
+/* Where an image of a pair lies in PS_BUF_PERTURBED and PS_BUF_PERTURBED_HOST; side 0 or 1. */
+static inline uint64_t ps__image_offset(const struct ps_step_map *m, int32_t pair, int32_t side)
+{
+    uint64_t first = 2 * (uint64_t)pair * m->image_bytes;
+    return first + (uint64_t)side * (pair == m->image_pairs ? m->image_own_bytes : m->image_bytes);
+}
+
+/* The side of a micro-batch of a pass without gradients. */
+static inline int32_t ps__side(const struct ps_step_layout *l, int32_t micro)
+{
+    return micro < l->group / 2 ? 0 : 1;
+}
+
 static inline uint64_t ps__page_up(uint64_t bytes)
 {
     return (bytes + 4095) & ~(uint64_t)4095;

@@ -201,6 +201,11 @@ static int check_layout(const struct ps_step_shape *p, const struct ps_step_layo
                              "interleave twice that and one",
                              "group %d, eval_group %d and x_ring %d do not go together", l->group,
                              l->eval_group, l->x_ring);
+    if (p->zeroth && l->group % 2 != 0)
+        return ps_error_full(err, PS_EUSAGE, NULL, "placement", "give an even group",
+                             "without gradients every micro-batch goes through a pass twice, and "
+                             "group %d is odd",
+                             l->group);
     return 0;
 }
 
@@ -260,6 +265,8 @@ static int check_update_unit(const struct ps_step_shape *p, const struct ps_step
     if (l->weight[i] == PS_TIER_DISK && l->state[i] != PS_TIER_DISK)
         return bad_update(err, "weights are on disk, but the optimizer states are in memory",
                           "place the states on disk too");
+    if (p->zeroth)
+        return 0; /* without gradients */
     if (l->discrete && l->grad[i] == PS_TIER_DEVICE)
         return bad_update(err, "gradients stay on the device, but updates run on the host",
                           "place the gradients on the host");
@@ -287,6 +294,12 @@ static int check_update(const struct ps_step_shape *p, const struct ps_step_layo
         return 0;
     if (p->frozen)
         return bad_update(err, "adapters are updated where they lie", "use update resident");
+    if (p->zeroth && l->update != PS_UPDATE_NEXT_FORWARD)
+        return bad_update(
+            err,
+            "this strategy updates in or after a backward pass, which the method does "
+            "not have",
+            "use update next-forward (--strategy update-next-forward), or resident");
     bool disk_state = false;
     bool disk_grad = false;
     for (int32_t i = 0; i < p->n_layer + 2; i++) {
@@ -294,7 +307,7 @@ static int check_update(const struct ps_step_shape *p, const struct ps_step_layo
         if (ret < 0)
             return ret;
         disk_state |= trained(p, i) && l->state[i] == PS_TIER_DISK;
-        disk_grad |= trained(p, i) && l->grad[i] == PS_TIER_DISK;
+        disk_grad |= trained(p, i) && !p->zeroth && l->grad[i] == PS_TIER_DISK;
     }
     if (disk_state && l->state_slots < 1)
         return bad_update(err, "optimizer states are on disk without a buffer", "give state_slots");
@@ -423,7 +436,7 @@ static void place_activations(struct ps_step_map *m, const struct ps_step_shape 
     if (!p->trains)
         m->batch_count = l->eval_group;
     m->bytes[PS_BUF_X] = m->x_stride * (uint64_t)m->x_count;
-    m->bytes[PS_BUF_DX] = p->trains ? m->x_stride * (uint64_t)l->group : 0;
+    m->bytes[PS_BUF_DX] = p->trains && !p->zeroth ? m->x_stride * (uint64_t)l->group : 0;
     m->bytes[PS_BUF_HOST_X] = m->x_stride * (uint64_t)m->host_x_count;
     m->bytes[PS_BUF_DISK_X] = m->x_stride * (uint64_t)disk * (uint64_t)l->group;
     m->bytes[PS_BUF_BATCH] = page_up(p->batch_bytes) * (uint64_t)m->batch_count;
@@ -457,13 +470,33 @@ static uint64_t place_pieces(struct ps_step_map *m, const struct ps_step_shape *
     return at;
 }
 
+/* Where a unit's gradient is made, and where it waits; behind those before, by tier. */
+static void place_gradient(struct ps_step_map *m, const struct ps_step_shape *p,
+                           const struct ps_step_layout *l, int32_t i, uint64_t bytes[PS_TIER_COUNT],
+                           uint64_t *shared)
+{
+    bool slot = i > 0 && i <= p->n_layer && l->grad_slots > 0;
+    uint64_t keep = page_up(ps_step_keep_bytes(p, m, i));
+    if (ps_step_grad_shared(p, l, i)) {
+        *shared = at_least(*shared, page_up(p->grad_bytes[i]));
+    } else if (slot) {
+        m->grad_slot_bytes = at_least(m->grad_slot_bytes, page_up(p->grad_bytes[i]));
+    } else {
+        m->grad_offset[i] = bytes[PS_TIER_DEVICE];
+        bytes[PS_TIER_DEVICE] += page_up(p->grad_bytes[i]);
+    }
+    if (l->grad[i] == PS_TIER_DEVICE)
+        return;
+    uint64_t at = bytes[l->grad[i]];
+    m->keep_offset[i] = at;
+    bytes[l->grad[i]] = l->grad[i] == PS_TIER_DISK ? place_pieces(m, p, i, at) : at + keep;
+}
+
 /* Gradients: near places and slots, and where they are kept; rings; the store's images. */
 static void place_updates(struct ps_step_map *m, const struct ps_step_shape *p,
                           const struct ps_step_layout *l)
 {
-    uint64_t near = 0;
-    uint64_t host = 0;
-    uint64_t disk = 0;
+    uint64_t bytes[PS_TIER_COUNT] = {0};
     uint64_t shared = 0;
     int32_t group = l->group > 0 ? l->group : 1;
     m->several_passes = p->micro_max > group;
@@ -472,40 +505,27 @@ static void place_updates(struct ps_step_map *m, const struct ps_step_shape *p,
         p->grad_rounds && !m->several_passes && !l->discrete ? PS_DTYPE_BF16 : PS_DTYPE_F32;
     m->commits = true;
     for (int32_t i = 0; i < p->n_layer + 2; i++) {
-        bool slot = i > 0 && i <= p->n_layer && l->grad_slots > 0;
         m->grad_offset[i] = UINT64_MAX;
         m->keep_offset[i] = UINT64_MAX;
         if (!trained(p, i))
             continue;
-        if (ps_step_grad_shared(p, l, i)) {
-            shared = at_least(shared, page_up(p->grad_bytes[i]));
-        } else if (slot) {
-            m->grad_slot_bytes = at_least(m->grad_slot_bytes, page_up(p->grad_bytes[i]));
-        } else {
-            m->grad_offset[i] = near;
-            near += page_up(p->grad_bytes[i]);
-        }
-        uint64_t keep = page_up(ps_step_keep_bytes(p, m, i));
-        if (l->grad[i] == PS_TIER_HOST) {
-            m->keep_offset[i] = host;
-            host += keep;
-        } else if (l->grad[i] == PS_TIER_DISK) {
-            m->keep_offset[i] = disk;
-            disk = place_pieces(m, p, i, disk);
-        }
+        if (!p->zeroth)
+            place_gradient(m, p, l, i, bytes, &shared);
         m->commits &= l->state[i] == PS_TIER_DISK;
+        m->stored |= l->state[i] == PS_TIER_DISK;
         for (uint32_t g = p->granule_begin[i]; g < p->granule_begin[i + 1]; g++)
             if (l->state[i] == PS_TIER_DISK)
                 m->state_slot_bytes = at_least(m->state_slot_bytes, p->granule[g].state_bytes);
     }
-    m->grad_slot_base = near;
-    m->grad_ring_base = host;
-    for (int32_t i = 0; i < p->n_layer + 2; i++)
+    m->grad_slot_base = bytes[PS_TIER_DEVICE];
+    m->grad_ring_base = bytes[PS_TIER_HOST];
+    for (int32_t i = 0; !p->zeroth && i < p->n_layer + 2; i++)
         if (ps_step_grad_shared(p, l, i))
-            m->grad_offset[i] = near;
-    m->bytes[PS_BUF_GRAD] = near + at_least(shared, m->grad_slot_bytes * (uint64_t)l->grad_slots);
-    m->bytes[PS_BUF_GRAD_HOST] = host + m->grad_ring_bytes * (uint64_t)l->grad_ring;
-    m->bytes[PS_BUF_DISK_GRAD] = disk;
+            m->grad_offset[i] = m->grad_slot_base;
+    m->bytes[PS_BUF_GRAD] =
+        m->grad_slot_base + at_least(shared, m->grad_slot_bytes * (uint64_t)l->grad_slots);
+    m->bytes[PS_BUF_GRAD_HOST] = m->grad_ring_base + m->grad_ring_bytes * (uint64_t)l->grad_ring;
+    m->bytes[PS_BUF_DISK_GRAD] = bytes[PS_TIER_DISK];
     m->bytes[PS_BUF_STATE_RING] = m->state_slot_bytes * (uint64_t)l->state_slots;
     m->bytes[PS_BUF_DISK_WEIGHTS] =
         place_units(m->weight_image_offset, p->pinned_bytes, p->n_layer + 2);
@@ -519,6 +539,22 @@ static void place_updates(struct ps_step_map *m, const struct ps_step_shape *p,
     m->bytes[PS_BUF_STATE] = state;
 }
 
+/* Pairs of perturbed images that units take in turn; of a tied embedding one that waits for the
+ * head. */
+static void place_images(struct ps_step_map *m, const struct ps_step_shape *p,
+                         const struct ps_step_layout *l)
+{
+    bool own = p->tied && !p->frozen && trained(p, 0);
+    m->image_pairs = l->image_pairs > 0 ? l->image_pairs : 1;
+    for (int32_t i = own ? 1 : 0; i < p->n_layer + 2; i++)
+        if (trained(p, i))
+            m->image_bytes = at_least(m->image_bytes, page_up(ps_step_image_bytes(p, i)));
+    m->image_own_bytes = own ? page_up(p->pinned_bytes[0]) : 0;
+    m->bytes[PS_BUF_PERTURBED] =
+        2 * ((uint64_t)m->image_pairs * m->image_bytes + m->image_own_bytes);
+    m->bytes[PS_BUF_PERTURBED_HOST] = l->discrete ? m->bytes[PS_BUF_PERTURBED] : 0;
+}
+
 static void place_rest(struct ps_step_map *m, const struct ps_step_shape *p,
                        const struct ps_step_layout *l)
 {
@@ -530,10 +566,15 @@ static void place_rest(struct ps_step_map *m, const struct ps_step_shape *p,
     m->bytes[PS_BUF_HEAD_SCRATCH] = p->head_bytes;
     m->bytes[PS_BUF_GEMM] = p->gemm_bytes;
     m->bytes[PS_BUF_ADAPTER] = place_units(m->adapter_offset, p->adapter_bytes, units);
+    if (p->zeroth)
+        place_images(m, p, l);
     if (streams && p->trains) {
         place_updates(m, p, l);
     } else {
-        m->bytes[PS_BUF_GRAD] = place_units(m->grad_offset, p->grad_bytes, units);
+        m->bytes[PS_BUF_GRAD] =
+            place_units(m->grad_offset, p->zeroth ? NULL : p->grad_bytes, units);
+        for (int32_t i = 0; p->zeroth && i < units; i++)
+            m->grad_offset[i] = UINT64_MAX;
         m->bytes[PS_BUF_STATE] = place_units(m->state_offset, p->state_bytes, units);
     }
     m->bytes[PS_BUF_WORKSPACE] = p->workspace_bytes;
@@ -549,8 +590,8 @@ static void place_rest(struct ps_step_map *m, const struct ps_step_shape *p,
         m->tier[disk[i]] = PS_TIER_DISK;
     /* without a device memory of its own there is one tier for all */
     static const enum ps_step_buffer host[] = {
-        PS_BUF_BATCH_HOST, PS_BUF_RAW,        PS_BUF_HOST_UNITS, PS_BUF_HOST_X,
-        PS_BUF_MIRROR,     PS_BUF_STATE_RING, PS_BUF_GRAD_HOST,  PS_BUF_HOST_SAVED};
+        PS_BUF_BATCH_HOST, PS_BUF_RAW,       PS_BUF_HOST_UNITS, PS_BUF_HOST_X,        PS_BUF_MIRROR,
+        PS_BUF_STATE_RING, PS_BUF_GRAD_HOST, PS_BUF_HOST_SAVED, PS_BUF_PERTURBED_HOST};
     for (size_t i = 0; discrete && i < sizeof host / sizeof *host; i++)
         m->tier[host[i]] = PS_TIER_HOST;
     if (discrete && streams) {

@@ -6,6 +6,8 @@
 
 static enum ps_tier grad_tier(const struct ps__build *b, int32_t unit)
 {
+    if (b->p->zeroth)
+        return PS_TIER_DEVICE; /* there is none */
     return b->l->grad[ps_step_unit_idx(b->p, unit)];
 }
 
@@ -114,6 +116,9 @@ static void update_granule(struct ps__build *b, int32_t unit, int32_t granule, s
     ps__arg(b, PS_ARG_RAW, h.raw);
     ps__arg(b, PS_ARG_GRAD, near_slot);
     ps__arg(b, PS_ARG_GRAD_HOST, ring);
+    ps__arg(b, PS_ARG_IMAGE, b->image);
+    if (b->p->zeroth)
+        params *= (b->image < 0 ? 1 : 2) * PS_ZEROTH_PASSES;
     ps__cost(b, flops, (uint64_t)params); /* the lane's rates are in parameters */
     ps__done(b);
     if (!stored)
@@ -177,7 +182,8 @@ static void refresh_near(struct ps__build *b, int32_t unit, struct home h)
     uint32_t number = ps__source_number(b->p, unit, 0);
     int32_t j = b->m->stream_idx[number];
     int32_t slot = j < 0 ? -1 : j % b->l->near_slots;
-    bool wanted = when(b, unit) == PS_UPDATE_NEXT_FORWARD && b->segment == PS_SEGMENT_TRAIN;
+    bool wanted =
+        when(b, unit) == PS_UPDATE_NEXT_FORWARD && b->segment == PS_SEGMENT_TRAIN && !b->p->zeroth;
     if (slot >= 0 && b->content[slot] == (int32_t)number)
         b->content[slot] = -1;
     if (slot >= 0 && !wanted)

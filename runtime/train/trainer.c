@@ -138,6 +138,7 @@ static int open_executor(struct ps_trainer *t, struct ps_error *err)
     ps__trainer_task_ops(o.ops);
     ps__trainer_io_ops(o.ops);
     ps__trainer_update_ops(o.ops);
+    ps__trainer_zeroth_ops(o.ops);
     o.queue_ops = t->opt.cuda ? t->opt.cuda->queues : NULL;
     int ret = o.queue_ops ? o.queue_ops->open(&t->queues, t->near, &t->cx, PS_EXECUTOR_MARKS,
                                               ps__trainer_trains(t), err)
@@ -183,8 +184,9 @@ static int open_updates(struct ps_trainer *t, struct ps_error *err)
     t->grad_sum = calloc(t->granule_begin[units] + (size_t)1, sizeof *t->grad_sum);
     t->run_state = calloc(1, PS_TRAINER_RUN_STATE_MAX);
     bool ok = t->tensor_coef && t->unit_updated && t->grad_sum && t->run_state;
-    int ret =
-        ok && ps__trainer_streams(t) ? ps_pool_create(&t->optim_pool, t->opt.thread_count) : 0;
+    int ret = ok && (ps__trainer_streams(t) || t->shape.zeroth)
+                  ? ps_pool_create(&t->optim_pool, t->opt.thread_count)
+                  : 0;
     if (!ok || ret < 0)
         return ps_error_set(err, ret < 0 ? ret : -ENOMEM, "out of memory");
     return ps__trainer_open_far(t, err);
@@ -212,6 +214,8 @@ int ps_trainer_commit(struct ps_trainer *t, struct ps_error *err)
     ret = ps__trainer_init_adapter(t, err);
     if (ret == 0)
         ret = ps__trainer_store_load(t, err);
+    if (ret == 0 && t->shape.zeroth && !ps__trainer_streams(t))
+        ret = ps_trainer_pull(t, err); /* the host's copy is what is perturbed */
     if (ret == 0)
         ret = open_executor(t, err);
     t->committed = ret == 0;

@@ -251,7 +251,7 @@ int ps__trainer_bind(struct ps_trainer *t, struct ps_error *err)
                                .dhead = t->grad[head],
                                .site = ps__trainer_head_site(t)};
     size_t n = (size_t)t->opt.n_tok_max;
-    bool train = ps__trainer_trains(t);
+    bool train = ps__trainer_backward(t);
     ps_block_scratch_carve(&t->scratch, t->buffer[PS_BUF_SCRATCH], &t->cfg, &t->cx, n,
                            t->adapter_scratch, train);
     ps_head_scratch_carve(&t->head_scratch, t->buffer[PS_BUF_HEAD_SCRATCH], &t->cfg, t->head.site,

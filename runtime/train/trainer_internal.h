@@ -174,8 +174,12 @@ struct ps_trainer {
     double norm;
 };
 
-/* Some tensor of this trainer is trained. */
+/* Some tensor of this trainer is trained; by gradients. */
 bool ps__trainer_trains(const struct ps_trainer *t);
+static inline bool ps__trainer_backward(const struct ps_trainer *t)
+{
+    return ps__trainer_trains(t) && !t->opt.optimizer->perturb;
+}
 bool ps__trainer_param_trained(const struct ps_trainer *t, const struct ps_param_info *p);
 /* The gradient of a tied embedding has two parts, the head's and that of looking up, each summed
  * over the micro-batches by itself, so that the order of additions does not depend on how many of
@@ -259,10 +263,40 @@ int ps__trainer_update_far(struct ps_trainer *t, size_t i, const struct ps_updat
 void ps__trainer_begin_order(struct ps_trainer *t);
 /* Losses of the pass that has just run. */
 int ps__trainer_add_losses(struct ps_trainer *t, struct ps_error *err) PS_WARN_UNUSED;
-/* Sum of losses and labels of the window that b stands at, by forward passes alone. */
-int ps__trainer_window_loss(struct ps_trainer *t, struct ps_batcher *b,
-                            struct ps_trainer_stats *stats, struct ps_error *err) PS_WARN_UNUSED;
-/* trainer_zeroth.c: ps_trainer_step of a method without gradients. */
+/* Host batch `i` has been filled. */
+void ps__trainer_batch_filled(struct ps_trainer *t, int32_t i);
+/* Run a segment, with the slots as it expects them. */
+int ps__trainer_run_segment(struct ps_trainer *t, enum ps_segment segment,
+                            struct ps_error *err) PS_WARN_UNUSED;
+/* The update of the step before, where one waited, has been made in the pass that has ended. */
+void ps__trainer_pending_done(struct ps_trainer *t);
+/* The order of this step's update has been given (it may be not to go): count it, or let it wait.
+ * redone: all of it has been made by itself. */
+void ps__trainer_count_step(struct ps_trainer *t, bool redone);
+/* The statistics of a step: from here; what the trainer and its lanes know when it has ended. */
+void ps__trainer_begin_stats(struct ps_trainer *t, struct ps_trainer_stats *stats);
+void ps__trainer_end_stats(struct ps_trainer *t, struct ps_trainer_stats *stats);
+/* Keep the table of checksums once every unit has been read. */
+void ps__trainer_keep_checksums(struct ps_trainer *t);
+
+/* trainer_zeroth.c: perturbed weights. Those of a task's micro-batch in place of a layer's or the
+ * head's (`site`: room for adapters), of a site (returned), or of one tensor: NULL, the site itself
+ * and nothing where the task computes with the weights as they are. */
+void ps__trainer_move_block(const struct ps_trainer *t, const struct ps_task *task,
+                            struct ps_block *b, struct ps_adapter_site *site);
+void ps__trainer_move_head(const struct ps_trainer *t, const struct ps_task *task,
+                           struct ps_head *head, struct ps_adapter_site *site);
+const struct ps_adapter_site *ps__trainer_move_site(const struct ps_trainer *t,
+                                                    const struct ps_task *task,
+                                                    const struct ps_adapter_site *site,
+                                                    struct ps_adapter_site *room);
+void *ps__trainer_moved(const struct ps_trainer *t, const struct ps_task *task, int32_t param_idx);
+/* Both images of a slice, from the weights and, of bf16 ones, u->remainder; all pointers as in
+ * update. */
+void ps__trainer_perturb(const struct ps_trainer *t, const struct ps_task *task,
+                         const struct ps_update *u, uint64_t weight_offset);
+void ps__trainer_zeroth_ops(struct ps_task_ops ops[PS_TASK_KIND_COUNT]);
+/* ps_trainer_step of a method without gradients. */
 int ps__trainer_zeroth_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
                             struct ps_trainer_stats *stats, struct ps_error *err) PS_WARN_UNUSED;
 /* The step has been decided (clip, on the compute lane): prepare its commit. */

@@ -190,10 +190,11 @@ static void plan_blocks(struct ps_trainer *t)
         for (int r = 0; r < PS_LINEAR_COUNT; r++) {
             const struct ps_adapter_site *s = &t->site[(size_t)l * PS_LINEAR_COUNT + (size_t)r];
             b->site[r] = s->ops ? s : NULL;
-            b->trains |= s->ops && ps__trainer_trains(t);
+            b->trains |= s->ops && ps__trainer_backward(t);
         }
-        b->trains |= ps__trainer_trains(t) && ps__trainer_vector_trained(t, l);
-        b->trains |= t->opt.mode == PS_MODE_FULL && (!t->opt.layer_on || t->opt.layer_on[l]);
+        b->trains |= ps__trainer_backward(t) && ps__trainer_vector_trained(t, l);
+        b->trains |= t->opt.mode == PS_MODE_FULL && ps__trainer_backward(t) &&
+                     (!t->opt.layer_on || t->opt.layer_on[l]);
         for (int level = 0; level < PS_RECOMPUTE_COUNT; level++) {
             struct ps_block_saved measure;
             struct ps_block_saved_place nowhere = {.level = (enum ps_recompute)level};
@@ -248,7 +249,7 @@ static void plan_flops(struct ps_trainer *t)
         p->recompute_flops[level] = n * ps_block_recompute_flops(cfg, (enum ps_recompute)level) +
                                     (level == PS_RECOMPUTE_R4 ? attention : 0);
     p->head_flops = head;
-    p->head_backward_flops = (p->head_trained ? 2 : 1) * head;
+    p->head_backward_flops = p->zeroth ? 0 : (p->head_trained ? 2 : 1) * head;
 }
 
 /* Elements of the largest product. */
@@ -264,7 +265,9 @@ static size_t product_max(const struct ps_trainer *t)
     wide = hidden > wide ? hidden : wide;
     size_t most = n * wide;
     size_t logits = ps_head_chunk_rows(cfg) * vocab;
-    size_t weights = t->opt.mode == PS_MODE_FULL ? hidden * (wide > vocab ? wide : vocab) : 0;
+    size_t weights = t->opt.mode == PS_MODE_FULL && ps__trainer_backward(t)
+                         ? hidden * (wide > vocab ? wide : vocab)
+                         : 0;
     most = logits > most ? logits : most;
     return weights > most ? weights : most;
 }
@@ -274,7 +277,7 @@ static void plan_activations(struct ps_trainer *t)
     const struct ps_model_config *cfg = &t->cfg;
     struct ps_step_shape *p = &t->shape;
     size_t n = (size_t)t->opt.n_tok_max;
-    bool train = ps__trainer_trains(t);
+    bool train = ps__trainer_backward(t);
     size_t e = ps_dtype_size(t->opt.dtype);
     struct ps_block_scratch measure;
     struct ps_head_scratch head_measure;
@@ -334,12 +337,13 @@ static void plan_shape(struct ps_trainer *t)
     struct ps_step_shape *p = &t->shape;
     p->n_layer = t->cfg.n_layer;
     p->trains = ps__trainer_trains(t);
+    p->zeroth = p->trains && !ps__trainer_backward(t);
     p->frozen = t->opt.mode != PS_MODE_FULL;
     p->first_trained = t->cfg.n_layer;
     for (int32_t l = t->cfg.n_layer - 1; l >= 0; l--)
         if (t->block[l].trains)
             p->first_trained = l;
-    p->embed_trained = *bytes_of(t, GRAD, PS_UNIT_EMBED) > 0;
+    p->embed_trained = !p->zeroth && *bytes_of(t, GRAD, PS_UNIT_EMBED) > 0;
     if (p->embed_trained) /* gradients pass every layer on their way */
         p->first_trained = 0;
     p->embed_adapted = t->site[ps_site_idx(t->cfg.n_layer, -1, PS_ROLE_EMBED)].ops != NULL;
@@ -347,6 +351,7 @@ static void plan_shape(struct ps_trainer *t)
     p->tied = t->cfg.tie_word_embeddings;
     p->grad_rounds = t->opt.mode == PS_MODE_FULL && t->opt.dtype == PS_DTYPE_BF16;
     p->micro_max = t->opt.micro_max > 0 ? t->opt.micro_max : 1;
+    p->micro_max *= p->zeroth ? 2 : 1;
     p->adapter_bytes = bytes_of(t, ADAPTER, PS_UNIT_EMBED);
     p->grad_bytes = bytes_of(t, GRAD, PS_UNIT_EMBED);
     p->state_bytes = bytes_of(t, STATE, PS_UNIT_EMBED);

@@ -17,7 +17,7 @@ static double now_s(const struct ps_trainer *t)
 }
 
 /* What fill has put into the host's batch, told to the one that the device's threads see. */
-static void batch_filled(struct ps_trainer *t, int32_t i)
+void ps__trainer_batch_filled(struct ps_trainer *t, int32_t i)
 {
     const struct ps_batch *h = &t->batch_host[i];
     assert(h->n_tok <= t->opt.n_tok_max);
@@ -60,7 +60,7 @@ static int enter(struct ps_trainer *t, enum ps_segment segment, struct ps_error 
     return ret;
 }
 
-static int run_segment(struct ps_trainer *t, enum ps_segment segment, struct ps_error *err)
+int ps__trainer_run_segment(struct ps_trainer *t, enum ps_segment segment, struct ps_error *err)
 {
     int ret = enter(t, segment, err);
     return ret < 0 ? ret : ps_executor_run(t->ex, t->handle[segment], err);
@@ -141,8 +141,7 @@ static int revoke(struct ps_trainer *t, struct ps_trainer_stats *stats, struct p
     return ret;
 }
 
-/* The update of the step before has been made in the pass that has just ended. */
-static void pending_done(struct ps_trainer *t)
+void ps__trainer_pending_done(struct ps_trainer *t)
 {
     if (!t->pending)
         return;
@@ -181,7 +180,7 @@ int ps_trainer_settle(struct ps_trainer *t, struct ps_error *err)
     if (ret == 0 && t->pending) {
         ret = update_all(t, err);
         if (ret == 0)
-            pending_done(t);
+            ps__trainer_pending_done(t);
     }
     if (stepped) {
         uint64_t bytes[2];
@@ -192,9 +191,8 @@ int ps_trainer_settle(struct ps_trainer *t, struct ps_error *err)
     return ret;
 }
 
-/* The first pass over every unit has been made: keep the table of checksums. The step stands
- * whether that succeeds or not. */
-static void keep_checksums(struct ps_trainer *t)
+/* The step stands whether that succeeds or not. */
+void ps__trainer_keep_checksums(struct ps_trainer *t)
 {
     const char *path = t->opt.io.checksum_path;
     struct ps_error err = {0};
@@ -241,44 +239,53 @@ static int train_passes(struct ps_trainer *t, struct ps_batcher *b, struct ps_tr
             t->tokens += t->batch_host[i].n_tok;
             if (t->opt.drop_unlabelled)
                 stats->dropped += ps_batch_drop_unlabelled(&t->batch_host[i]);
-            batch_filled(t, i);
+            ps__trainer_batch_filled(t, i);
         }
         double filled = now_s(t);
         stats->data_s += filled - before;
         bool inner = streams && t->map.several_passes && begin + t->layout.group < micros;
-        ret = run_segment(t, inner ? PS_SEGMENT_TRAIN_INNER : PS_SEGMENT_TRAIN, err);
+        ret = ps__trainer_run_segment(t, inner ? PS_SEGMENT_TRAIN_INNER : PS_SEGMENT_TRAIN, err);
         if (ret == 0 && (!streams || inner))
             ret = ps__trainer_add_losses(t, err);
         if (ret == 0)
-            pending_done(t);
+            ps__trainer_pending_done(t);
         stats->compute_s += now_s(t) - filled;
     }
     return ret;
 }
 
-int ps__trainer_window_loss(struct ps_trainer *t, struct ps_batcher *b,
-                            struct ps_trainer_stats *stats, struct ps_error *err)
+void ps__trainer_count_step(struct ps_trainer *t, bool redone)
 {
-    int32_t micros = ps_batcher_micro_count(b), count = 0;
-    int ret = 0;
-    t->training = false;
-    t->head_mode = PS__HEAD_LOSS;
-    t->loss_sum = 0;
-    t->label_count = 0;
-    t->micro_base = 0;
-    for (int32_t m = 0; ret == 0 && m < micros; m++) {
-        ps_batcher_fill(b, m, &t->batch_host[count]);
-        batch_filled(t, count);
-        stats->tokens += t->batch[count++].n_tok;
-        if (count < t->layout.eval_group && m + 1 < micros)
-            continue;
-        t->present = count;
-        count = 0;
-        ret = run_segment(t, PS_SEGMENT_EVAL, err);
-        if (ret == 0)
-            ret = ps__trainer_add_losses(t, err);
-    }
-    return ret;
+    if (!t->now.go)
+        return;
+    t->updates++;
+    t->norm_before = t->norm;
+    t->pending = ps__trainer_streams(t) && ps_step_defers(&t->layout) && !redone;
+    t->pending_order = t->now;
+    count_updates(t, &t->now, true, !t->pending);
+}
+
+void ps__trainer_begin_stats(struct ps_trainer *t, struct ps_trainer_stats *stats)
+{
+    uint64_t bytes[2];
+    memset(stats, 0, sizeof *stats);
+    if (t->settled) /* since then they were not for a step */
+        bytes_since(t, bytes);
+    ps_executor_stats_reset(t->ex);
+}
+
+void ps__trainer_end_stats(struct ps_trainer *t, struct ps_trainer_stats *stats)
+{
+    uint64_t bytes[2];
+    stats->labels = t->label_count;
+    stats->grad_norm = t->norm;
+    stats->learning_rate = t->now.lr;
+    stats->skipped = !t->now.go;
+    ps_executor_stats(t->ex, stats->lane);
+    bytes_since(t, bytes);
+    stats->read_bytes = bytes[0] + t->io_rest[0];
+    stats->write_bytes = bytes[1] + t->io_rest[1];
+    t->io_rest[0] = t->io_rest[1] = 0;
 }
 
 int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
@@ -288,11 +295,7 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
     if (t->opt.optimizer->perturb)
         return ps__trainer_zeroth_step(t, b, step, stats, err);
     double start = now_s(t);
-    uint64_t bytes[2];
-    memset(stats, 0, sizeof *stats);
-    if (t->settled) /* since then they were not for a step */
-        bytes_since(t, bytes);
-    ps_executor_stats_reset(t->ex);
+    ps__trainer_begin_stats(t, stats);
     ps_batcher_seek(b, step);
     int64_t labels = ps_batcher_window_labels(b);
     t->training = true;
@@ -315,29 +318,15 @@ int ps_trainer_step(struct ps_trainer *t, struct ps_batcher *b, uint64_t step,
         ret = revoke(t, stats, err);
     if (ret < 0)
         return ret;
-    if (t->now.go) {
-        t->updates++;
-        t->norm_before = t->norm;
-        t->pending = ps__trainer_streams(t) && ps_step_defers(&t->layout) && !redone;
-        t->pending_order = t->now;
-        count_updates(t, &t->now, true, !t->pending);
-    }
+    ps__trainer_count_step(t, redone);
     t->training = false;
-    keep_checksums(t);
+    ps__trainer_keep_checksums(t);
     double end = now_s(t);
     stats->update_s = end - computed;
     stats->seconds = end - start;
     stats->loss = t->label_count > 0 ? t->loss_sum / (double)t->label_count : 0;
-    stats->labels = t->label_count;
-    stats->grad_norm = t->norm;
     stats->clip_coef = t->now.coef;
-    stats->learning_rate = t->now.lr;
-    stats->skipped = !t->now.go;
-    ps_executor_stats(t->ex, stats->lane);
-    bytes_since(t, bytes);
-    stats->read_bytes = bytes[0] + t->io_rest[0];
-    stats->write_bytes = bytes[1] + t->io_rest[1];
-    t->io_rest[0] = t->io_rest[1] = 0;
+    ps__trainer_end_stats(t, stats);
     return ret;
 }
 
@@ -362,14 +351,14 @@ int ps_trainer_eval(struct ps_trainer *t, struct ps_batcher *b, double *loss_sum
         ps_batcher_seek(b, step);
         for (int32_t m = 0; ret == 0 && m < ps_batcher_micro_count(b); m++) {
             ps_batcher_fill(b, m, &t->batch_host[count]);
-            batch_filled(t, count);
+            ps__trainer_batch_filled(t, count);
             *tokens += t->batch[count++].n_tok;
             bool last = step + 1 == steps && m + 1 == ps_batcher_micro_count(b);
             if (count < t->layout.eval_group && !last)
                 continue;
             t->present = count;
             count = 0;
-            ret = run_segment(t, PS_SEGMENT_EVAL, err);
+            ret = ps__trainer_run_segment(t, PS_SEGMENT_EVAL, err);
             if (ret == 0)
                 ret = ps__trainer_add_losses(t, err);
         }
@@ -398,7 +387,7 @@ static void one_document(struct ps_trainer *t, int32_t place, const struct ps_tr
     for (int32_t i = 0; i < seq->n_tok; i++)
         b->position[i] = seq->n_past + i;
     t->n_past[place] = seq->n_past;
-    batch_filled(t, place);
+    ps__trainer_batch_filled(t, place);
 }
 
 static int forward_pass(struct ps_trainer *t, const struct ps_trainer_seq *seq, int32_t count,
@@ -414,7 +403,7 @@ static int forward_pass(struct ps_trainer *t, const struct ps_trainer_seq *seq, 
     t->present = count;
     for (int32_t i = 0; i < count; i++)
         one_document(t, i, &seq[i]);
-    return run_segment(t, PS_SEGMENT_EVAL, err);
+    return ps__trainer_run_segment(t, PS_SEGMENT_EVAL, err);
 }
 
 typedef int (*emit_fn)(void *arg, int32_t seq, const float *logits, int32_t row_begin,

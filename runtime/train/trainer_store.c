@@ -19,7 +19,7 @@ const struct ps_store_extent *ps_trainer_store_extents(const struct ps_trainer *
 
 void ps_trainer_set_store(struct ps_trainer *t, struct ps_state_store *store)
 {
-    assert(!t->committed || t->map.state_slot_bytes == 0); /* nothing of the steps is there */
+    assert(!t->committed || !t->map.stored); /* nothing of the steps is there */
     t->store = store;
 }
 
@@ -99,7 +99,7 @@ int ps__trainer_store_open(struct ps_trainer *t, struct ps_error *err)
     if (made < 0)
         return made;
     if (!t->store)
-        return t->map.state_slot_bytes == 0
+        return !t->map.stored
                    ? 0
                    : ps_error_full(err, PS_EUSAGE, NULL, "offload-optimizer",
                                    "keep the optimizer states in memory",

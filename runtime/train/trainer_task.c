@@ -107,21 +107,26 @@ static int task_embed(void *ctx, const struct ps_task *task, struct ps_error *er
     size_t hidden = (size_t)t->cfg.hidden_size;
     void *out = ps__trainer_x(t, task->arg[PS_ARG_X_OUT]);
     struct ps_embed_call adapter = embed_call(t, task);
+    struct ps_adapter_site site;
     adapter.x = out;
+    adapter.site = ps__trainer_move_site(t, task, adapter.site, &site);
     int32_t embed = ps_param_find(&t->params, -1, PS_ROLE_EMBED);
-    const struct ps_weight *own = &t->vector[embed]; /* trained beside adapters */
-    if (task->arg[PS_ARG_BLOCK] < 0) {
-        const struct ps_weight *w = own->data ? own : &t->weight[embed];
-        t->cx.k->embedding_forward(&t->cx, w->data, w->dtype, hidden, 0, t->cfg.vocab_size,
+    struct ps_weight own = t->vector[embed]; /* trained beside adapters */
+    struct ps_weight all = own.data ? own : t->weight[embed];
+    void *moved = ps__trainer_moved(t, task, embed);
+    if (moved)
+        own.data = all.data = moved;
+    if (task->arg[PS_ARG_BLOCK] < 0 || (moved && !t->shape.frozen)) {
+        t->cx.k->embedding_forward(&t->cx, all.data, all.dtype, hidden, 0, t->cfg.vocab_size,
                                    batch->ids, (size_t)batch->n_tok, out);
         if (adapter.site)
             adapter.site->ops->embed_forward(&adapter);
         return 0;
     }
     const struct ps_unit_source *u = &t->shape.source->unit[task->arg[PS_ARG_BLOCK]];
-    if (own->data) {
-        const float *from = (const float *)own->data + (size_t)u->row_begin * hidden;
-        t->cx.k->embedding_forward(&t->cx, from, own->dtype, hidden, u->row_begin, u->row_end,
+    if (own.data) {
+        const float *from = (const float *)own.data + (size_t)u->row_begin * hidden;
+        t->cx.k->embedding_forward(&t->cx, from, own.dtype, hidden, u->row_begin, u->row_end,
                                    batch->ids, (size_t)batch->n_tok, out);
         return 0;
     }
@@ -143,7 +148,9 @@ static int task_forward(void *ctx, const struct ps_task *task, struct ps_error *
     if (absent(t, task))
         return 0;
     struct ps_block b;
+    struct ps_adapter_site site[PS_LINEAR_COUNT];
     ps__trainer_block(t, task->unit, task->arg[PS_ARG_SLOT], &b);
+    ps__trainer_move_block(t, task, &b, site);
     struct ps_block_run run = block_run(t, task);
     struct ps_block_saved saved = saved_set(t, task, &b);
     ps_block_forward(&b, &run, ps__trainer_x(t, task->arg[PS_ARG_X_IN]),
@@ -183,6 +190,10 @@ static int task_head(void *ctx, const struct ps_task *task, struct ps_error *err
         return 0;
     }
     const struct ps__batch_extra *labels = &t->extra[task->micro];
+    struct ps_head head;
+    struct ps_adapter_site site;
+    ps__trainer_head(t, task->arg[PS_ARG_SLOT], &head);
+    ps__trainer_move_head(t, task, &head, &site);
     struct ps_head_call call = {
         .cx = &t->cx,
         .scratch = &t->head_scratch,
@@ -198,8 +209,6 @@ static int task_head(void *ctx, const struct ps_task *task, struct ps_error *err
         .key = random_key(t, task),
         .loss = (double *)(void *)(t->buffer[PS_BUF_LOSS] + (size_t)task->micro * 64),
     };
-    struct ps_head head;
-    ps__trainer_head(t, task->arg[PS_ARG_SLOT], &head);
     ps_head_loss(&head, &call);
     return 0;
 }

@@ -289,7 +289,9 @@ static bool wants_state(const struct ps_trainer *t, const struct ps_task *task)
         return false;
     if (reads_ahead(task))
         return unit_active(t, task->unit, t->ahead_step[g]);
-    return may_update(t, task) && active_now(t, task);
+    /* without gradients the masters' remainders are wanted in every pass */
+    bool perturbs = t->shape.zeroth && !t->redoing;
+    return (perturbs || may_update(t, task)) && active_now(t, task);
 }
 
 static int read_state_start(void *ctx, const struct ps_task *task, struct ps_error *err)
@@ -316,11 +318,13 @@ static uint64_t kept_begin(const struct ps_trainer *t, const struct ps_task *tas
     return task->arg[PS_ARG_GRAD_HOST] < 0 ? 0 : granule_of(t, task)->grad_begin;
 }
 
-/* Update one slice of a tensor: weights, gradient and states begin there. */
+/* Update one slice of a tensor, if there is an update to make, and perturb it where the task does:
+ * weights, gradient and states begin there. */
 static int update_slice(struct ps_trainer *t, const struct ps_task *task,
                         const struct ps_slice *slice, unsigned char *weights, unsigned char *states,
                         struct ps_error *err)
 {
+    bool go = t->unit_updated[unit_index(t, task)];
     const struct ps__order *o = order_of(t, task);
     const struct ps_trainable *x = &t->trainable[slice->tensor];
     bool near = t->layout.grad[unit_index(t, task)] == PS_TIER_DEVICE;
@@ -341,7 +345,9 @@ static int update_slice(struct ps_trainer *t, const struct ps_task *task,
                           .grad_scale = t->opt.clip_mode == PS_CLIP_PER_TENSOR
                                             ? t->tensor_coef[slice->tensor]
                                             : o->coef};
-    if (near)
+    if (t->shape.zeroth)
+        u.grad = NULL;
+    else if (near)
         u.grad = ps__trainer_grad(t, slice->tensor, task->arg[PS_ARG_GRAD]) + slice->begin;
     else
         u.grad = kept(t, task) +
@@ -365,7 +371,10 @@ static int update_slice(struct ps_trainer *t, const struct ps_task *task,
             u.state[k] = (unsigned char *)x->state[k] + skip;
         }
     }
-    return t->opt.optimizer->update(&u, err);
+    int ret = go ? t->opt.optimizer->update(&u, err) : 0;
+    if (ret == 0 && task->arg[PS_ARG_IMAGE] >= 0)
+        ps__trainer_perturb(t, task, &u, slice->weight_offset);
+    return ret;
 }
 
 static int update_host(void *ctx, const struct ps_task *task, struct ps_error *err)
@@ -376,7 +385,7 @@ static int update_host(void *ctx, const struct ps_task *task, struct ps_error *e
     if (granule_of(t, task))
         t->ahead_step[task->arg[PS_ARG_GRANULE]] = t->now.step;
     t->unit_updated[i] = go;
-    if (!go)
+    if (!go && task->arg[PS_ARG_IMAGE] < 0)
         return 0;
     const struct ps_granule *one = granule_of(t, task);
     uint32_t begin = one ? (uint32_t)task->arg[PS_ARG_GRANULE] : t->granule_begin[i];

@@ -14,6 +14,8 @@
 bool ps__trainer_updates_far(const struct ps_trainer *t, const struct ps_opt_layout *layout)
 {
     const struct ps_optimizer_ops *o = t->opt.optimizer;
+    if (t->shape.zeroth) /* the host's copy is what is perturbed */
+        return t->opt.device->discrete && !ps__trainer_streams(t);
     return t->opt.cuda && !ps__trainer_streams(t) &&
            !(o->on_device && o->on_device(&t->cx, layout));
 }
@@ -29,7 +31,7 @@ int ps__trainer_open_far(struct ps_trainer *t, struct ps_error *err)
         any = true;
         bytes = l->workspace_bytes > bytes ? (size_t)l->workspace_bytes : bytes;
     }
-    if (any)
+    if (any && !t->shape.zeroth)
         ps_log(t->opt.log, PS_LOG_INFO,
                "%s has no kernels on the device: tensors are copied to the host and back to be "
                "updated, with %zu MiB of scratch memory there",
@@ -76,7 +78,7 @@ int ps__trainer_update_far(struct ps_trainer *t, size_t i, const struct ps_updat
 {
     const struct ps_trainable *x = &t->trainable[i];
     struct ps_update u = *near;
-    int ret = t->cx.k->finish(&t->cx); /* the gradient is there */
+    int ret = t->cx.k->finish ? t->cx.k->finish(&t->cx) : 0; /* the gradient is there */
     if (ret < 0)
         return ps_error_set(err, ret, "the device failed before the update of %s", x->name);
     ret = move_tensor(t, i, true, err);

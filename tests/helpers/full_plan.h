@@ -12,7 +12,7 @@ struct full_plan {
     const char *saved; /* NULL: near */
     int32_t saved_ring;
     int32_t group, near_slots, raw_slots, x_ring, host_ring, grad_slots, grad_ring, state_slots,
-        deferred;
+        deferred, image_pairs;
     bool ends_own;
     enum ps_update_when update;
     bool emu;
@@ -37,6 +37,7 @@ static inline void full_plan_set(struct ps_trainer *t, const struct full_plan *p
     l.state_slots = p->state_slots;
     l.deferred = p->deferred;
     l.ends_own = p->ends_own;
+    l.image_pairs = p->image_pairs;
     l.update = p->update;
     for (int32_t i = 0; i < shape->n_layer + 2; i++) {
         bool pinned = shape->tied && i == shape->n_layer + 1;
