@@ -21,7 +21,7 @@ set_command() {
     case $1 in
     galore | natural-galore | fira | apollo) command="$command --optim-rank 4 --optim-update-gap 2" ;;
     lisa) command="$command --lisa-activated-layers 1 --lisa-interval-steps 2" ;;
-    mezo) command="$command --learning-rate 1e-4 --strategy resident" ;;
+    mezo) command="$command --learning-rate 1e-4" ;;
     badam) command="$command --switch-block-every 2" ;;
     esac
 }
