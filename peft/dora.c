@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "peft/lora.h"
+#include "runtime/kernels/elementwise.h"
 
 #define ALIGN ((size_t)64)
 
@@ -60,6 +61,7 @@ struct room {
      */
     float *q, *g, *bg;
     void *p, *du;
+    void *xd; /* with dropout, in both: see masked */
 };
 
 static void *take(void *base, size_t *used, size_t bytes)
@@ -88,6 +90,8 @@ static void carve(struct room *m, void *saved, void *scratch, const struct ps_ad
     m->p = take(scratch, &backward, n_tok * r * e);
     m->du = take(scratch, &backward, n_tok * out * e);
     bytes[1] = forward > backward ? forward : backward;
+    if (s->config->dropout > 0)
+        m->xd = take(scratch, &bytes[1], n_tok * (size_t)s->in * e);
 }
 
 static size_t saved_bytes(const struct ps_adapter_site *s, size_t n_tok, enum ps_dtype dtype)
@@ -162,6 +166,18 @@ static void norms(const struct ps_linear_call *c, const struct room *m)
     c->cx->k->row_norms(c->cx, &args);
 }
 
+/* The input as dropout leaves it (how 0) or what dropout takes away (PS_DROPOUT_REST), in scratch;
+ * without dropout the input, and nothing. */
+static const void *masked(const struct ps_linear_call *c, const struct room *m, int how)
+{
+    if (!ps_lowrank_drops(c))
+        return how ? NULL : c->x;
+    struct ps_rng_key key = ps_lowrank_dropout_key(c);
+    c->cx->k->dropout(c->cx, m->xd, c->x, c->n_tok, (size_t)c->in, (float)c->site->config->dropout,
+                      &key, how);
+    return m->xd;
+}
+
 static void save(const struct ps_linear_call *c)
 {
     const struct ps_adapter_site *s = c->site;
@@ -170,10 +186,11 @@ static void save(const struct ps_linear_call *c)
     size_t in = (size_t)c->in;
     enum ps_dtype dtype = c->cx->dtype;
     norms(c, &m);
+    const void *x = masked(c, &m, 0);
     struct ps_gemm_args h = {.m = c->n_tok,
                              .n = r,
                              .k = in,
-                             .a = {.data = c->x, .ld = in, .dtype = dtype},
+                             .a = {.data = x, .ld = in, .dtype = dtype},
                              .b = f32(s->tensor[PS_LORA_A], in, 1),
                              .alpha = (float)ps_lora_scale(s->config),
                              .c = m.h,
@@ -183,6 +200,7 @@ static void save(const struct ps_linear_call *c)
     ps_compute_gemm(c->cx, &h);
     struct ps_gemm_args u;
     ps_linear_gemm_forward(c, &u);
+    u.a.data = x;
     u.bias = NULL;
     u.residual = NULL;
     u.c = m.u;
@@ -206,6 +224,15 @@ static void forward(const struct ps_linear_call *c)
                                       .bias_dtype = c->bias ? c->bias->dtype : PS_DTYPE_F32,
                                       .residual = c->residual};
     c->cx->k->scale_columns(c->cx, &y);
+    const void *rest = masked(c, &m, PS_DROPOUT_REST);
+    if (!rest)
+        return;
+    struct ps_gemm_args g; /* what dropout took from the base comes back unscaled */
+    ps_linear_gemm_forward(c, &g);
+    g.a.data = rest;
+    g.bias = NULL;
+    g.residual = c->y;
+    ps_compute_gemm(c->cx, &g);
 }
 
 /* A product of this pass; the adapter's matrices are fp32. */
@@ -225,6 +252,27 @@ static void gradient(const struct ps_linear_call *c, size_t m, size_t n, size_t 
                              .accumulate = accumulate,
                              .math = c->cx->math};
     ps_compute_gemm(c->cx, &g);
+}
+
+/* dx = dy W + mask(dU W + P A - dy W) + dx_add */
+static void backward_masked(const struct ps_linear_call *c, const struct room *m,
+                            struct ps_gemm_args *full)
+{
+    const struct ps_compute *cx = c->cx;
+    struct ps_rng_key key = ps_lowrank_dropout_key(c);
+    size_t in = (size_t)c->in;
+    float p = (float)c->site->config->dropout;
+    struct ps_gemm_args base;
+    ps_linear_gemm_backward(c, &base);
+    base.residual = full->residual = NULL;
+    base.c = full->c = m->xd;
+    if (c->dx_add && c->dx_add != c->dx)
+        cx->k->dropout(cx, c->dx, c->dx_add, c->n_tok, in, 0, &key, 0); /* a copy */
+    ps_compute_gemm(cx, &base);
+    cx->k->dropout(cx, c->dx, m->xd, c->n_tok, in, p, &key,
+                   PS_DROPOUT_REST | (c->dx_add ? PS_DROPOUT_ADD : 0));
+    ps_compute_gemm(cx, full);
+    cx->k->dropout(cx, c->dx, m->xd, c->n_tok, in, p, &key, PS_DROPOUT_ADD);
 }
 
 static void backward(const struct ps_linear_call *c)
@@ -250,7 +298,8 @@ static void backward(const struct ps_linear_call *c)
     gradient(c, out, r, n, du_t, h, 1, s->grad[PS_LORA_B], PS_DTYPE_F32, c->accumulate);
     gradient(c, n, r, out, du, f32(s->tensor[PS_LORA_B], r, 0), (float)ps_lora_scale(s->config),
              m.p, dtype, 0);
-    gradient(c, r, in, n, p_t, (struct ps_gemm_mat){.data = c->x, .ld = in, .dtype = dtype}, 1,
+    const void *x = masked(c, &m, 0);
+    gradient(c, r, in, n, p_t, (struct ps_gemm_mat){.data = x, .ld = in, .dtype = dtype}, 1,
              s->grad[PS_LORA_A], PS_DTYPE_F32, c->accumulate);
     if (!c->dx)
         return;
@@ -260,7 +309,10 @@ static void backward(const struct ps_linear_call *c)
     g.k2 = r;
     g.a2 = p;
     g.b2 = f32(s->tensor[PS_LORA_A], in, 0);
-    ps_compute_gemm(c->cx, &g);
+    if (ps_lowrank_drops(c))
+        backward_masked(c, &m, &g);
+    else
+        ps_compute_gemm(c->cx, &g);
 }
 
 static int merge(const struct ps_adapter_site *s, int64_t row_begin, int64_t rows, float *w)

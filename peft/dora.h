@@ -1,5 +1,9 @@
 /* DoRA: y = c (.) (x (W + s B A)^T) + b, c = m / n, n the norms of the rows of W + s B A.
  *
+ * With dropout, as in PEFT: y = W x + (c - 1) (.) (W drop(x)) + c (.) (s B A drop(x)) + b; then U
+ * below is of drop(x), and what dropout took from the base is a product more in forward and in
+ * backward.
+ *
  * Tensors: A, B as in LoRA, the magnitudes m (out,), at first the norms of W's rows. The norms are
  * computed anew at every application and are constants for the gradient, as in PEFT (paper section
  * 4.3). Kept for backward: H = s x A^T (n_tok, r), U = x (W + s B A)^T (n_tok, out), n and c. The

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "peft/lowrank.h"
+#include "runtime/kernels/elementwise.h"
 
 #define ALIGN ((size_t)64)
 
@@ -71,6 +72,7 @@ static size_t saved_bytes(const struct ps_adapter_site *s, size_t n_tok, enum ps
 struct room {
     float *m, *g;
     void *p;
+    void *xd; /* with dropout: the masked input, then its gradient, (n_tok, in) */
 };
 
 static size_t carve(struct room *x, unsigned char *base, const struct ps_adapter_site *s,
@@ -79,12 +81,14 @@ static size_t carve(struct room *x, unsigned char *base, const struct ps_adapter
     size_t r = (size_t)s->config->r;
     size_t matrix = ((size_t)s->out * r * sizeof(float) + ALIGN - 1) & ~(ALIGN - 1);
     size_t p = (n_tok * r * ps_dtype_size(dtype) + ALIGN - 1) & ~(ALIGN - 1);
+    size_t xd = s->config->dropout > 0 ? n_tok * (size_t)s->in * ps_dtype_size(dtype) : 0;
     if (base) {
         x->m = (float *)(void *)base;
         x->g = (float *)(void *)(base + matrix);
         x->p = base + 2 * matrix;
+        x->xd = base + 2 * matrix + p;
     }
-    return 2 * matrix + p;
+    return 2 * matrix + p + xd;
 }
 
 static size_t scratch_bytes(const struct ps_adapter_site *s, size_t n_tok, enum ps_dtype dtype)
@@ -102,10 +106,19 @@ static void save(const struct ps_linear_call *c)
 {
     const struct ps_adapter_site *s = c->site;
     size_t r = (size_t)s->config->r;
+    const void *input = c->x;
+    if (ps_lowrank_drops(c)) {
+        struct room x;
+        carve(&x, c->scratch, s, c->n_tok, c->cx->dtype);
+        struct ps_rng_key key = ps_lowrank_dropout_key(c);
+        c->cx->k->dropout(c->cx, x.xd, c->x, c->n_tok, (size_t)c->in, (float)s->config->dropout,
+                          &key, 0);
+        input = x.xd;
+    }
     struct ps_gemm_args h = {.m = c->n_tok,
                              .n = r,
                              .k = (size_t)c->in,
-                             .a = {.data = c->x, .ld = (size_t)c->in, .dtype = c->cx->dtype},
+                             .a = {.data = input, .ld = (size_t)c->in, .dtype = c->cx->dtype},
                              .b = f32(s->tensor[TENSOR_SHARED_A], (size_t)s->config->in_max, 1),
                              .c = c->saved,
                              .c_ld = r,
@@ -177,11 +190,26 @@ static void backward(const struct ps_linear_call *c)
                              .math = c->cx->math};
     ps_compute_gemm(c->cx, &p);
     struct ps_gemm_args g;
+    struct ps_gemm_mat left = {.data = x.p, .ld = r, .dtype = dtype};
+    struct ps_gemm_mat a = f32(s->tensor[TENSOR_SHARED_A], (size_t)s->config->in_max, 0);
     ps_linear_gemm_backward(c, &g);
-    g.k2 = r;
-    g.a2 = (struct ps_gemm_mat){.data = x.p, .ld = r, .dtype = dtype};
-    g.b2 = f32(s->tensor[TENSOR_SHARED_A], (size_t)s->config->in_max, 0);
+    if (!ps_lowrank_drops(c)) {
+        g.k2 = r;
+        g.a2 = left;
+        g.b2 = a;
+        ps_compute_gemm(c->cx, &g);
+        return;
+    }
     ps_compute_gemm(c->cx, &g);
+    g.residual = NULL;
+    g.k = r;
+    g.a = left;
+    g.b = a;
+    g.c = x.xd;
+    ps_compute_gemm(c->cx, &g);
+    struct ps_rng_key key = ps_lowrank_dropout_key(c);
+    c->cx->k->dropout(c->cx, c->dx, x.xd, c->n_tok, (size_t)c->in, (float)s->config->dropout, &key,
+                      PS_DROPOUT_ADD);
 }
 
 static int merge(const struct ps_adapter_site *s, int64_t row_begin, int64_t rows, float *w)

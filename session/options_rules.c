@@ -57,7 +57,7 @@ static bool has_no_alpha(const struct ps_options *o)
 
 static bool has_no_dropout(const struct ps_options *o)
 {
-    return trains_adapter_but(o, "lora lora-fa pissa olora nlora slora inttune");
+    return trains_adapter_but(o, "lora lora-fa dora pissa olora nlora slora inttune vera");
 }
 
 static bool has_no_linears(const struct ps_options *o)

@@ -304,19 +304,6 @@ static int adapter_of_dir(struct ps_session *s, bool train, struct ps_error *err
     return 0;
 }
 
-/* Two methods have their own way with dropout, which this version lacks; outside training it is
- * idle.
- */
-static int check_dropout(struct ps_session *s, bool train, struct ps_error *err)
-{
-    const char *method = s->adapter_config.method;
-    bool lacks = strcmp(method, "dora") == 0 || strcmp(method, "vera") == 0;
-    if (!train || !lacks || !(s->adapter_config.dropout > 0))
-        return 0;
-    return ps_error_full(err, PS_EUSAGE, s->opt->adapter, "lora-dropout", "set `--lora-dropout 0`",
-                         "the method %s is trained without dropout", method);
-}
-
 /* Which method, where: from --adapter when given, else from the options. */
 static int choose_method(struct ps_session *s, struct ps_trainer_options *t, struct ps_error *err)
 {
@@ -350,7 +337,6 @@ static int choose_method(struct ps_session *s, struct ps_trainer_options *t, str
     s->adapter_config.rate_ratio = train ? o->loraplus_ratio : 1;
     if (train && o->loraplus_ratio > 1 && o->learning_rate > 0) /* as PEFT's LoRA+ */
         s->adapter_config.embed_rate = LORAPLUS_EMBED_RATE / o->learning_rate;
-    ret = ret < 0 ? ret : check_dropout(s, train, err);
     t->adapter = ret == 0 ? ps_adapter_find(s->adapter_config.method) : NULL;
     t->adapter_config = s->adapter_config;
     if (ret == 0 && !t->adapter)

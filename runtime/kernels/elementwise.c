@@ -152,10 +152,11 @@ static void dropout_piece(const struct ps__dropout_args *a, size_t begin, size_t
             ps_rng_block(a->key, (j + i) / 4, w);
             for (size_t l = 0; l < 4 && i + l < m; l++) {
                 float uniform = (float)(w[l] >> 8) * 0x1p-24f; /* as ps_rng_uniform */
-                x[i + l] = uniform >= a->p ? x[i + l] / keep_share : 0;
+                float v = uniform >= a->p ? x[i + l] / keep_share : 0;
+                x[i + l] = a->how & PS_DROPOUT_REST ? x[i + l] - v : v;
             }
         }
-        if (a->add) {
+        if (a->how & PS_DROPOUT_ADD) {
             ps__block_load(y, a->y, a->dtype, j, m);
             for (size_t i = 0; i < m; i++)
                 x[i] += y[i];
@@ -176,9 +177,9 @@ static void run_dropout(void *arg, size_t task, int thread)
 }
 
 void ps_dropout(struct ps_pool *pool, enum ps_isa isa, void *y, const void *x, enum ps_dtype dtype,
-                size_t n_tok, size_t n, float p, const struct ps_rng_key *key, int add)
+                size_t n_tok, size_t n, float p, const struct ps_rng_key *key, int how)
 {
-    struct ps__dropout_args a = {.y = y, .x = x, .dtype = dtype, .p = p, .key = key, .add = add};
+    struct ps__dropout_args a = {.y = y, .x = x, .dtype = dtype, .p = p, .key = key, .how = how};
     struct job job = {.isa = isa, .n = n_tok * n, .dropout = &a};
     ps_pool_run(pool, run_dropout, &job, ceil_div(job.n, PS__TASK_ELEMS));
 }

@@ -7,6 +7,7 @@
  *
  * Column and square sums have the CPU's order of additions, lane by lane and block by block, and
  * its bits with it: where a gradient's norm is computed does not matter. */
+#include "runtime/kernels/elementwise.h"
 #include "runtime/kernels/gpu_vec_internal.cuh"
 #include "runtime/kernels/kernels_cuda.h"
 
@@ -234,7 +235,7 @@ static stream_key fold(const struct ps_rng_key *key)
 
 template <class T, bool vec>
 static __global__ void __launch_bounds__(THREADS)
-    dropout_kernel(T *y, const T *x, size_t n, float p, stream_key key, int add)
+    dropout_kernel(T *y, const T *x, size_t n, float p, stream_key key, int how)
 {
     constexpr int N = ps__chunk<T>::elems; /* one or two blocks of four words */
     size_t at = ((size_t)blockIdx.x * THREADS + threadIdx.x) * N;
@@ -251,10 +252,11 @@ static __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float uniform = (float)(w[i] >> 8) * 0x1p-24f; /* as ps_rng_uniform */
-            v[k + i] = uniform >= p ? v[k + i] / keep_share : 0.0f;
+            float dropped = uniform >= p ? v[k + i] / keep_share : 0.0f;
+            v[k + i] = how & PS_DROPOUT_REST ? v[k + i] - dropped : dropped;
         }
     }
-    if (add) {
+    if (how & PS_DROPOUT_ADD) {
         ps__load<N, vec>(old, y + at, count);
 #pragma unroll
         for (int i = 0; i < N; i++)
@@ -265,7 +267,7 @@ static __global__ void __launch_bounds__(THREADS)
 
 template <class T>
 static int dropout(void *stream, void *y, const void *x, size_t n, float p, const stream_key &key,
-                   int add)
+                   int how)
 {
     unsigned grid = dense_grid(n, ps__chunk<T>::elems);
     if (!n)
@@ -275,20 +277,20 @@ static int dropout(void *stream, void *y, const void *x, size_t n, float p, cons
     T *to = static_cast<T *>(y);
     const T *from = static_cast<const T *>(x);
     if (((uintptr_t)x | (uintptr_t)y) % 16 == 0)
-        PS_LAUNCH((dropout_kernel<T, true>), grid, THREADS, 0, stream, to, from, n, p, key, add);
+        PS_LAUNCH((dropout_kernel<T, true>), grid, THREADS, 0, stream, to, from, n, p, key, how);
     else
-        PS_LAUNCH((dropout_kernel<T, false>), grid, THREADS, 0, stream, to, from, n, p, key, add);
+        PS_LAUNCH((dropout_kernel<T, false>), grid, THREADS, 0, stream, to, from, n, p, key, how);
     return ps_gpu_check_launch();
 }
 
 int ps_dropout_cuda(void *stream, void *y, const void *x, enum ps_dtype dtype, size_t n_tok,
-                    size_t n, float p, const struct ps_rng_key *key, int add)
+                    size_t n, float p, const struct ps_rng_key *key, int how)
 {
     if (!ps__is_compute(dtype))
         return -EINVAL;
     stream_key k = fold(key);
-    return dtype == PS_DTYPE_F32 ? dropout<float>(stream, y, x, n_tok * n, p, k, add)
-                                 : dropout<ps__bf16>(stream, y, x, n_tok * n, p, k, add);
+    return dtype == PS_DTYPE_F32 ? dropout<float>(stream, y, x, n_tok * n, p, k, how)
+                                 : dropout<ps__bf16>(stream, y, x, n_tok * n, p, k, how);
 }
 
 /* ---- sums ---- */

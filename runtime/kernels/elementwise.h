@@ -29,10 +29,12 @@ void ps_scatter_rows(struct ps_pool *pool, void *y, const void *x, const int32_t
                      size_t row_count, size_t n, enum ps_dtype dtype);
 
 /* Inverted dropout: y[t,j] = keep(t,j) ? x[t,j] / (1-p) : 0 with keep(t,j) = uniform(key, index) >= p,
- * index = (uint64)t * n + j. x, y (n_tok, n) dense, dtype F32 or BF16; y may be x. add != 0: y[t,j] +=
- * that value (fp32 add, one rounding). */
+ * index = (uint64)t * n + j. x, y (n_tok, n) dense, dtype F32 or BF16; y may be x. With
+ * PS_DROPOUT_REST it is what dropout takes away, x[t,j] minus that value; with PS_DROPOUT_ADD y[t,j] += it
+ * (each in fp32, one rounding at the end). */
+enum { PS_DROPOUT_ADD = 1, PS_DROPOUT_REST = 2 };
 void ps_dropout(struct ps_pool *pool, enum ps_isa isa, void *y, const void *x, enum ps_dtype dtype,
-                size_t n_tok, size_t n, float p, const struct ps_rng_key *key, int add);
+                size_t n_tok, size_t n, float p, const struct ps_rng_key *key, int how);
 
 /* Column sums, for bias gradients: out[j] (+)= sum over t ascending of x[t,j]; x (n_tok, n) with
  * leading dimension ld, F32 or BF16; fp32 partial sums over blocks of 64 rows, combined in order. */

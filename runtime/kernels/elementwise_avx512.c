@@ -138,8 +138,9 @@ PS__LANE_INLINE void dropout_step(const struct ps__dropout_args *a, enum ps_dtyp
         _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(word, 8)), _mm512_set1_ps(0x1p-24f));
     __mmask16 keep = _mm512_cmp_ps_mask(uniform, _mm512_set1_ps(a->p), _CMP_GE_OQ);
     __m512 x = ps__lane_load(a->x, d, j, k);
-    x = _mm512_maskz_div_ps(keep, x, _mm512_set1_ps(1.0f - a->p));
-    if (a->add)
+    __m512 v = _mm512_maskz_div_ps(keep, x, _mm512_set1_ps(1.0f - a->p));
+    x = a->how & PS_DROPOUT_REST ? _mm512_sub_ps(x, v) : v;
+    if (a->how & PS_DROPOUT_ADD)
         x = _mm512_add_ps(x, ps__lane_load(a->y, d, j, k));
     ps__lane_store(a->y, d, j, k, x);
 }

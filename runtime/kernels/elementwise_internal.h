@@ -19,7 +19,7 @@ struct ps__dropout_args {
     enum ps_dtype dtype;
     float p;
     const struct ps_rng_key *key;
-    int add;
+    int how;
 };
 
 /* Elements [begin, end) of the dense tensor; begin % 4 == 0. */

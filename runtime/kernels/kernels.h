@@ -78,7 +78,7 @@ struct ps_kernels {
     void (*scatter_rows)(const struct ps_compute *cx, void *y, const void *x, const int32_t *row,
                          size_t row_count, size_t n);
     void (*dropout)(const struct ps_compute *cx, void *y, const void *x, size_t n_tok, size_t n,
-                    float p, const struct ps_rng_key *key, int add);
+                    float p, const struct ps_rng_key *key, int how);
     void (*column_sum)(const struct ps_compute *cx, float *out, const void *x, size_t ld,
                        size_t n_tok, size_t n, int accumulate);
     /* For adapters with vectors; see columns.h. dtype is cx->dtype; NULL on a device that cannot. */

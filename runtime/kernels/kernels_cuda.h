@@ -66,7 +66,7 @@ int ps_gather_rows_cuda(void *stream, void *y, const void *x, const int32_t *row
 int ps_scatter_rows_cuda(void *stream, void *y, const void *x, const int32_t *row,
                          size_t row_count, size_t n, enum ps_dtype dtype);
 int ps_dropout_cuda(void *stream, void *y, const void *x, enum ps_dtype dtype, size_t n_tok,
-                    size_t n, float p, const struct ps_rng_key *key, int add);
+                    size_t n, float p, const struct ps_rng_key *key, int how);
 int ps_column_sum_cuda(void *stream, float *out, const void *x, size_t ld, enum ps_dtype dtype,
                        size_t n_tok, size_t n, int accumulate);
 int ps_scale_columns_cuda(void *stream, const struct ps_scale_columns_args *a);

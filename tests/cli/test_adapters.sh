@@ -103,7 +103,6 @@ for method in $methods; do
     options=$method
     case $method in
     norms | bias | ia3) ;;
-    dora | vera) options="$method --lora-r 3" ;;
     *) options="$method --lora-r 3 --lora-dropout 0.1" ;;
     esac
     case $method in lora | dora | pissa | nlora) options="$options --loraplus-ratio 4" ;; esac
@@ -263,7 +262,7 @@ refused "both spellings of pissa" "remove one" --method pissa --init pissa
 refused "dora from pissa" "combined" --use-dora --init pissa
 refused "a rank for ia3" "no rank" --method ia3 --lora-r 4
 refused "an alpha for vera" "no alpha" --method vera --lora-alpha 4
-refused "dropout for dora" "no dropout" --method dora --lora-dropout 0.1
+refused "dropout for ia3" "no dropout" --method ia3 --lora-dropout 0.1
 refused "targets for norms" "vectors of every layer" --method norms --lora-target attn
 refused "LoRA+ for lora-fa" "train A and B" --method lora-fa --loraplus-ratio 16
 refused "another method than the adapter's" "leave .--method. out" --adapter zero --method vera

@@ -130,22 +130,22 @@ static void gather_and_scatter_move_rows(void **state)
 static void dropout_gives_the_bits_of_the_cpu(void **state)
 {
     static const float p[] = {0.0f, 0.1f, 0.5f, 0.999f};
-    for (size_t k = 0; k < SIZES * 4 * 2; k++) {
+    for (size_t k = 0; k < SIZES * 4 * 4; k++) {
         FOR_EACH_TYPE(t)
         {
-            size_t n = sizes[k / 8], off = k % 3;
+            size_t n = sizes[k / 16], off = k % 3;
             struct ps_rng_key key = {.seed = 0x123456789abcdef0u + k,
                                      .step = 5000000000u,
                                      .micro_batch = 3,
                                      .layer = 71,
                                      .site = PS_RNG_DROPOUT};
-            int add = (int)(k % 2);
+            int how = (int)(k % 4);
             struct twin x = twin_make(*state, t, n, off, 1, 1);
-            struct twin y = twin_make(*state, t, n, off, 1, add ? 2 : 0);
-            ps_dropout(NULL, PS_ISA_PORTABLE, y.cpu.data, x.cpu.data, t, 1, n, p[k / 2 % 4], &key,
-                       add);
+            struct twin y = twin_make(*state, t, n, off, 1, how & PS_DROPOUT_ADD ? 2 : 0);
+            ps_dropout(NULL, PS_ISA_PORTABLE, y.cpu.data, x.cpu.data, t, 1, n, p[k / 4 % 4], &key,
+                       how);
             assert_int_equal(
-                ps_dropout_cuda(*state, y.gpu.data, x.gpu.data, t, 1, n, p[k / 2 % 4], &key, add),
+                ps_dropout_cuda(*state, y.gpu.data, x.gpu.data, t, 1, n, p[k / 4 % 4], &key, how),
                 0);
             twin_check_bits(*state, &y, "y");
             ps_dropout(NULL, PS_ISA_PORTABLE, x.cpu.data, x.cpu.data, t, 1, n, 0.3f, &key, 0);

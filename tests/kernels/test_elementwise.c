@@ -152,10 +152,11 @@ static const struct ps_rng_key key = {
 static void dropout_follows_the_counter_based_stream(void **state)
 {
     struct pools *pools = *state;
-    for (size_t s = 0; s < SIZES * 4; s++) {
-        size_t n = sizes[s / 4], rows = n % 3 == 0 ? 3 : 1;
+    for (size_t s = 0; s < SIZES * 8; s++) {
+        size_t n = sizes[s / 8], rows = n % 3 == 0 ? 3 : 1;
         enum ps_dtype t = types[s % 2];
-        int add = s % 4 >= 2;
+        int how = (int)(s % 8) / 2;
+        int add = how & PS_DROPOUT_ADD;
         size_t es = ps_dtype_size(t);
         const float p = 0.3f;
         struct guarded x = guarded_make(n * es, es);
@@ -167,6 +168,7 @@ static void dropout_follows_the_counter_based_stream(void **state)
         for (size_t i = 0; i < n; i++) {
             float v = (float)get(x.data, t, i) / (1.0f - p);
             v = ps_rng_uniform(&key, i) >= p ? v : 0;
+            v = how & PS_DROPOUT_REST ? (float)get(x.data, t, i) - v : v;
             put(want, t, i, (double)(add ? v + (float)get(y0, t, i) : v));
         }
         FOR_EACH_ISA(isa)
@@ -174,11 +176,11 @@ static void dropout_follows_the_counter_based_stream(void **state)
             for (int k = 0; k < THREADS_MAX; k++) {
                 struct guarded y = guarded_make(n * es, es);
                 memcpy(y.data, y0, n * es);
-                ps_dropout(pools->pool[k], isa, y.data, x.data, t, rows, n / rows, p, &key, add);
+                ps_dropout(pools->pool[k], isa, y.data, x.data, t, rows, n / rows, p, &key, how);
                 assert_memory_equal(y.data, want, n * es);
                 if (!add) {
                     memcpy(y.data, x.data, n * es);
-                    ps_dropout(pools->pool[k], isa, y.data, y.data, t, 1, n, p, &key, 0);
+                    ps_dropout(pools->pool[k], isa, y.data, y.data, t, 1, n, p, &key, how);
                     assert_memory_equal(y.data, want, n * es);
                 }
                 guarded_free(&y);

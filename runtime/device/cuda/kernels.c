@@ -166,9 +166,9 @@ static void scatter_rows(const struct ps_compute *cx, void *y, const void *x, co
 }
 
 static void dropout(const struct ps_compute *cx, void *y, const void *x, size_t n_tok, size_t n,
-                    float p, const struct ps_rng_key *key, int add)
+                    float p, const struct ps_rng_key *key, int how)
 {
-    RUN(cx, ps_dropout_cuda(cx->stream, y, x, cx->dtype, n_tok, n, p, key, add));
+    RUN(cx, ps_dropout_cuda(cx->stream, y, x, cx->dtype, n_tok, n, p, key, how));
 }
 
 static void column_sum(const struct ps_compute *cx, float *out, const void *x, size_t ld,
