@@ -335,7 +335,12 @@ static int fill_swapped(struct ps__fill *f)
     }
     if (ret == 0 && k->swap > 0)
         ret = ps__fill_raise(f, &k->saved_ring, SAVED_RING);
-    return ret < 0 ? ret : balance(f, &k->swap, 1);
+    if (ret == 0)
+        ret = balance(f, &k->swap, 1);
+    /* the last layers need not go where memory has no other use */
+    if (ret == 0 && !f->choice->stream)
+        ret = ps__fill_raise(f, &k->keep, ps__recompute_steps(n));
+    return ret;
 }
 
 static bool keeps_all(const struct ps_planner_request *req)

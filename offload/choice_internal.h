@@ -12,7 +12,7 @@ struct ps__knobs {
     int32_t near_x;     /* needed boundaries that stay near */
     int32_t host_x;     /* moved ones that wait in host memory, the others on disk */
     int32_t keep;       /* steps by which layers, the last first, are raised from R4: see
-                           ps__recompute_level */
+                           choice_recompute.c */
     int32_t swap;       /* steps by which layers, spread evenly, are raised to keep what is moved */
     int32_t host_saved; /* of those, layers whose kept pieces wait in host memory */
     int32_t saved_ring;
@@ -68,12 +68,8 @@ int ps__fill_relieve_disk(struct ps__fill *f, int32_t *knob, int32_t max) PS_WAR
 void ps__recompute_order(struct ps__fill *f);
 /* Steps from R4 to R0 of n layers. */
 int32_t ps__recompute_steps(int32_t n);
-/* The level of layer n - 1 - rank at the knob's step: the last layers reach the next level of the
- * order first, through the levels between, then all others; then the level after it. */
-enum ps_recompute ps__recompute_level(const struct ps__fill *f, int32_t rank, int32_t n);
-/* The same of steps of swapping. */
+/* The same of swapping. */
 int32_t ps__swap_steps(const struct ps__fill *f, int32_t n);
-enum ps_recompute ps__swap_level(const struct ps__fill *f, int32_t x, int32_t n);
 /* What the last n layers keep, and where that waits. Returns whether any of it waits on disk. */
 bool ps__assemble_saved(const struct ps__fill *f, int32_t n);
 /* "keep", "recompute", "keep 3, R1 5, recompute 14" */

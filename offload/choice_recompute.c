@@ -56,7 +56,9 @@ int32_t ps__recompute_steps(int32_t n)
     return LEVELS * n;
 }
 
-enum ps_recompute ps__recompute_level(const struct ps__fill *f, int32_t rank, int32_t n)
+/* The level of layer n - 1 - rank at the knob's step: the last layers reach the next level of the
+ * order first, through the levels between, then all others; then the level after it. */
+static enum ps_recompute recompute_level(const struct ps__fill *f, int32_t rank, int32_t n)
 {
     int32_t steps = f->k.keep;
     for (int i = 0; f->order[i] != PS_RECOMPUTE_R0; i++) {
@@ -72,21 +74,45 @@ enum ps_recompute ps__recompute_level(const struct ps__fill *f, int32_t rank, in
     return PS_RECOMPUTE_R0;
 }
 
+/* Layers of n that may compute something again: with one micro-batch a pass the last one finds all
+ * that forward made (step_build.c). */
+static int32_t recomputing(const struct ps__fill *f, int32_t n)
+{
+    return n > 0 && f->l->group == 1 ? n - 1 : n;
+}
+
 int32_t ps__swap_steps(const struct ps__fill *f, int32_t n)
 {
     int32_t corners = 0;
     while (f->order[corners] != PS_RECOMPUTE_R0)
         corners++;
-    return corners * n;
+    return corners * recomputing(f, n);
 }
 
 /* Corner by corner: what is moved has no use for levels between. */
-enum ps_recompute ps__swap_level(const struct ps__fill *f, int32_t x, int32_t n)
+static enum ps_recompute swap_level(const struct ps__fill *f, int32_t x, int32_t n)
 {
-    if (n == 0 || f->k.swap >= ps__swap_steps(f, n))
-        return n == 0 ? PS_RECOMPUTE_R4 : PS_RECOMPUTE_R0;
+    const int32_t steps = ps__swap_steps(f, n);
+    n = recomputing(f, n);
+    if (x < 0 || x >= n)
+        return PS_RECOMPUTE_R4;
+    if (f->k.swap >= steps)
+        return PS_RECOMPUTE_R0;
     int32_t corner = f->k.swap / n;
     return f->order[corner + ps__chosen(x, f->k.swap % n, n)];
+}
+
+/* The level that the knob of keeping gives layer x of n. One that computes nothing again is raised
+ * when all others keep everything. */
+static enum ps_recompute keep_level(const struct ps__fill *f, int32_t x, int32_t n)
+{
+    const int32_t first = recomputing(f, n);
+    int32_t more = f->k.keep - ps__recompute_steps(first);
+    if (x < 0)
+        return PS_RECOMPUTE_R4;
+    if (x < first)
+        return recompute_level(f, first - 1 - x, first);
+    return (enum ps_recompute)(PS_RECOMPUTE_R4 - (more < 0 ? 0 : more));
 }
 
 bool ps__assemble_saved(const struct ps__fill *f, int32_t n)
@@ -98,8 +124,8 @@ bool ps__assemble_saved(const struct ps__fill *f, int32_t n)
     bool disk = false;
     for (int32_t i = 0; i < p->n_layer; i++) {
         int32_t x = n - (p->n_layer - i); /* < 0: below all that is trained */
-        enum ps_recompute near = x < 0 ? PS_RECOMPUTE_R4 : ps__recompute_level(f, n - 1 - x, n);
-        enum ps_recompute far = x < 0 ? PS_RECOMPUTE_R4 : ps__swap_level(f, x, n);
+        enum ps_recompute near = keep_level(f, x, n);
+        enum ps_recompute far = swap_level(f, x, n);
         l->recompute[i] = far < near ? far : near;
         l->saved[i] = far < near ? PS_TIER_DISK : PS_TIER_DEVICE;
         moved += far < near;

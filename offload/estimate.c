@@ -221,6 +221,8 @@ static void add_recompute(struct sums *s, const struct ps_step_shape *p,
     double layers[PS_RECOMPUTE_COUNT] = {0};
     for (int32_t i = p->embed_trained ? 0 : p->first_trained; p->trains && i < p->n_layer; i++)
         layers[l->recompute[i]]++;
+    if (p->trains && l->group == 1 && p->n_layer > p->first_trained) /* the last one's is there */
+        layers[l->recompute[p->n_layer - 1]]--;
     for (int level = PS_RECOMPUTE_R1; level < PS_RECOMPUTE_COUNT; level++) {
         struct ps_task all = {.kind = PS_TASK_LAYER_RECOMPUTE,
                               .lane = PS_LANE_COMPUTE,

@@ -192,6 +192,8 @@ static void layer_task(struct ps__build *b, enum ps_task_kind kind, int32_t l, i
     }
     if (kind == PS_TASK_LAYER_RECOMPUTE)
         ps__arg(b, PS_ARG_LEVEL, (int32_t)b->l->recompute[l]);
+    b->rest_layer = kind == PS_TASK_LAYER_BACKWARD ? -1 : l;
+    b->rest_micro = micro;
     ps__cost(b, layer_cost(b, kind, l), 0);
     ps__done(b);
 }
@@ -223,7 +225,8 @@ static void backward_layer(struct ps__build *b, int32_t l, int32_t begin, int32_
     for (int32_t m = begin; m < end; m++) {
         a.x_in = ps__fetch_boundary(b, l, m);
         a.saved = ps__fetch_saved(b, l, m);
-        if (b->l->recompute[l] != PS_RECOMPUTE_R0)
+        bool there = b->rest_layer == l && b->rest_micro == m; /* at the turn: forward left it */
+        if (b->l->recompute[l] != PS_RECOMPUTE_R0 && !there)
             layer_task(b, PS_TASK_LAYER_RECOMPUTE, l, m, &a);
         layer_task(b, PS_TASK_LAYER_BACKWARD, l, m, &a);
         ps__release_boundary(b, a.x_in, true);
@@ -259,6 +262,7 @@ static void emit_train(struct ps__build *b)
 {
     const struct ps_step_shape *p = b->p;
     ps__forget_moves(b);
+    b->rest_layer = -1;
     memcpy(b->content, b->live_in, (size_t)b->l->near_slots * sizeof *b->content);
     if (b->streams)
         ps__begin_states(b);

@@ -38,7 +38,8 @@ struct ps__build {
     int32_t state_ahead; /* so many states of deferred updates the pass before has read */
     bool inside_begun;   /* updates inside the backward pass take their places after the deferred */
     int32_t ahead_next;  /* so many has this one read for the next */
-    int64_t last_compute;                          /* -1: none */
+    int32_t rest_layer, rest_micro; /* whose saved set the shared piece completes; layer -1: none */
+    int64_t last_compute;           /* -1: none */
     uint32_t flags;
     bool streams; /* updates run on the host, in granules */
     /* without gradients: the pair that the tasks emitted next compute with, -1: none; the ring */

@@ -100,11 +100,12 @@ same --strategy horizontal --offload-weights host --offload-activations disk --d
 same --strategy resident --offload-activations host
 same --strategy resident --offload-activations disk --ablate forwarding
 same --strategy stream-lora --offload-weights disk --offload-activations disk --serial
-boundary='{"keep":"R2","boundary":"host"},{"keep":true,"boundary":"device"},{"keep":"R3","boundary":"disk"},
-{"keep":false,"boundary":"device"},{"keep":"R1","boundary":"host"}'
+boundary='{"keep":"R2","boundary":"host"},{"keep":true,"saved":"host","boundary":"device"},
+{"keep":"R3","saved":"disk","boundary":"disk"},{"keep":false,"boundary":"device"},
+{"keep":"R1","saved":"disk","boundary":"host"}'
 cat >placed.json <<END
 {"version":1,"strategy":"stream-lora","group":3,"eval_group":2,"near_slots":2,"raw_slots":2,"interleave":0,"x_ring":5,
-"host_ring":3,"weights":{"embed":"host","layers":["disk","device","host","disk","disk"],"head":"device"},
+"host_ring":3,"saved_ring":2,"weights":{"embed":"host","layers":["disk","device","host","disk","disk"],"head":"device"},
 "activations":[$boundary]}
 END
 same --placement placed.json --delay-seed 6

@@ -408,10 +408,10 @@ static void dear_attention_is_kept_in_all_layers_first(void **state)
         f.req.device_budget = least + (uint64_t)k * MIB;
         must_choose(&plan, &f.req);
         count_levels(&plan, count);
-        if (count[4] > 0)
+        if (count[4] > 1) /* the last layer never computes anything again */
             assert_int_equal(count[0] + count[1] + count[2], 0);
-        if (k == 29)
-            assert_true(count[4] == 0 && count[0] > 0 && count[3] > 0);
+        if (k == 25)
+            assert_true(count[4] == 1 && count[0] > 0 && count[3] > 0);
         ps_plan_fini(&plan);
     }
     tear_down(&f);
@@ -447,7 +447,7 @@ static void kept_activations_are_moved_while_the_link_has_time(void **state)
         ps_plan_fini(&plan);
         tear_down(&f);
     }
-    assert_int_equal(moved[0], 8);
+    assert_int_equal(moved[0], 7); /* the last one computes nothing again */
     assert_int_equal(moved[1], 0);
 }
 
