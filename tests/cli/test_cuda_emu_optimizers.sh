@@ -37,4 +37,21 @@ check "a bf16 run with remainders" train gpu-bf16 --method full --optimizer lion
 train cpu-bf16 --method full --optimizer lion --dtype bf16 --device cpu
 check "its weights differ from the CPU's in few signs" \
     st_compare cpu-bf16/model.safetensors gpu-bf16/model.safetensors --rtol 1e-2
+
+# Two points in one pass, no gradient: images of the weights come from the host. Streamed, the device's own bits.
+for method in lora full; do
+    file=adapter_model.safetensors streamed=stream-lora
+    [ $method = full ] && file=model.safetensors streamed=update-next-forward
+    flags="--method $method --optimizer mezo --learning-rate 1e-4"
+    # shellcheck disable=SC2086
+    check "mezo, $method: the CPU" train "cpu-mezo-$method" $flags --dtype fp32 --device cpu
+    # shellcheck disable=SC2086
+    check "mezo, $method: the device" train "gpu-mezo-$method" $flags --dtype fp32 --device cuda --gpu-mem 4GiB
+    check "mezo, $method: the same weights within 1e-3" \
+        st_compare "cpu-mezo-$method/$file" "gpu-mezo-$method/$file" --rtol 1e-3
+    # shellcheck disable=SC2086
+    check "mezo, $method: the device, streamed" train "gpu-mezo-streamed-$method" $flags --dtype fp32 --device cuda \
+        --gpu-mem 4GiB --strategy $streamed --offload-weights disk
+    check "mezo, $method: streamed, the same bits" cmp "gpu-mezo-$method/$file" "gpu-mezo-streamed-$method/$file"
+done
 finish
