@@ -257,7 +257,7 @@ static void put_candidates(FILE *to, const struct ps_plan *p, int most)
     fprintf(to, beaten ? "; the first row is chosen although another looks\n"
                          "faster: where times hardly differ, writing less and needing less memory "
                          "count more\n(and writing to the disk in each step counts as 5%% of it, "
-                         "optimizer states as 25%%)\n"
+                         "optimizer states or kept activations as 25%%)\n"
                        : "; the first row is chosen\n");
 }
 
