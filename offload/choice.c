@@ -408,13 +408,13 @@ static int widen_ways(struct ps__fill *f)
 {
     struct ps__knobs *k = &f->k;
     int ret = ps__fill_streams_updates(f) ? ps__widen_updates(f) : 0;
-    /* a unit is moved while the one before computes, where not the same cores do both */
-    if (ret >= 0 && f->req->shape->zeroth && (f->req->discrete || ps__fill_streams_updates(f)))
-        ret = ps__fill_raise(f, &k->image_pairs, 2);
     if (ret >= 0)
         ret = ps__fill_raise(f, &k->slots, slots_wanted(f));
     if (ret >= 0)
         ret = ps__fill_raise(f, &k->raw_slots, f->choice->cache == PS__CACHE_PINS_3 ? 3 : 2);
+    /* a unit is moved while the one before it computes */
+    if (ret >= 0 && f->req->shape->zeroth && (f->req->discrete || ps__fill_streams_updates(f)))
+        ret = ps__fill_raise(f, &k->image_pairs, 2);
     if (ret >= 0)
         ret = ps__fill_raise(f, &k->ring_extra, RING_EXTRA);
     if (ret >= 0)
