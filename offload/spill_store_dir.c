@@ -26,6 +26,8 @@ int ps__spill_errno(struct ps_error *err, const char *path, const char *what, co
         advice = "the file system is read-only: mount it writable, or use another path";
     else if (code == -EACCES || code == -EPERM)
         advice = "run as the user who owns it, or use another path";
+    else if (!advice && (code == -ENOSPC || code == -EDQUOT))
+        advice = "free space there, or inodes (df -i), or use another path";
     else if (code == -EMFILE || code == -ENFILE)
         advice = "raise the limit of open files (ulimit -n)";
     return ps_error_full(err, code, path, NULL, advice, "%s: %s", what, ps_status_text(code));

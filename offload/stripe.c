@@ -44,7 +44,12 @@ struct ps_stripe {
 static int errno_error(struct ps_error *err, const char *path, const char *what)
 {
     int code = -errno;
-    return ps_error_full(err, code, path, NULL, NULL, "%s: %s", what, ps_status_text(code));
+    const char *advice = NULL;
+    if (code == -EROFS)
+        advice = "the file system is read-only: mount it writable, or use another path";
+    else if (code == -ENOSPC || code == -EDQUOT)
+        advice = "free space there, or inodes (df -i), or use another path";
+    return ps_error_full(err, code, path, NULL, advice, "%s: %s", what, ps_status_text(code));
 }
 
 static int open_parent(struct stripe_file *f, struct ps_error *err)

@@ -91,7 +91,7 @@ count_calls() { wc -l <calls; }
 
 # each NAME LAST: runs `strike N` for N = 1.. and says which were wrong; strike sets hit=1 where the fault struck. Before
 # the number $dense few are struck.
-dense=1
+dense=1 hit=0
 each() {
     each_name=$1 last=$2
     step=$(step_of $((last - dense + 1))) bad="" struck=0
@@ -271,6 +271,7 @@ if [ -e "$fail_alloc" ]; then
         case $rc in
         0) same_result golden2 run >>log 2>&1; return $? ;;
         1 | 3) grep -qi 'memory' err || return 1 ;;
+        4) [ -s err ] || return 1 ;; # jansson takes some for an end of the text
         *) return 1 ;;
         esac
         [ -e run/run.json ] || return 0
@@ -285,15 +286,13 @@ if [ -e "$fail_alloc" ]; then
         done
         echo $low
     }
-    if [ -n "$whole" ]; then strategies="vertical fuyou"; else strategies=fuyou; fi
-    for strategy in $strategies; do
-        last=0
-        strike 0
-        last=$(cat calls)
-        dense=$(first_write)
-        tail=$((last - dense))
-        each "$strategy: an allocation fails, from $dense on" "$last"
-    done
+    strategy=fuyou
+    last=0
+    strike 0
+    last=$(cat calls)
+    dense=$(first_write)
+    tail=$((last - dense))
+    each "$strategy: an allocation fails, from $dense on" "$last"
     # And while a run is being resumed.
     strike() { # N
         rm -rf run
@@ -306,7 +305,7 @@ if [ -e "$fail_alloc" ]; then
         [ "$1" -gt "$last" ] || [ "$1" -eq 0 ] || hit=1
         case $rc in
         0) same_result golden3 run >>log 2>&1 ;;
-        1 | 3) grep -qi 'memory' err && resume run 3 vertical && grep -q 'at step [123]$' err ;;
+        1 | 3 | 4) [ -s err ] && resume run 3 vertical && grep -q 'at step [123]$' err ;;
         *) return 1 ;;
         esac
     }
