@@ -2,11 +2,11 @@
  * adafactor.c. A square of an fp32 number is exact in fp64, so that a fused multiply-add gives the
  * bits of the product and the sum.
  *
- * Instructions for 16 parameters with an fp32 gradient, loads and stores in: sums 9 (four rows at a
- * time share the columns' sums), norms 9, step 14 with fp32 weights, 28 with remainder, 36 rounded.
- * The memory bounds all three: 64 bytes in the first two. */
+ * Instructions for 16 parameters with an fp32 gradient, loads and stores in: sums 16 (four rows at
+ * a time share the columns' sums), norms 9, step 15 with fp32 weights, 23 with remainder, 43
+ * rounded. The memory moves 64 bytes in each of the first two passes, 128 or 192 in the last. */
 #include "optim/adafactor_internal.h"
-#include "optim/lanes_avx512.h"
+#include "optim/lanes_avx512_internal.h"
 
 #define TOGETHER 4 /* rows */
 

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "optim/adamw_internal.h"
-#include "optim/elementwise_internal.h"
+#include "optim/update_lanes_internal.h"
 #include "optim/optimizers.h"
 #include "optim/weight_io.h"
 

@@ -1,10 +1,9 @@
 /* AdamW with 8-bit moments with AVX-512: the operations of adamw8bit.c.
  *
  * Bytes a parameter with an fp32 gradient: 16 with exact masters, 12 with bf16 weights rounded at
- * random (codes 4, scales 1/16, gradient 4, weights 8 or 4). Instructions for 16 parameters:
- * decoding 25, update 16 with a root and a division, encoding 37, weights 4 (fp32), 16 (remainder)
- * or 23 (rounded), gradient and new moments by way of the first-level cache 9: 91 to 110, and this
- * is what bounds it, not the memory.
+ * random (codes 4, scales 1/16, gradient 4, weights 8 or 4). Instructions for 16 parameters: 130
+ * with fp32 weights, up to 165 rounded, and most of them take a whole cycle of their unit: this is
+ * what bounds it, not the memory (docs/benchmarks/optimizers.md).
  *
  * A block's new moments lie in the caller's frame and are encoded while the next block is computed:
  * nothing waits for their largest ones (a reduction and a division), and encoding goes on beside
@@ -12,7 +11,7 @@
 #include <string.h>
 
 #include "optim/adamw8bit_internal.h"
-#include "optim/dynamic_map_avx512.h"
+#include "optim/dynamic_map_avx512_internal.h"
 #include "optim/dynamic_map_variants.h"
 
 void ps__map_planes_fill(struct ps__map_planes *planes)

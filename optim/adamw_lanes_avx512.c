@@ -1,10 +1,10 @@
 /* AdamW with AVX-512 where weights or moments are rounded at random: the operation sequence of
- * adamw.h in the loop of lanes_avx512.h.
+ * adamw.h in the loop of lanes_avx512_internal.h.
  *
  * Bytes a parameter with fp32 gradient: 24 with rounded weights, 16 with rounded moments too.
- * Instructions for 16 parameters: about 43 and 85, one division and one root among them. */
-#include "optim/elementwise_internal.h"
-#include "optim/lanes_avx512.h"
+ * Instructions for 16 parameters: about 55 and 95, one division and one root among them. */
+#include "optim/update_lanes_internal.h"
+#include "optim/lanes_avx512_internal.h"
 
 PS__INLINE512 void adamw(void *method, size_t i, __mmask16 k, __m512 *w, __m512 g, __m512 *m,
                          __m512 *v)

@@ -1,5 +1,5 @@
 /* Blocks of the 8-bit map with AVX-512. The bits are those of dynamic_map_internal.h. */
-#include "optim/dynamic_map_avx512.h"
+#include "optim/dynamic_map_avx512_internal.h"
 #include "optim/dynamic_map_variants.h"
 
 PS__INLINE512 void encode(const float *x, size_t n, uint8_t *code, float *scale, bool is_signed)

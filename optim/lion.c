@@ -6,7 +6,7 @@
  *
  * Each operator is rounded once, nothing is fused.
  * Source: Chen et al. 2023, arXiv:2302.06675; the authors' lion_pytorch. */
-#include "optim/elementwise_internal.h"
+#include "optim/update_lanes_internal.h"
 #include "optim/optimizers.h"
 #include "optim/tile_internal.h"
 

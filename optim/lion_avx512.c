@@ -1,6 +1,6 @@
 /* Lion with AVX-512: the operations of lion.c. Bytes a parameter: as SGD with momentum. */
-#include "optim/elementwise_internal.h"
-#include "optim/lanes_avx512.h"
+#include "optim/update_lanes_internal.h"
+#include "optim/lanes_avx512_internal.h"
 
 PS__INLINE512 void lion(void *method, size_t i, __mmask16 k, __m512 *w, __m512 g, __m512 *x0,
                         __m512 *x1)

@@ -7,7 +7,7 @@
  *
  * Each operator is rounded once, nothing is fused. Without momentum there is no state.
  * Source: Sutskever et al. 2013 (ICML); torch.optim.SGD. */
-#include "optim/elementwise_internal.h"
+#include "optim/update_lanes_internal.h"
 #include "optim/optimizers.h"
 #include "optim/tile_internal.h"
 

@@ -1,10 +1,10 @@
 /* SGD with AVX-512: the operations of sgd.c.
  *
  * Bytes a parameter with fp32 gradient and momentum: 20 with exact masters, 16 with bf16 weights
- * rounded at random. Instructions for 16 parameters, loads and stores in: 12 with fp32 weights, 27
- * with remainder, 33 rounded: the memory bounds all. */
-#include "optim/elementwise_internal.h"
-#include "optim/lanes_avx512.h"
+ * rounded at random. Instructions for 16 parameters, loads, stores and branches in: 24 with fp32
+ * weights, 33 with remainder, 52 rounded: the memory bounds all. */
+#include "optim/update_lanes_internal.h"
+#include "optim/lanes_avx512_internal.h"
 
 PS__INLINE512 __m512 decayed(const struct ps__sgd_scalars *s, __m512 g, __m512 w)
 {

@@ -1,7 +1,7 @@
 /* Stochastic rounding with AVX-512: see weight_io_internal.h. */
 #include "optim/weight_io_internal.h"
 
-#include "optim/lanes_avx512.h"
+#include "optim/lanes_avx512_internal.h"
 
 void ps__round_avx512(const struct ps_rng_key *key, uint64_t e, size_t n, const float *x,
                       uint16_t *out)

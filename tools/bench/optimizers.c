@@ -28,11 +28,27 @@
 #define COLS 4096
 #define STREAMS_MAX (3 + PS_OPTIMIZER_STATE_MAX)
 
-static double now(void)
+static double read_clock(clockid_t id)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(id, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Of the wall, and of all threads' processor time. */
+struct moment {
+    double wall, cpu;
+};
+
+static struct moment now(void)
+{
+    return (struct moment){read_clock(CLOCK_MONOTONIC), read_clock(CLOCK_PROCESS_CPUTIME_ID)};
+}
+
+static struct moment since(struct moment begin)
+{
+    struct moment end = now();
+    return (struct moment){end.wall - begin.wall, end.cpu - begin.cpu};
 }
 
 static int less(const void *a, const void *b)
@@ -153,7 +169,7 @@ static int passes_of(const struct ps_optimizer_ops *ops, const struct ps_update 
     struct pass *last = &pass[count - 1];
     *bytes = 0;
     for (int i = 0; i < count; i++) {
-        pass[i] = (struct pass){.zero = _mm_set1_epi8((char)(now() < 0))};
+        pass[i] = (struct pass){.zero = _mm_set1_epi8((char)(now().wall < 0))};
         add_stream(&pass[i], (void *)(size_t)u->grad, g, n, false);
         *bytes += g;
     }
@@ -172,12 +188,12 @@ static int passes_of(const struct ps_optimizer_ops *ops, const struct ps_update 
     return count;
 }
 
-static double stream(struct ps_pool *pool, const struct pass *pass, int count, size_t n)
+static struct moment stream(struct ps_pool *pool, const struct pass *pass, int count, size_t n)
 {
-    double begin = now();
+    struct moment begin = now();
     for (int i = 0; i < count; i++)
         ps_pool_run(pool, run_pass, (void *)(size_t)&pass[i], (n + TASK - 1) / TASK);
-    return now() - begin;
+    return since(begin);
 }
 
 static void measure(const struct config *c, const struct ps_optimizer_ops *ops,
@@ -187,30 +203,32 @@ static void measure(const struct config *c, const struct ps_optimizer_ops *ops,
     struct pass pass[3];
     size_t bytes;
     int count = passes_of(ops, u, pass, &bytes);
-    double update_s[REPS_MAX], bound_s[REPS_MAX], share[REPS_MAX];
+    double update_s[REPS_MAX], bound_s[REPS_MAX], share[REPS_MAX], cpu_share[REPS_MAX];
     for (int r = -1; r < c->reps; r++) {
-        double before = stream(u->pool, pass, count, u->n), begin = now();
+        struct moment before = stream(u->pool, pass, count, u->n), begin = now();
         u->t++;
         if (ops->update(u, &err) < 0) {
             printf("%-10s %-10s %s\n", ops->name, f->name, err.message);
             return;
         }
-        double update = now() - begin, after = stream(u->pool, pass, count, u->n);
+        struct moment update = since(begin), after = stream(u->pool, pass, count, u->n);
         u->step++;
         if (r < 0) /* the first is for warming up */
             continue;
-        update_s[r] = update;
-        bound_s[r] = before < after ? before : after;
-        share[r] = bound_s[r] / update;
+        update_s[r] = update.wall;
+        bound_s[r] = before.wall < after.wall ? before.wall : after.wall;
+        share[r] = bound_s[r] / update.wall;
+        cpu_share[r] = (before.cpu < after.cpu ? before.cpu : after.cpu) / update.cpu;
     }
-    double share_median = median(share, c->reps), t = median(update_s, c->reps);
+    double t = median(update_s, c->reps), median_share = median(share, c->reps);
+    double scale = 1e-9 * (double)bytes;
     printf(
         "%-8s %-10s %-9s grad %-4s %5.2f B/param  %6.2f GB/s  bound %6.2f  share %.2f (%.2f-%.2f)"
-        "  %6.3f ns/param, best %6.3f\n",
+        "  cpu share %.2f  %6.3f ns/param, best %6.3f\n",
         ps_isa_name(c->isa), ops->name, f->name, ps_dtype_name(c->grad),
-        (double)bytes / (double)u->n, 1e-9 * (double)bytes / t,
-        1e-9 * (double)bytes / median(bound_s, c->reps), share_median, share[0], share[c->reps - 1],
-        1e9 * t / (double)u->n, 1e9 * update_s[0] / (double)u->n);
+        (double)bytes / (double)u->n, scale / t, scale / median(bound_s, c->reps), median_share,
+        share[0], share[c->reps - 1], median(cpu_share, c->reps), 1e9 * t / (double)u->n,
+        1e9 * update_s[0] / (double)u->n);
     fflush(stdout);
 }
 

@@ -10,8 +10,8 @@
  * more to put the words in order, 17 a sixteen elements. Rounding itself takes 5.
  *
  * The bits are those of tile_internal.h. */
-#ifndef PS_OPTIM_LANES_AVX512_H
-#define PS_OPTIM_LANES_AVX512_H
+#ifndef PS_OPTIM_LANES_AVX512_INTERNAL_H
+#define PS_OPTIM_LANES_AVX512_INTERNAL_H
 
 #include <assert.h>
 #include <immintrin.h>

@@ -1,9 +1,9 @@
 /* What the element-wise methods share with their AVX-512 files. Private to optim.
  *
  * Each function updates elements [at, at + n) of the slice in any form of weights, gradients and
- * states (lanes_avx512.h), as ps_update_tiles calls it; n up to PS__LANE_TASK. */
-#ifndef PS_OPTIM_ELEMENTWISE_INTERNAL_H
-#define PS_OPTIM_ELEMENTWISE_INTERNAL_H
+ * states (lanes_avx512_internal.h), as ps_update_tiles calls it; n up to PS__LANE_TASK. */
+#ifndef PS_OPTIM_UPDATE_LANES_INTERNAL_H
+#define PS_OPTIM_UPDATE_LANES_INTERNAL_H
 
 #include <stdbool.h>
 

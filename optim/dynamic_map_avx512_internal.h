@@ -3,14 +3,14 @@
  *
  * Instructions for 16 values, without loads and stores: decoding 13 (signed) and 10, encoding 17
  * and 16, and one and a half more to make bytes of them. */
-#ifndef PS_OPTIM_DYNAMIC_MAP_AVX512_H
-#define PS_OPTIM_DYNAMIC_MAP_AVX512_H
+#ifndef PS_OPTIM_DYNAMIC_MAP_AVX512_INTERNAL_H
+#define PS_OPTIM_DYNAMIC_MAP_AVX512_INTERNAL_H
 
 #include <immintrin.h>
 #include <math.h>
 
 #include "optim/dynamic_map.h"
-#include "optim/lanes_avx512.h"
+#include "optim/lanes_avx512_internal.h"
 
 /* By the exponent of the value & 31, exponents 96 ... 127: the bits of the edge between two regions
  * (0: what becomes zero, 1 ... 7: the decades, 8: one) that lies in the octave, or a NaN. The last
