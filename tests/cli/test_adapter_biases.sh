@@ -25,7 +25,7 @@ for case in lora_biases pissa_biases; do
     logits_are "$case: read as plain LoRA" --model "$base/model" --adapter plain
 done
 
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 mkdir disk && cp -r "$models/qwen2_tied/model" disk/model
 model=$PWD/disk/model

@@ -40,7 +40,7 @@ expect_exit "a copy of another model's weights" 4 eval --model other --data "$ro
     --adapter "$case_dir/adapter"
 check "it says what to do" grep -q "save_embedding_layers=False" err
 
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 mkdir disk && cp -r "$models/llama_untied/model" disk/untied && cp -r "$models/qwen2_tied/model" disk/tied
 disk=$PWD/disk

@@ -71,7 +71,7 @@ expect_exit "weights for an adapter directory" 2 export --model "$base/model" --
     --adapter "$golden/vera/adapter" --weights 2
 
 # --- every method: the same bits wherever everything lies, and resumed ---
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 model=$models/qwen2_tied/model
 mkdir disk && cp -r "$model" disk/model && model=$PWD/disk/model

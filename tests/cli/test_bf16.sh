@@ -4,7 +4,7 @@
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
 windows=16 rows=8
 # 256 short runs, each of which syncs its files: in memory where that is to be had.
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" || exit 1
 

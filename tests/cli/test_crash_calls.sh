@@ -5,7 +5,7 @@
 # PENSTOCK_CRASH=1: at every number, else at some of them.
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
 . "$PENSTOCK_ROOT/tests/helpers/runs.sh"
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 ln -s "$PWD" "$scratch/disk"
 cd "$scratch" || exit 1

@@ -4,7 +4,7 @@
 # systems that are read-only, and two processes on one --output.
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
 . "$PENSTOCK_ROOT/tests/helpers/runs.sh"
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'umount "$scratch/small" 2>/dev/null; rm -rf "$scratch"' EXIT
 ln -s "$PWD" "$scratch/disk"
 cd "$scratch" || exit 1

@@ -10,7 +10,7 @@ if [ ! -e "$plugin" ]; then
     echo "skip - runs on the emulated CUDA device: the build found no nvcc"
     exit 0
 fi
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 ln -s "$PWD" "$scratch/disk"
 cd "$scratch" || exit 1

@@ -8,7 +8,7 @@ if [ ! -e "$plugin" ]; then
     echo "skip - the emulated CUDA device against the CPU: the build found no nvcc"
     exit 0
 fi
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" || exit 1
 export PENSTOCK_CUDA_PLUGIN="$plugin"

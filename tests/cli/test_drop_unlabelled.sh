@@ -3,7 +3,7 @@
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
 . "$PENSTOCK_ROOT/tests/helpers/runs.sh"
 . "$PENSTOCK_ROOT/tests/helpers/adapter_runs.sh"
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 mkdir disk && cp -r "$models/llama_untied/model" disk/untied && cp -r "$models/qwen2_tied/model" disk/tied
 disk=$PWD/disk

@@ -5,7 +5,7 @@
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
 . "$PENSTOCK_ROOT/tests/helpers/runs.sh"
 # Models and stores on the file system of the working directory, where access is direct if it can be; results in memory.
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 ln -s "$PWD" "$scratch/disk"
 cd "$scratch" || exit 1

@@ -3,7 +3,7 @@
 # trained, written once, as the plan says.
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
 . "$PENSTOCK_ROOT/tests/helpers/runs.sh"
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" || exit 1
 

@@ -4,7 +4,7 @@
 # kept activations go to the disk and back.
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
 . "$PENSTOCK_ROOT/tests/helpers/runs.sh"
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 ln -s "$PWD" "$scratch/disk"
 cd "$scratch" || exit 1

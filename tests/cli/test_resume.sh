@@ -1,7 +1,7 @@
 # A run that is stopped or killed and resumed ends with the bits of one that was not: LoRA and full, at twenty
 # steps over several epochs, SIGTERM and SIGKILL among the ways to stop.
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" || exit 1
 base=$models/llama_untied

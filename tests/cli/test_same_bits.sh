@@ -1,7 +1,7 @@
 # The same bits whatever the thread count, recomputation, evaluations or checkpoints between steps: results
 # and losses are compared byte for byte.
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" || exit 1
 

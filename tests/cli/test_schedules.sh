@@ -1,7 +1,7 @@
 # Every schedule that `penstock list schedules` names trains; its rates end where they should; options of one schedule
 # are refused for another; beta2 by tokens.
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 cd "$scratch" || exit 1
 base=$models/llama_untied

@@ -4,7 +4,7 @@
 . "$PENSTOCK_ROOT/tests/helpers/runs.sh"
 # Models, and some spill files, on the file system of the working directory, where access is direct if it can be;
 # results in memory, for they are synchronised often.
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 ln -s "$PWD" "$scratch/disk"
 cd "$scratch" || exit 1

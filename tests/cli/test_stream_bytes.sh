@@ -3,7 +3,7 @@
 . "$PENSTOCK_ROOT/tests/helpers/lib.sh"
 . "$PENSTOCK_ROOT/tests/helpers/runs.sh"
 # Models and spill files on the file system of the working directory, results in memory: not counted.
-scratch=$(mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d)
+scratch=$(memory_dir)
 trap 'rm -rf "$scratch"' EXIT
 ln -s "$PWD" "$scratch/disk"
 cd "$scratch" || exit 1

@@ -54,6 +54,8 @@ within() {
         d = a - b; if (d < 0) d = -d; exit !(d <= t) }'
 }
 
+# A new directory in memory where the machine lets us have one, else among the temporary files.
+memory_dir() { mktemp -d /dev/shm/penstock.XXXXXX 2>/dev/null || mktemp -d; }
 json_get() { "$helpers/json_get" "$@"; }
 st_compare() { "$helpers/st_compare" "$@"; }
 
